@@ -1,0 +1,49 @@
+# Everything a developer or CI runs. `make` builds; `make demo`, `make test` and `make lint` are what the README names.
+
+CACHE   ?= $(HOME)/.cache/ferrotype
+PYTHON  ?= python3
+export LIBTORCH ?= $(CACHE)/libtorch-2.11.0
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+CARGO   := cargo
+BINARY  := $(CARGO_TARGET_DIR)/release/ferrotype
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+
+.PHONY: build demo test lint libtorch peers
+build: .cargo/config.toml
+	$(CARGO) build --release --locked
+
+# An existing LIBTORCH is honoured; otherwise the CPU libraries are fetched once into the user's cache.
+libtorch: $(LIBTORCH)/build-version
+$(LIBTORCH)/build-version:
+	$(PYTHON) tools/libtorch.py $(LIBTORCH) $(if $(CUDA),--cuda)
+
+# Written anew whenever the places change, so that plain `cargo build` finds libtorch and the shared target directory.
+.cargo/config.toml: $(LIBTORCH)/build-version Makefile
+	@mkdir -p .cargo
+	@printf '%s\n' '# Written by make; not committed.' \
+	  '[env]' 'LIBTORCH = "$(LIBTORCH)"' 'LIBTORCH_BYPASS_VERSION_CHECK = "1"' \
+	  '[build]' 'target-dir = "$(CARGO_TARGET_DIR)"' \
+	  'rustflags = ["-C", "link-arg=-Wl,-rpath,$(LIBTORCH)/lib"]' > $@
+
+demo: build
+	$(BINARY) demo
+
+test: .cargo/config.toml
+ifeq ($(NEXTEST),yes)
+	$(CARGO) nextest run --workspace --release --locked
+else
+	$(CARGO) test --workspace --release --locked
+endif
+
+lint: .cargo/config.toml
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
+	$(CARGO) clippy --release --locked --no-default-features -- -D warnings
+
+# Other people's programs, for benchmarks and reference numbers; one cached environment, never needed by `make test`.
+PEERS := $(CACHE)/peers
+peers: $(PEERS)/ready
+$(PEERS)/ready: tools/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -r tools/peers.txt
+	@touch $@

@@ -1,0 +1,147 @@
+//! The folder that a training run leaves.
+//!
+//! ```text
+//! run/
+//!     latest                      the name of the newest checkpoint
+//!     step-000000950/
+//!         model.safetensors       parameters as trained
+//!         ema.safetensors         their moving average: what to sample with
+//!         optimizer.safetensors   moments, by parameter name
+//!         state.json              what is needed to use it and to go on
+//! ```
+//!
+//! A checkpoint appears under its name only when it is complete and durable.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::latents::Latents;
+use crate::mmdit::{Mmdit, MmditConfig};
+use crate::parameters::ParameterSet;
+use crate::text::TextEncoding;
+use crate::{ModelError, weights};
+
+/// The format this version writes; newer ones are refused.
+pub const FORMAT: u32 = 1;
+const STATE: &str = "state.json";
+const LATEST: &str = "latest";
+
+/// File of the parameters as trained.
+pub const MODEL: &str = "model.safetensors";
+/// File of the parameters' moving average.
+pub const EMA: &str = "ema.safetensors";
+/// File of the optimiser's moments.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Everything but the tensors.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckpointState {
+    pub format: u32,
+    /// Optimiser updates done.
+    pub step: u64,
+    pub model: MmditConfig,
+    pub latents: Latents,
+    pub text: TextEncoding,
+    /// Longest side of the training images, in pixels.
+    pub max_resolution: u32,
+    /// The trainer's own state: its configuration, seed and position in the data.
+    pub training: serde_json::Value,
+    /// Version of the program that wrote it.
+    pub version: String,
+}
+
+/// A checkpoint on disk.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    pub folder: PathBuf,
+    pub state: CheckpointState,
+}
+
+/// The name of a step's folder.
+pub fn folder_name(step: u64) -> String {
+    format!("step-{step:09}")
+}
+
+impl Checkpoint {
+    /// Opens `path`: a checkpoint, or a run's folder, whose latest checkpoint is meant.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let folder = if path.join(STATE).exists() { path.to_owned() } else { Self::latest_folder(path)? };
+        let file = folder.join(STATE);
+        let bytes = fs::read(&file).map_err(ModelError::io("read", &file))?;
+        let damaged = |detail: String| ModelError::Record { path: file.clone(), what: "checkpoint state", detail };
+        let state: CheckpointState = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        if state.format > FORMAT {
+            return Err(damaged(format!("it has format {}, this version knows up to {FORMAT}", state.format)));
+        }
+        state.model.validate()?;
+        Ok(Self { folder, state })
+    }
+
+    /// The newest checkpoint of a run, or `None` when it has none yet.
+    pub fn latest(run: &Path) -> Result<Option<Self>, ModelError> {
+        if !run.join(LATEST).exists() {
+            return Ok(None);
+        }
+        Self::open(run).map(Some)
+    }
+
+    fn latest_folder(run: &Path) -> Result<PathBuf, ModelError> {
+        let file = run.join(LATEST);
+        let name = fs::read_to_string(&file).map_err(|source| ModelError::Io {
+            action: "find a checkpoint (state.json, or latest) in",
+            path: run.to_owned(),
+            source,
+        })?;
+        let name = name.trim();
+        // The file is data: it may name a sibling and nothing else.
+        if name.contains(['/', '\\']) || !name.starts_with("step-") {
+            let detail = format!("it names `{name}`, not a step-… folder beside it");
+            return Err(ModelError::Record { path: file, what: "checkpoint pointer", detail });
+        }
+        Ok(run.join(name))
+    }
+
+    /// Writes a checkpoint into `run` and points `latest` at it. `files` are pairs of file name and tensors. An existing
+    /// checkpoint of the same step is replaced.
+    pub fn write(run: &Path, state: &CheckpointState, files: &[(&str, Vec<(String, Tensor)>)]) -> Result<Self, ModelError> {
+        let name = folder_name(state.step);
+        let folder = run.join(&name);
+        let staged = run.join(format!(".{name}"));
+        shards::commit::create_folder(run)?;
+        for stale in [&staged, &folder] {
+            if stale.exists() {
+                fs::remove_dir_all(stale).map_err(ModelError::io("remove", stale))?;
+            }
+        }
+        fs::create_dir(&staged).map_err(ModelError::io("create the folder", &staged))?;
+        for (file, tensors) in files {
+            weights::write(&staged.join(file), tensors)?;
+        }
+        let file = staged.join(STATE);
+        let bytes = serde_json::to_vec_pretty(state).map_err(|e| ModelError::Record {
+            path: file.clone(),
+            what: "checkpoint state",
+            detail: e.to_string(),
+        })?;
+        shards::commit::replace(&file, &bytes)?;
+        fs::rename(&staged, &folder).map_err(ModelError::io("rename", &staged))?;
+        shards::commit::sync_parent(&folder)?;
+        shards::commit::replace(&run.join(LATEST), format!("{name}\n").as_bytes())?;
+        Ok(Self { folder, state: state.clone() })
+    }
+
+    /// The model over one of the checkpoint's parameter files ([`EMA`] to sample, [`MODEL`] to look at the raw weights).
+    pub fn model(&self, file: &str, device: Device) -> Result<Mmdit, ModelError> {
+        Ok(Mmdit::over(&self.state.model, &self.parameters(file, device)?))
+    }
+
+    /// The parameters in one of the checkpoint's files.
+    pub fn parameters(&self, file: &str, device: Device) -> Result<ParameterSet, ModelError> {
+        let set = Mmdit::allocate(&self.state.model, device);
+        weights::load(&self.folder.join(file), &set)?;
+        Ok(set)
+    }
+}

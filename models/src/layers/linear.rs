@@ -1,0 +1,37 @@
+//! Linear layers.
+
+use tch::Tensor;
+
+use crate::parameters::{Initial, Scope};
+
+/// `y = x·Wᵀ + b`, with `weight` (outputs, inputs) and an optional `bias` (outputs).
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub fn new(scope: &Scope, inputs: i64, outputs: i64) -> Self {
+        Self::starting_at(scope, inputs, outputs, Initial::Linear { inputs })
+    }
+
+    pub fn without_bias(scope: &Scope, inputs: i64, outputs: i64) -> Self {
+        Self::without_bias_starting_at(scope, inputs, outputs, Initial::Linear { inputs })
+    }
+
+    /// With the given start of its weight and bias.
+    pub fn starting_at(scope: &Scope, inputs: i64, outputs: i64, initial: Initial) -> Self {
+        let without_bias = Self::without_bias_starting_at(scope, inputs, outputs, initial);
+        Self { bias: Some(scope.parameter("bias", &[outputs], initial)), ..without_bias }
+    }
+
+    /// Without bias, with the given start of its weight.
+    pub fn without_bias_starting_at(scope: &Scope, inputs: i64, outputs: i64, initial: Initial) -> Self {
+        Self { weight: scope.parameter("weight", &[outputs, inputs], initial), bias: None }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}

@@ -1,0 +1,53 @@
+//! Ground floor, torch side: building blocks, the MMDiT, latents and text encoders, weights and the checkpoint format.
+//!
+//! Knows no shard of images, no training loop and no sampler. Tensor shapes are written `(batch, channels, height,
+//! width)`; token sequences `(batch, tokens, features)`.
+//!
+//! - [`mmdit`]: the model, its configuration and its state-dict names.
+//! - [`latents`], [`text`]: what stands between pixels or words and the model, behind one trait each.
+//! - [`parameters`]: named parameters in one flat buffer.
+//! - [`weights`], [`checkpoint`]: safetensors in and out, and the folder that a training run leaves.
+//! - [`random`]: random numbers from counters, so that a result depends on no order of calls.
+
+pub mod checkpoint;
+pub mod latents;
+pub mod layers;
+pub mod mmdit;
+pub mod parameters;
+pub mod random;
+pub mod text;
+pub mod weights;
+
+use std::path::PathBuf;
+
+/// What can go wrong between a model and its files or inputs.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("cannot {action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{path} is not a readable safetensors file: {detail}")]
+    Safetensors { path: PathBuf, detail: String },
+    #[error("{path} is not a readable {what}: {detail}")]
+    Record { path: PathBuf, what: &'static str, detail: String },
+    /// All differences between a file's tensors and the model's, at once.
+    #[error("{path} does not fit the model:\n{}", problems.join("\n"))]
+    StateDict { path: PathBuf, problems: Vec<String> },
+    #[error("{what} = {value} is not possible: {expected}")]
+    Configuration { what: &'static str, value: String, expected: String },
+    #[error("{operation} failed in libtorch")]
+    Torch { operation: &'static str, source: tch::TchError },
+    #[error(transparent)]
+    Shard(#[from] shards::ShardError),
+}
+
+impl ModelError {
+    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// For `map_err` on fallible libtorch calls.
+    pub fn torch(operation: &'static str) -> impl FnOnce(tch::TchError) -> Self {
+        move |source| Self::Torch { operation, source }
+    }
+}

@@ -1,0 +1,88 @@
+//! Sizes of the model.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ModelError;
+use crate::parameters::Initial;
+
+/// What determines the model's parameters and their shapes. Stored in every checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MmditConfig {
+    /// Channels of the latent.
+    pub channels: i64,
+    /// Side of a patch, in latent pixels.
+    pub patch_size: i64,
+    /// Features of a token.
+    pub width: i64,
+    pub blocks: i64,
+    pub heads: i64,
+    /// Hidden features of the feed-forward layers.
+    pub hidden: i64,
+    /// Token streams of the text encoder: published checkpoints have two (Gemma and ModernBERT).
+    pub text_streams: i64,
+    /// Features of a text token.
+    pub text_width: i64,
+    /// Features of the pooled text.
+    pub pooled_width: i64,
+    /// Whether the gates of all residual branches, and the output, start at zero, so that a new model begins as the
+    /// identity. The published models did not; new runs learn faster with it.
+    pub zero_gates: bool,
+    /// What the last layer's output means.
+    #[serde(default)]
+    pub prediction: Prediction,
+}
+
+/// What the last layer's output means. [`super::Mmdit::forward`] returns the velocity either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// The velocity itself, as in the published models.
+    #[default]
+    Velocity,
+    /// The image, from which the velocity follows: v = (x_t − x̂)/t. An image lies near a surface of few dimensions where a
+    /// velocity, which holds the noise, does not; a narrow model on wide patches learns it better (Li and He 2025, "Back to
+    /// basics: let denoising generative models denoise", with their bound t ≥ 0.05).
+    Image,
+}
+
+impl MmditConfig {
+    /// Refuses sizes that cannot be built.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let impossible = |what, value: i64, expected: String| {
+            Err(ModelError::Configuration { what, value: value.to_string(), expected })
+        };
+        for (what, value) in [
+            ("channels", self.channels),
+            ("patch_size", self.patch_size),
+            ("width", self.width),
+            ("blocks", self.blocks),
+            ("heads", self.heads),
+            ("hidden", self.hidden),
+            ("text_streams", self.text_streams),
+            ("text_width", self.text_width),
+            ("pooled_width", self.pooled_width),
+        ] {
+            if value < 1 {
+                return impossible(what, value, "a positive number".into());
+            }
+        }
+        if self.width % (self.heads * 4) != 0 {
+            let expected = format!("a multiple of 4 × heads ({}), so that each head has pairs for two axes", self.heads * 4);
+            return impossible("width", self.width, expected);
+        }
+        if self.text_streams > 2 {
+            return impossible("text_streams", self.text_streams, "1 or 2".into());
+        }
+        Ok(())
+    }
+
+    /// How gates, and the output layer, start; `inputs` features wide.
+    pub(super) fn initial_of_gates(&self, inputs: i64) -> Initial {
+        if self.zero_gates { Initial::Constant(0.0) } else { Initial::Linear { inputs } }
+    }
+
+    pub fn head_features(&self) -> i64 {
+        self.width / self.heads
+    }
+}

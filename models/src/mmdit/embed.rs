@@ -1,0 +1,116 @@
+//! What turns latents, times and captions into tokens, and tokens back into a latent.
+
+use tch::{Kind, Tensor};
+
+use super::MmditConfig;
+use crate::layers::{Linear, RmsNorm};
+use crate::parameters::{Initial, Scope};
+use crate::text::TextCondition;
+
+/// Latent to image tokens: a convolution over patches, without bias, then a linear layer (item 5 of the equations).
+#[derive(Debug)]
+pub(super) struct PatchEmbedding {
+    projection: Tensor,
+    linear: Linear,
+    patch: i64,
+}
+
+impl PatchEmbedding {
+    pub(super) fn new(scope: &Scope, config: &MmditConfig) -> Self {
+        let MmditConfig { channels, patch_size: patch, width, .. } = *config;
+        let inputs = channels * patch * patch;
+        let shape = [width, channels, patch, patch];
+        let projection = scope.at("pos_enc.proj").parameter("weight", &shape, Initial::Linear { inputs });
+        Self { projection, linear: Linear::new(&scope.at("patch_emb"), width, width), patch }
+    }
+
+    /// (B, C, H, W) to (B, h·w, D), row-major.
+    pub(super) fn forward(&self, latent: &Tensor) -> Tensor {
+        let size = latent.size();
+        let (batch, channels, patch) = (size[0], size[1], self.patch);
+        let (rows, columns) = (size[2] / patch, size[3] / patch);
+        // The convolution's windows do not overlap, so it is one matrix product.
+        let patches = latent
+            .view([batch, channels, rows, patch, columns, patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([batch, rows * columns, channels * patch * patch]);
+        let kernel = self.projection.view([self.projection.size()[0], -1]);
+        self.linear.forward(&patches.linear(&kernel, None::<&Tensor>))
+    }
+}
+
+/// (B, h·w, C·p·p) to (B, C, H, W); features lie as (channel, row, column) of the patch.
+pub(super) fn unpatchify(tokens: &Tensor, rows: i64, columns: i64, patch: i64) -> Tensor {
+    let size = tokens.size();
+    let channels = size[2] / (patch * patch);
+    tokens
+        .view([size[0], rows, columns, channels, patch, patch])
+        .permute([0, 3, 1, 4, 2, 5])
+        .reshape([size[0], channels, rows * patch, columns * patch])
+}
+
+/// Time and pooled text to one vector a sample (item 3 of the equations).
+#[derive(Debug)]
+pub(super) struct TimeEmbedding {
+    scale: Tensor,
+    time: Linear,
+    pooled: Linear,
+    width: i64,
+}
+
+impl TimeEmbedding {
+    pub(super) fn new(scope: &Scope, config: &MmditConfig) -> Self {
+        let width = config.width;
+        Self {
+            scale: scope.parameter("time_scale", &[1], Initial::Constant(1000.0)),
+            time: Linear::without_bias(&scope.at("t_emb2"), width, width),
+            pooled: Linear::without_bias(&scope.at("cond_MLP"), config.pooled_width, width),
+            width,
+        }
+    }
+
+    /// `time` (B), `pooled` (B, pooled width) to (B, D).
+    pub(super) fn forward(&self, time: &Tensor, pooled: &Tensor) -> Tensor {
+        // The exponent is 2j/D for every j in 0..D, twice the usual; sines take the even j, cosines the odd.
+        let index = Tensor::arange(self.width, (Kind::Double, time.device()));
+        let frequencies = (index * (-2.0 * 10000f64.ln() / self.width as f64)).exp().to_kind(Kind::Float);
+        let angles = (time * &self.scale).unsqueeze(1) * frequencies;
+        let pairs = angles.view([-1, self.width / 2, 2]);
+        let waves = Tensor::cat(&[pairs.select(2, 0).sin(), pairs.select(2, 1).cos()], 1);
+        self.time.forward(&waves) + self.pooled.forward(pooled)
+    }
+}
+
+/// One stream of text features to tokens: `c_proj(s·RMS(text))`.
+#[derive(Debug)]
+struct TextStream {
+    scale: Tensor,
+    norm: RmsNorm,
+    projection: Linear,
+}
+
+/// All text streams, one after the other (item 4 of the equations).
+#[derive(Debug)]
+pub(super) struct TextEmbedding(Vec<TextStream>);
+
+impl TextEmbedding {
+    pub(super) fn new(scope: &Scope, config: &MmditConfig) -> Self {
+        let stream = |suffix: &str| TextStream {
+            scale: scope.parameter(&format!("learnable_scalar{suffix}"), &[1], Initial::Constant(1.0)),
+            norm: RmsNorm::new(&scope.at(format!("pre_c_norm{suffix}")), config.text_width),
+            projection: Linear::without_bias(&scope.at(format!("c_proj{suffix}")), config.text_width, config.width),
+        };
+        Self(["", "2"].into_iter().take(config.text_streams as usize).map(stream).collect())
+    }
+
+    /// To (B, L, D) over all streams. A dropped caption is zeros and stays zeros: there is no bias on the way.
+    pub(super) fn forward(&self, condition: &TextCondition) -> Tensor {
+        let tokens: Vec<Tensor> = self
+            .0
+            .iter()
+            .zip(&condition.tokens)
+            .map(|(stream, tokens)| stream.projection.forward(&(stream.norm.forward(tokens) * &stream.scale)))
+            .collect();
+        Tensor::cat(&tokens, 1)
+    }
+}

@@ -1,0 +1,295 @@
+//! Named parameters that live side by side in one flat buffer.
+//!
+//! The optimiser, the EMA, gradient clipping and (later) all-reduce act on the flat buffer as a whole; a layer sees its own
+//! parameter as a view. A model is described once, by a function that asks a [`Scope`] for its parameters: run with a
+//! collecting scope it yields the list of names and shapes, run again over the allocated set it yields the layers.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::random::Stream;
+
+/// Parameters begin at multiples of this many elements (64 bytes), so that vector loads stay aligned.
+const ALIGNMENT: i64 = 16;
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Initial {
+    /// Uniform in ±1/√inputs, torch's default for linear layers.
+    Linear {
+        inputs: i64,
+    },
+    Constant(f64),
+}
+
+/// A parameter's place in the flat buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    pub name: String,
+    pub shape: Vec<i64>,
+    pub initial: Initial,
+    offset: i64,
+}
+
+impl Parameter {
+    fn elements(&self) -> i64 {
+        self.shape.iter().product()
+    }
+
+    /// Matrices decay; scalars, norms and biases do not (the default for new runs).
+    pub fn is_matrix(&self) -> bool {
+        self.shape.len() > 1
+    }
+}
+
+/// All parameters of a model, float32, in one buffer, plus its constant buffers.
+#[derive(Debug)]
+pub struct ParameterSet {
+    flat: Tensor,
+    parameters: Vec<Parameter>,
+    views: Vec<Tensor>,
+    buffers: Vec<(String, Tensor)>,
+}
+
+impl ParameterSet {
+    /// Allocates what `describe` asks for and starts each parameter by its [`Initial`], keyed by (`seed`, name).
+    pub fn initialise(seed: u64, device: Device, describe: impl Fn(&Scope)) -> Self {
+        let set = Self::allocate(device, describe);
+        tch::no_grad(|| {
+            for (parameter, view) in set.parameters.iter().zip(&set.views) {
+                let mut view = view.detach();
+                match parameter.initial {
+                    Initial::Constant(value) => view = view.fill_(value),
+                    Initial::Linear { inputs } => {
+                        let mut stream = Stream::new(seed, &format!("initialise {}", parameter.name), &[]);
+                        let bound = 1.0 / (inputs.max(1) as f64).sqrt();
+                        view.copy_(&stream.uniform_tensor(&parameter.shape, bound, device));
+                    }
+                }
+                drop(view);
+            }
+        });
+        set
+    }
+
+    /// Allocates what `describe` asks for, all zero: for weights that come from a file.
+    pub fn allocate(device: Device, describe: impl Fn(&Scope)) -> Self {
+        let collector = Scope::collecting();
+        describe(&collector);
+        let Collected { parameters, buffers } = collector.into_collected();
+        let flat = Tensor::zeros([total(&parameters)], (Kind::Float, device));
+        Self::over(flat, parameters, buffers.into_iter().map(|(n, b)| (n, b.to_device(device))).collect())
+    }
+
+    fn over(flat: Tensor, parameters: Vec<Parameter>, buffers: Vec<(String, Tensor)>) -> Self {
+        let views = parameters
+            .iter()
+            .map(|p| flat.narrow(0, p.offset, p.elements()).view(p.shape.as_slice()).detach().set_requires_grad(true))
+            .collect();
+        Self { flat, parameters, views, buffers }
+    }
+
+    /// A copy with its own storage.
+    pub fn duplicate(&self) -> Self {
+        let buffers = self.buffers.iter().map(|(n, b)| (n.clone(), b.copy())).collect();
+        Self::over(self.flat.copy(), self.parameters.clone(), buffers)
+    }
+
+    /// The flat buffer itself. Writing to it writes to every view.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// The parameters as leaves of the autograd graph, in order.
+    pub fn views(&self) -> &[Tensor] {
+        &self.views
+    }
+
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Trained elements, without the padding between them.
+    pub fn elements(&self) -> i64 {
+        self.parameters.iter().map(Parameter::elements).sum()
+    }
+
+    /// Everything a checkpoint holds, parameters and buffers, by state-dict name.
+    pub fn state_dict(&self) -> Vec<(String, Tensor)> {
+        let parameters = self.parameters.iter().zip(&self.views).map(|(p, v)| (p.name.clone(), v.detach()));
+        parameters.chain(self.buffers.iter().map(|(n, b)| (n.clone(), b.shallow_clone()))).collect()
+    }
+
+    /// Lays the gradients (in the order of [`ParameterSet::views`]) out like the flat buffer. An undefined gradient, of a
+    /// parameter the loss does not depend on, is zero.
+    pub fn flatten(&self, gradients: &[Tensor]) -> Tensor {
+        let device = self.flat.device();
+        let mut pieces = Vec::with_capacity(gradients.len() * 2);
+        for (parameter, gradient) in self.parameters.iter().zip(gradients) {
+            let elements = parameter.elements();
+            if gradient.defined() {
+                pieces.push(gradient.reshape([-1]));
+            } else {
+                pieces.push(Tensor::zeros([elements], (Kind::Float, device)));
+            }
+            let padding = aligned(elements) - elements;
+            if padding > 0 {
+                pieces.push(Tensor::zeros([padding], (Kind::Float, device)));
+            }
+        }
+        Tensor::cat(&pieces, 0)
+    }
+
+    /// A buffer like the flat one that holds `value(parameter)` over each parameter and 0 over the padding.
+    pub fn constant_per_parameter(&self, value: impl Fn(&Parameter) -> f64) -> Tensor {
+        let out = self.flat.zeros_like();
+        for parameter in &self.parameters {
+            let _ = out.narrow(0, parameter.offset, parameter.elements()).fill_(value(parameter));
+        }
+        out
+    }
+
+    /// Views of a buffer laid out like the flat one (moments, gradients), by parameter name.
+    pub fn by_name(&self, flat: &Tensor) -> Vec<(String, Tensor)> {
+        self.parameters
+            .iter()
+            .map(|p| (p.name.clone(), flat.narrow(0, p.offset, p.elements()).view(p.shape.as_slice())))
+            .collect()
+    }
+
+    /// The scope from which a model takes its layers.
+    pub fn scope(&self) -> Scope {
+        let tensors = self.state_dict_live();
+        Scope { source: Rc::new(RefCell::new(Source::Allocated(tensors))), prefix: String::new() }
+    }
+
+    fn state_dict_live(&self) -> std::collections::HashMap<String, Tensor> {
+        let parameters = self.parameters.iter().zip(&self.views).map(|(p, v)| (p.name.clone(), v.shallow_clone()));
+        parameters.chain(self.buffers.iter().map(|(n, b)| (n.clone(), b.shallow_clone()))).collect()
+    }
+}
+
+fn aligned(elements: i64) -> i64 {
+    (elements + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
+}
+
+fn total(parameters: &[Parameter]) -> i64 {
+    parameters.iter().map(|p| aligned(p.elements())).sum()
+}
+
+#[derive(Default)]
+struct Collected {
+    parameters: Vec<Parameter>,
+    buffers: Vec<(String, Tensor)>,
+}
+
+enum Source {
+    Collecting(Collected),
+    Allocated(std::collections::HashMap<String, Tensor>),
+}
+
+/// A place in the tree of parameter names.
+#[derive(Clone)]
+pub struct Scope {
+    source: Rc<RefCell<Source>>,
+    prefix: String,
+}
+
+impl Scope {
+    fn collecting() -> Self {
+        Self { source: Rc::new(RefCell::new(Source::Collecting(Collected::default()))), prefix: String::new() }
+    }
+
+    fn into_collected(self) -> Collected {
+        match &mut *self.source.borrow_mut() {
+            Source::Collecting(collected) => std::mem::take(collected),
+            Source::Allocated(_) => Collected::default(),
+        }
+    }
+
+    /// The scope below `name`.
+    #[must_use]
+    pub fn at(&self, name: impl std::fmt::Display) -> Self {
+        Self { source: Rc::clone(&self.source), prefix: self.full_name(&name.to_string()) }
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// The parameter `name`: its tensor, or a placeholder while names are being collected.
+    ///
+    /// # Panics
+    /// When the set was allocated from another description than the one asking: a mistake in the model's code.
+    pub fn parameter(&self, name: &str, shape: &[i64], initial: Initial) -> Tensor {
+        let name = self.full_name(name);
+        match &mut *self.source.borrow_mut() {
+            Source::Collecting(Collected { parameters, .. }) => {
+                let offset = total(parameters);
+                parameters.push(Parameter { name, shape: shape.to_vec(), initial, offset });
+                Tensor::zeros([0], (Kind::Float, Device::Cpu))
+            }
+            Source::Allocated(tensors) => take(tensors, &name),
+        }
+    }
+
+    /// A constant that is part of the state dict but never trained. `value` is where it starts.
+    ///
+    /// # Panics
+    /// As [`Scope::parameter`].
+    pub fn buffer(&self, name: &str, value: Tensor) -> Tensor {
+        let name = self.full_name(name);
+        match &mut *self.source.borrow_mut() {
+            Source::Collecting(Collected { buffers, .. }) => {
+                buffers.push((name, value.shallow_clone()));
+                value
+            }
+            Source::Allocated(tensors) => take(tensors, &name),
+        }
+    }
+}
+
+fn take(tensors: &std::collections::HashMap<String, Tensor>, name: &str) -> Tensor {
+    match tensors.get(name) {
+        Some(tensor) => tensor.shallow_clone(),
+        None => panic!("parameter {name} is not in the set: it was allocated from another description"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn describe(scope: &Scope) {
+        let _ = scope.at("a").parameter("weight", &[3, 5], Initial::Linear { inputs: 5 });
+        let _ = scope.at("a").parameter("bias", &[3], Initial::Constant(2.0));
+        let _ = scope.buffer("frequencies", Tensor::from_slice(&[1f32, 2.0]));
+    }
+
+    #[test]
+    fn views_and_flat_buffer_are_the_same_memory() {
+        let set = ParameterSet::initialise(0, Device::Cpu, describe);
+        assert_eq!(set.elements(), 18);
+        assert_eq!(set.flat().size(), [32]);
+        let names: Vec<_> = set.state_dict().into_iter().map(|(n, _)| n).collect();
+        assert_eq!(names, ["a.weight", "a.bias", "frequencies"]);
+        let _ = set.flat().shallow_clone().fill_(7.0);
+        assert_eq!(set.scope().at("a").parameter("bias", &[3], Initial::Constant(0.0)).double_value(&[1]), 7.0);
+        let copy = set.duplicate();
+        let _ = set.flat().shallow_clone().fill_(1.0);
+        assert_eq!(copy.views()[0].double_value(&[0, 0]), 7.0);
+    }
+
+    #[test]
+    fn gradients_flatten_into_the_same_layout() {
+        let set = ParameterSet::initialise(0, Device::Cpu, describe);
+        let loss = (&set.views()[1] * 3.0).sum(Kind::Float);
+        let gradients = Tensor::run_backward(&[loss], set.views(), false, false);
+        let flat = set.flatten(&gradients);
+        assert_eq!(flat.size(), set.flat().size());
+        assert_eq!(flat.sum(Kind::Float).double_value(&[]), 9.0);
+        assert_eq!(set.by_name(&flat)[1].1.double_value(&[2]), 3.0);
+    }
+}

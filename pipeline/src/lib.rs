@@ -1,0 +1,22 @@
+//! Manifest → plan → run: the DAG engine and the stages that prepare data. Knows no torch.
+//!
+//! Three types for three moments: a [`manifest::Manifest`] is what was written, a [`plan::Plan`] what it resolves to (only a
+//! checked manifest yields one), and [`shards::event::Event`]s are what happened. Stage kinds are registered by name in a
+//! [`stage::Registry`]; the binary adds the kinds that need torch.
+//!
+//! - [`manifest`]: TOML with places, so that every fault names its line.
+//! - [`stage`]: what a stage is, and what it is given to work with.
+//! - [`plan`], [`ledger`]: what would run, and why.
+//! - [`run`]: partitions in parallel, committed one by one.
+//! - [`stages`]: download, filter, bucket, index.
+//! - [`report`]: one self-contained page about a workdir.
+
+pub mod decode;
+pub mod ledger;
+pub mod manifest;
+pub mod plan;
+pub mod quarantine;
+pub mod report;
+pub mod run;
+pub mod stage;
+pub mod stages;

@@ -1,0 +1,305 @@
+//! What a stage is, and what it is given to work with.
+//!
+//! A stage maps input partitions to output partitions. Processing one partition is a function of (semantic parameters, input
+//! digests) alone, so any executor may run it. Stages are nodes of the DAG, shards are partitions, rows are never nodes.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use schemars::Schema;
+use serde_json::Value;
+use shards::ShardError;
+use shards::commit::{Attempt, StageFolder};
+use shards::digest::Digest;
+use shards::event::EventSink;
+use shards::sidecar::{DataFile, Section, Sidecar};
+
+use crate::manifest::{Diagnostic, FailIf, OnBadRow, Parameters, nearest};
+
+/// Values that a stage states about its output, for checks further down (`patch_size`, `max_resolution`).
+pub type Facts = BTreeMap<String, Value>;
+
+/// A stage with its parameters, ready to be planned and run.
+pub trait Stage: Send + Sync {
+    /// The parameters that determine the output, in canonical form. Operational settings are not in it.
+    fn semantics(&self) -> Value;
+
+    /// How output partitions follow from inputs.
+    fn partitioning(&self) -> Partitioning;
+
+    /// The conservation law that every commit is held to.
+    fn law(&self) -> Law;
+
+    /// What is known about the output before anything runs. Facts of the inputs are passed on by the engine.
+    fn facts(&self) -> Facts {
+        Facts::new()
+    }
+
+    /// Faults in how this stage fits the facts of its inputs, each with the key it concerns.
+    fn check(&self, _upstream: &Facts) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// How the processor is used by one partition.
+    fn load(&self) -> Load {
+        Load::OneCore
+    }
+
+    /// The partitions of an outside input. Asked only of [`Partitioning::Source`].
+    fn sources(&self) -> Result<Vec<Source>, StageError> {
+        Ok(Vec::new())
+    }
+
+    /// Makes one partition. Writes to the attempt's files only.
+    fn process(&self, task: &Task) -> Result<Outcome, StageError>;
+}
+
+/// How output partitions follow from inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partitioning {
+    /// From outside: see [`Stage::sources`].
+    Source,
+    /// One for each input partition, of the same number.
+    EachInput,
+    /// One, from all input partitions.
+    Whole,
+}
+
+/// How many partitions may run beside each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Waits more than it computes; at most this many at a time.
+    Network(usize),
+    OneCore,
+    /// Keeps all cores busy by itself.
+    AllCores,
+}
+
+/// What must hold between the rows that go in and those that come out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Law {
+    /// in = out + Σ dropped
+    RowWise,
+    /// Rows are read, and not passed on.
+    Reads,
+}
+
+impl Law {
+    /// Whether an outcome obeys.
+    pub fn holds(self, rows_in: u64, rows_out: u64, dropped: u64) -> bool {
+        match self {
+            Self::RowWise => rows_in == rows_out + dropped,
+            Self::Reads => true,
+        }
+    }
+
+    /// The law with its numbers.
+    pub fn in_words(self, rows_in: u64, rows_out: u64, dropped: u64) -> String {
+        match self {
+            Self::RowWise if dropped == 0 => format!("{rows_in} in = {rows_out} out"),
+            Self::RowWise => format!("{rows_in} in = {rows_out} out + {dropped} dropped"),
+            Self::Reads => format!("{rows_in} read"),
+        }
+    }
+}
+
+/// A partition that comes from outside.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// What it is, for the sidecar: a file and its rows.
+    pub name: String,
+    pub digest: Digest,
+    pub rows: u64,
+}
+
+/// What processing a partition gave.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub data: Vec<DataFile>,
+    pub quarantine: Option<DataFile>,
+    pub rows_in: u64,
+    pub rows_out: u64,
+    pub dropped: BTreeMap<String, u64>,
+    pub observed: BTreeMap<String, u64>,
+    pub sections: Vec<Section>,
+    pub details: BTreeMap<String, Value>,
+}
+
+/// Why a partition was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    #[error("interrupted")]
+    Cancelled,
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    #[error("cannot {action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("row {key} was refused ({reason}: {detail}), and on_bad_row is \"fail\"")]
+    BadRow { key: String, reason: String, detail: String },
+    #[error(
+        "only {good} of the first {done} rows are good, below success_below = {success_below} (most often: {worst}); \
+         nothing of this partition is kept"
+    )]
+    TooManyBadRows { good: u64, done: u64, success_below: f64, worst: String },
+    #[error("{0}; this is a fault in the program: the numbers must add up")]
+    LawBroken(String),
+    /// A fault of the stage's own kind; the source says what.
+    #[error("{0}")]
+    Failed(Box<dyn Error + Send + Sync>),
+}
+
+impl StageError {
+    pub fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Failed(error.into())
+    }
+
+    /// For `map_err` on file operations.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// One partition to be made.
+pub struct Task<'a> {
+    pub stage: &'a str,
+    /// `part-00012`
+    pub partition: &'a str,
+    /// 12
+    pub number: usize,
+    pub fingerprint: Digest,
+    pub folder: &'a StageFolder,
+    pub attempt: &'a Attempt,
+    /// The committed partitions it is made from.
+    pub inputs: &'a [Input],
+    pub on_bad_row: OnBadRow,
+    pub tally: &'a Tally,
+    pub events: &'a EventSink,
+    pub cancel: &'a Cancel,
+}
+
+/// A committed partition of an input stage.
+#[derive(Clone, Debug)]
+pub struct Input {
+    pub stage: String,
+    pub folder: StageFolder,
+    pub sidecar: Arc<Sidecar>,
+}
+
+impl Input {
+    /// Paths of its data files.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.sidecar.data.iter().map(|file| self.folder.path().join(&file.file))
+    }
+}
+
+impl Task<'_> {
+    /// The inputs' data files, all together.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        self.inputs.iter().flat_map(Input::files)
+    }
+
+    /// An error once the run was asked to stop.
+    pub fn check_cancelled(&self) -> Result<(), StageError> {
+        if self.cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Asks everything to stop.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Live counts of a stage's rows in this run, shared by its partitions.
+#[derive(Debug, Default)]
+pub struct Tally {
+    good: AtomicU64,
+    bad: Mutex<BTreeMap<String, u64>>,
+    fail_if: Option<FailIf>,
+}
+
+impl Tally {
+    pub fn new(fail_if: Option<FailIf>) -> Self {
+        Self { fail_if, ..Self::default() }
+    }
+
+    pub fn good(&self, rows: u64) {
+        self.good.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Counts a refused row; an error when the stage has failed as a whole.
+    pub fn bad(&self, reason: &str) -> Result<(), StageError> {
+        let mut bad = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        *bad.entry(reason.to_owned()).or_default() += 1;
+        let Some(fail_if) = self.fail_if else { return Ok(()) };
+        let good = self.good.load(Ordering::Relaxed);
+        let done = good + bad.values().sum::<u64>();
+        if done < fail_if.after_rows.max(1) || good as f64 >= fail_if.success_below * done as f64 {
+            return Ok(());
+        }
+        let worst = bad.iter().max_by_key(|(_, n)| **n).map(|(reason, n)| format!("{reason}, {n} times")).unwrap_or_default();
+        Err(StageError::TooManyBadRows { good, done, success_below: fail_if.success_below, worst })
+    }
+
+    /// Good rows, and refused rows by reason.
+    pub fn counts(&self) -> (u64, BTreeMap<String, u64>) {
+        (self.good.load(Ordering::Relaxed), self.bad.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+/// A kind of stage that manifests can use.
+pub struct StageKind {
+    pub name: &'static str,
+    /// Raised when the same parameters come to mean another output.
+    pub version: u32,
+    /// One sentence for the schema.
+    pub about: &'static str,
+    /// How many stages it reads from: least and most.
+    pub inputs: (usize, usize),
+    /// Schemas of its parameters (each a table; their keys together are the stage's).
+    pub schemas: fn() -> Vec<Schema>,
+    /// Builds a stage from its table.
+    pub build: fn(&Parameters) -> Result<Box<dyn Stage>, Diagnostic>,
+}
+
+/// All kinds, by name.
+#[derive(Default)]
+pub struct Registry(BTreeMap<&'static str, StageKind>);
+
+impl Registry {
+    pub fn add(&mut self, kind: StageKind) {
+        self.0.insert(kind.name, kind);
+    }
+
+    pub fn get(&self, name: &str) -> Option<&StageKind> {
+        self.0.get(name)
+    }
+
+    pub fn kinds(&self) -> impl Iterator<Item = &StageKind> {
+        self.0.values()
+    }
+
+    /// The kind whose name is most like `written`.
+    pub fn nearest(&self, written: &str) -> Option<&'static str> {
+        nearest(written, self.0.keys().copied()).and_then(|name| self.0.get(name)).map(|kind| kind.name)
+    }
+}
+
+impl StageKind {
+    /// `bucket@1`
+    pub fn versioned_name(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
+}

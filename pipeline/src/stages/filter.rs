@@ -1,0 +1,206 @@
+//! `filter`: keeps the rows that meet all conditions.
+//!
+//! - in: shards with key, image, caption, url, width, height and any other column
+//! - out: the same columns, rows in the same order
+//! - stale when: a condition or its input changed
+//! - law: in = out + Σ dropped (`below_min_side`, `short_caption`, `where`)
+//!
+//! `where` is a DataFusion SQL condition over all columns but the image, which is never read for it.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, BooleanArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema};
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::DFParser;
+use schemars::{JsonSchema, schema_for};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shards::reader::Shard;
+use shards::writer::ShardWriter;
+use shards::{ShardError, columns};
+
+use crate::quarantine::{BadRow, Quarantine};
+use crate::stage::{Law, Outcome, Partitioning, Stage, StageError, StageKind, Task};
+
+/// Name of the rows' table in a condition.
+const TABLE: &str = "samples";
+/// Name of the column that numbers them.
+const ROW: &str = "__row";
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+struct Filter {
+    /// At least one side must have this many pixels [0].
+    #[serde(default)]
+    min_side: u32,
+    /// Shortest caption, in letters [0].
+    #[serde(default)]
+    min_caption: u32,
+    /// An SQL condition over the columns, such as "width < 4 * height".
+    #[serde(default, rename = "where")]
+    condition: Option<String>,
+}
+
+/// The kind, for the registry.
+pub fn kind() -> StageKind {
+    StageKind {
+        name: "filter",
+        version: 1,
+        about: "Keeps the rows that meet all conditions.",
+        inputs: (1, 1),
+        schemas: || vec![schema_for!(Filter)],
+        build: |parameters| {
+            let filter: Filter = parameters.read()?;
+            if let Some(condition) = &filter.condition
+                && let Err(reason) = check_syntax(condition)
+            {
+                return Err(parameters.fault("where", format!("where is not an SQL condition: {reason}")));
+            }
+            Ok(Box::new(filter))
+        },
+    }
+}
+
+fn query(condition: &str) -> String {
+    format!("SELECT {ROW} FROM {TABLE} WHERE ({condition})")
+}
+
+fn check_syntax(condition: &str) -> Result<(), String> {
+    let statements = DFParser::parse_sql(&query(condition)).map_err(|error| error.to_string())?;
+    if statements.len() == 1 { Ok(()) } else { Err("it ends the statement".to_owned()) }
+}
+
+impl Stage for Filter {
+    fn semantics(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn partitioning(&self) -> Partitioning {
+        Partitioning::EachInput
+    }
+
+    fn law(&self) -> Law {
+        Law::RowWise
+    }
+
+    fn process(&self, task: &Task) -> Result<Outcome, StageError> {
+        let mut outcome = Outcome::default();
+        let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
+        let path = task.attempt.data();
+        let mut writer: Option<ShardWriter> = None;
+        for file in task.files() {
+            let shard = Shard::open(&file)?;
+            if writer.is_none() {
+                writer = Some(ShardWriter::create(&path, shard.schema())?);
+            }
+            let keep = self.judge(&shard, task, &mut quarantine)?;
+            outcome.rows_in += keep.len() as u64;
+            let mut start = 0;
+            for batch in shard.batches(None, 256)? {
+                task.check_cancelled()?;
+                let batch = batch?;
+                let mask = keep.slice(start, batch.num_rows());
+                start += batch.num_rows();
+                let kept = arrow::compute::filter_record_batch(&batch, &mask).map_err(ShardError::arrow(&file))?;
+                task.tally.good(kept.num_rows() as u64);
+                if let Some(writer) = &mut writer {
+                    writer.write(&kept)?;
+                }
+            }
+        }
+        if let Some(writer) = writer {
+            outcome.data.push(writer.finish()?);
+        }
+        outcome.rows_out = outcome.data.iter().map(|f| f.rows).sum();
+        (outcome.dropped, outcome.quarantine) = quarantine.finish(&task.attempt.quarantine())?;
+        Ok(outcome)
+    }
+}
+
+impl Filter {
+    /// Which rows stay. Reads everything but the image.
+    fn judge(&self, shard: &Shard, task: &Task, quarantine: &mut Quarantine) -> Result<BooleanArray, StageError> {
+        let names: Vec<&str> =
+            shard.schema().fields().iter().map(|f| f.name().as_str()).filter(|n| *n != columns::IMAGE).collect();
+        let batches = shard.batches(Some(&names), 65_536)?.collect::<Result<Vec<_>, _>>()?;
+        let meets = self.meets_condition(shard, &batches)?;
+        let mut keep = Vec::with_capacity(meets.len());
+        for batch in &batches {
+            task.check_cancelled()?;
+            let text = |column| shard.text(batch, column);
+            let (keys, captions, urls) = (text(columns::KEY)?, text(columns::CAPTION)?, text(columns::URL)?);
+            let widths: &UInt32Array = shard.typed(batch, columns::WIDTH, "uint32")?;
+            let heights: &UInt32Array = shard.typed(batch, columns::HEIGHT, "uint32")?;
+            for i in 0..batch.num_rows() {
+                let (width, height, caption) = (widths.value(i), heights.value(i), value(captions, i));
+                let letters = caption.chars().count();
+                let refused = if width.max(height) < self.min_side {
+                    Some(("below_min_side", format!("{width}x{height}, both sides below {}", self.min_side)))
+                } else if letters < self.min_caption as usize {
+                    Some(("short_caption", format!("{letters} letters, fewer than {}", self.min_caption)))
+                } else if !meets.get(keep.len()).copied().unwrap_or(false) {
+                    Some(("where", self.condition.clone().unwrap_or_default()))
+                } else {
+                    None
+                };
+                keep.push(refused.is_none());
+                if let Some((reason, detail)) = refused {
+                    let (key, url, caption) = (value(keys, i), value(urls, i), caption);
+                    quarantine.refuse(BadRow { key, url, caption, reason, status: "filtered", detail })?;
+                }
+            }
+        }
+        Ok(BooleanArray::from(keep))
+    }
+
+    fn meets_condition(&self, shard: &Shard, batches: &[RecordBatch]) -> Result<Vec<bool>, StageError> {
+        let rows = batches.iter().map(RecordBatch::num_rows).sum();
+        let Some(condition) = &self.condition else { return Ok(vec![true; rows]) };
+        let Some(first) = batches.first() else { return Ok(Vec::new()) };
+        let mut fields: Vec<Arc<Field>> = first.schema().fields().iter().cloned().collect();
+        fields.push(Arc::new(Field::new(ROW, DataType::UInt64, false)));
+        let schema = Arc::new(Schema::new(fields));
+        let all = arrow::compute::concat_batches(&first.schema(), batches).map_err(ShardError::arrow(shard.path()))?;
+        let mut arrays = all.columns().to_vec();
+        arrays.push(Arc::new(UInt64Array::from_iter_values(0..rows as u64)));
+        let table = RecordBatch::try_new(schema, arrays).map_err(ShardError::arrow(shard.path()))?;
+
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .map_err(StageError::io("start a query over", shard.path()))?;
+        let result = runtime.block_on(async {
+            let context = SessionContext::new();
+            context.register_batch(TABLE, table)?;
+            context.sql(&query(condition)).await?.collect().await
+        });
+        let mut meets = vec![false; rows];
+        for batch in result.map_err(|error| StageError::failed(format!("where = \"{condition}\": {error}")))? {
+            let numbers = batch.column(0).as_any().downcast_ref::<UInt64Array>();
+            for number in numbers.into_iter().flat_map(|n| n.values().iter()) {
+                if let Some(meets) = meets.get_mut(*number as usize) {
+                    *meets = true;
+                }
+            }
+        }
+        Ok(meets)
+    }
+}
+
+fn value(array: &StringArray, row: usize) -> String {
+    if array.is_null(row) { String::new() } else { array.value(row).to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_one_expression() {
+        for good in ["width > 10", "caption LIKE '%apple%' AND width * 2 < height"] {
+            check_syntax(good).unwrap();
+        }
+        for bad in ["width >", "1=1); DROP TABLE samples; --", "SELECT"] {
+            assert!(check_syntax(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! From a checkpoint to pictures, and to numbers about them.
+//!
+//! - [`solver`]: the ways to follow the velocity from noise to an image.
+//! - [`guidance`]: classifier-free guidance around a model.
+//! - [`text_to_image`]: a loaded checkpoint that answers prompts.
+//! - [`grid`]: several pictures and their prompts on one sheet.
+//! - [`colors`]: whether a picture's background has the colour its prompt asked for.
+
+pub mod colors;
+pub mod grid;
+pub mod guidance;
+pub mod solver;
+pub mod text_to_image;
+
+use std::path::PathBuf;
+
+/// What can go wrong between a prompt and its picture.
+#[derive(Debug, thiserror::Error)]
+pub enum SampleError {
+    #[error(transparent)]
+    Model(#[from] models::ModelError),
+    #[error("{what} = {value} is not possible: {expected}")]
+    Request { what: &'static str, value: String, expected: String },
+    #[error("cannot write {path}")]
+    Write { path: PathBuf, source: image::ImageError },
+}

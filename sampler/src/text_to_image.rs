@@ -1,0 +1,126 @@
+//! A loaded checkpoint that answers prompts.
+
+use std::path::Path;
+
+use image::RgbImage;
+use models::checkpoint::{self, Checkpoint, CheckpointState};
+use models::latents::LatentCodec;
+use models::mmdit::Mmdit;
+use models::random::Stream;
+use models::text::TextEncoder;
+use tch::{Device, Kind, Tensor};
+
+use crate::SampleError;
+use crate::guidance::Guided;
+use crate::solver::{self, Solver};
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    pub prompts: &'a [String],
+    /// Picture i is made from seed + i and from nothing else, so it does not depend on its neighbours.
+    pub seed: u64,
+    /// In pixels; multiples of the latent factor × patch size.
+    pub width: u32,
+    pub height: u32,
+    pub steps: u32,
+    pub guidance: f64,
+    pub solver: Solver,
+    /// See [`solver::times`]; 1 leaves times evenly spaced.
+    pub shift: f64,
+    /// Pictures made at a time.
+    pub batch: usize,
+}
+
+/// Which of a checkpoint's parameters to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// The moving average: what one wants.
+    Average,
+    /// As trained.
+    Raw,
+}
+
+/// Model, text encoder and latent codec of one checkpoint.
+pub struct TextToImage {
+    pub state: CheckpointState,
+    model: Mmdit,
+    text: Box<dyn TextEncoder>,
+    latents: Box<dyn LatentCodec>,
+    device: Device,
+}
+
+impl TextToImage {
+    /// Loads a checkpoint, or a run's latest.
+    pub fn load(path: &Path, weights: Weights) -> Result<Self, SampleError> {
+        let device = Device::Cpu;
+        let checkpoint = Checkpoint::open(path)?;
+        let file = match weights {
+            Weights::Average => checkpoint::EMA,
+            Weights::Raw => checkpoint::MODEL,
+        };
+        let model = checkpoint.model(file, device)?;
+        let state = checkpoint.state;
+        Ok(Self { model, text: state.text.encoder(), latents: state.latents.codec(), state, device })
+    }
+
+    /// Makes one picture for each prompt. `progress` hears the share done, in 0..=1.
+    pub fn generate(&self, request: &Request, mut progress: impl FnMut(f64)) -> Result<Vec<RgbImage>, SampleError> {
+        self.check(request)?;
+        let times = solver::times(request.steps, request.shift);
+        let factor = self.latents.factor();
+        let shape = [self.latents.channels(), i64::from(request.height) / factor, i64::from(request.width) / factor];
+        let mut pictures = Vec::with_capacity(request.prompts.len());
+        for prompts in request.prompts.chunks(request.batch.max(1)) {
+            let first = pictures.len();
+            let noise: Vec<Tensor> = (0..prompts.len() as u64)
+                .map(|i| Stream::new(request.seed + first as u64 + i, "sample", &[]).normal_tensor(&shape, self.device))
+                .collect();
+            let captions: Vec<&str> = prompts.iter().map(String::as_str).collect();
+            let condition = self.text.encode(&captions).to_device(self.device);
+            let guided = Guided::new(&self.model, &condition, request.guidance);
+            let latents =
+                solver::follow(request.solver, &times, &Tensor::stack(&noise, 0), |x, t| guided.velocity(x, t), |step| {
+                    let done = first as f64 + prompts.len() as f64 * step as f64 / f64::from(request.steps);
+                    progress(done / request.prompts.len() as f64);
+                });
+            let pixels = tch::no_grad(|| self.latents.decode(&latents));
+            pictures.extend(to_images(&pixels)?);
+        }
+        Ok(pictures)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), SampleError> {
+        let refuse = |what, value: String, expected: String| Err(SampleError::Request { what, value, expected });
+        let multiple = self.latents.factor() * self.state.model.patch_size;
+        for (what, side) in [("width", request.width), ("height", request.height)] {
+            if side == 0 || i64::from(side) % multiple != 0 {
+                return refuse(what, side.to_string(), format!("a positive multiple of {multiple} pixels, for this checkpoint"));
+            }
+        }
+        if request.steps == 0 {
+            return refuse("steps", "0".into(), "at least 1".into());
+        }
+        if !request.guidance.is_finite() || request.guidance < 0.0 {
+            return refuse("guidance", request.guidance.to_string(), "a number from 0 up; 1 is none, 4 is usual".into());
+        }
+        if !(request.shift.is_finite() && request.shift > 0.0) {
+            return refuse("shift", request.shift.to_string(), "a positive number; 1 is none".into());
+        }
+        Ok(())
+    }
+}
+
+/// (batch, 3, height, width) in -1..=1 to pictures, rounded to the nearest of 256 levels.
+fn to_images(pixels: &Tensor) -> Result<Vec<RgbImage>, SampleError> {
+    let size = pixels.size();
+    let bytes = ((pixels + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8).permute([0, 2, 3, 1]).contiguous();
+    let mut pictures = Vec::with_capacity(size[0] as usize);
+    for i in 0..size[0] {
+        let mut raw = vec![0u8; (size[1] * size[2] * size[3]) as usize];
+        let elements = raw.len();
+        bytes.get(i).f_copy_data_u8(&mut raw, elements).map_err(models::ModelError::torch("copying a picture"))?;
+        pictures.extend(RgbImage::from_raw(size[3] as u32, size[2] as u32, raw));
+    }
+    Ok(pictures)
+}

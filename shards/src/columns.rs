@@ -1,0 +1,77 @@
+//! The columns of a sample, and the schema metadata that lets `datasets` show its pictures.
+
+use std::collections::HashMap;
+
+use arrow::datatypes::{DataType, Field, Schema};
+use serde_json::{Map, Value, json};
+
+/// Names a sample for life: `{source}/{key in that source}`.
+pub const KEY: &str = "key";
+/// The encoded image, as bytes.
+pub const IMAGE: &str = "image";
+/// The caption that came with the image.
+pub const CAPTION: &str = "caption";
+/// Where the image came from.
+pub const URL: &str = "url";
+/// Pixels across, after applying the EXIF orientation.
+pub const WIDTH: &str = "width";
+/// Pixels down, after applying the EXIF orientation.
+pub const HEIGHT: &str = "height";
+/// SHA-256 of the image bytes, in lower-case hexadecimal.
+pub const SHA256: &str = "sha256";
+/// The bucket of a resized image: see [`crate::bucket::BucketSize`].
+pub const BUCKET_SIZE: &str = "bucket_size";
+/// In quarantine: the stage that refused the row.
+pub const STAGE: &str = "stage";
+/// In quarantine: why, as one of a small set of words.
+pub const REASON: &str = "reason";
+/// In quarantine: the same in img2dataset's words (`failed_to_download`, `failed_to_resize`).
+pub const STATUS: &str = "status";
+/// In quarantine: what exactly happened.
+pub const ERROR_MESSAGE: &str = "error_message";
+
+/// A schema of `fields` that carries Hugging Face feature metadata: an [`IMAGE`] column of bytes is an `Image`, the rest
+/// are plain values. Columns of types that `datasets` does not name are left for it to infer.
+pub fn schema_of_samples(fields: Vec<Field>) -> Schema {
+    let features: Option<Map<String, Value>> =
+        fields.iter().map(|f| Some((f.name().clone(), feature(f)?))).collect();
+    let metadata = features.map_or_else(HashMap::new, |features| {
+        HashMap::from([("huggingface".to_owned(), json!({ "info": { "features": features } }).to_string())])
+    });
+    Schema::new_with_metadata(fields, metadata)
+}
+
+fn feature(field: &Field) -> Option<Value> {
+    if field.name() == IMAGE && field.data_type() == &DataType::Binary {
+        return Some(json!({ "_type": "Image" }));
+    }
+    let dtype = match field.data_type() {
+        DataType::Utf8 => "string",
+        DataType::Binary => "binary",
+        DataType::Boolean => "bool",
+        DataType::Int32 => "int32",
+        DataType::Int64 => "int64",
+        DataType::UInt32 => "uint32",
+        DataType::UInt64 => "uint64",
+        DataType::Float32 => "float32",
+        DataType::Float64 => "float64",
+        _ => return None,
+    };
+    Some(json!({ "dtype": dtype, "_type": "Value" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_marks_the_image_and_is_left_out_when_a_type_has_no_name() {
+        let image = Field::new(IMAGE, DataType::Binary, false);
+        let schema = schema_of_samples(vec![Field::new(KEY, DataType::Utf8, false), image.clone()]);
+        let metadata: Value = serde_json::from_str(&schema.metadata()["huggingface"]).unwrap();
+        assert_eq!(metadata["info"]["features"]["image"]["_type"], "Image");
+        assert_eq!(metadata["info"]["features"]["key"]["dtype"], "string");
+        let odd = Field::new("when", DataType::Date32, true);
+        assert!(schema_of_samples(vec![image, odd]).metadata().is_empty());
+    }
+}

@@ -1,0 +1,70 @@
+//! The ground floor: how samples lie on disk, how work is committed, and what is said while it happens.
+//!
+//! Knows no torch, no manifest and no network. Everything above speaks to the disk through this crate.
+//!
+//! - [`columns`], [`bucket`]: the names and types of a sample's columns, and the size that names a bucket.
+//! - [`writer`], [`reader`]: parquet shards, laid out so that one image costs one read.
+//! - [`digest`], [`commit`], [`sidecar`], [`lease`]: content digests, the one commit protocol, and who may run.
+//! - [`event`]: what a run tells its watchers.
+//! - [`index`]: the bucket index that the trainer reads.
+
+pub mod bucket;
+pub mod columns;
+pub mod commit;
+pub mod digest;
+pub mod event;
+pub mod index;
+pub mod lease;
+pub mod reader;
+pub mod sidecar;
+pub mod writer;
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong between this process and its shards.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// The operating system refused; the source says why.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried, as a verb: "read", "create", "rename".
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// A parquet file is damaged, or not parquet at all.
+    #[error("{path} is not a readable parquet shard")]
+    Parquet { path: PathBuf, source: parquet::errors::ParquetError },
+    /// Columns could not be assembled or cast.
+    #[error("cannot assemble rows for {path}")]
+    Arrow { path: PathBuf, source: arrow::error::ArrowError },
+    /// A shard lacks a column that its reader needs, or holds it with another type.
+    #[error("{path} has no column `{column}` of type {expected}; it has: {found}")]
+    Column { path: PathBuf, column: String, expected: &'static str, found: String },
+    /// Rows were asked for that the shard does not have.
+    #[error("{path} has {rows} rows, but row {row} was asked for; rebuild the index over this shard")]
+    RowOutOfRange { path: PathBuf, row: u64, rows: u64 },
+    /// A sidecar, ledger or lease is not what this version writes.
+    #[error("{path} is not a readable {what}: {detail}")]
+    Record { path: PathBuf, what: &'static str, detail: String },
+}
+
+impl ShardError {
+    /// For `map_err` on file operations: names the action and the path.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// For `map_err` on parquet operations. An I/O error inside stays reachable through `source`.
+    pub fn parquet(path: &Path) -> impl FnOnce(parquet::errors::ParquetError) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Parquet { path, source }
+    }
+
+    /// For `map_err` on arrow operations.
+    pub fn arrow(path: &Path) -> impl FnOnce(arrow::error::ArrowError) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Arrow { path, source }
+    }
+}

@@ -1,0 +1,96 @@
+//! Writing a parquet shard so that one image costs one read.
+//!
+//! The image column is plain: no dictionary, no compression (the bytes are compressed already), one row a page, so the
+//! offset index says where each image lies. Other columns are compressed with zstd. The same rows give the same bytes.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::datatypes::Schema;
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use crate::digest::Digest;
+use crate::sidecar::DataFile;
+use crate::{ShardError, columns};
+
+/// Writes one shard. Nothing is durable before [`ShardWriter::finish`].
+pub struct ShardWriter {
+    inner: ArrowWriter<HashingFile>,
+    path: PathBuf,
+    rows: u64,
+}
+
+impl ShardWriter {
+    /// Starts a shard at `path`, which must not exist.
+    pub fn create(path: &Path, schema: &Arc<Schema>) -> Result<Self, ShardError> {
+        let file = File::create_new(path).map_err(ShardError::io("create", path))?;
+        let out = HashingFile { file: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new(), bytes: 0 };
+        let inner = ArrowWriter::try_new(out, Arc::clone(schema), Some(properties())).map_err(ShardError::parquet(path))?;
+        Ok(Self { inner, path: path.to_owned(), rows: 0 })
+    }
+
+    /// Appends rows to the current row group.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ShardError> {
+        self.rows += batch.num_rows() as u64;
+        self.inner.write(batch).map_err(ShardError::parquet(&self.path))
+    }
+
+    /// Ends the current row group; the next rows begin another.
+    pub fn end_row_group(&mut self) -> Result<(), ShardError> {
+        self.inner.flush().map_err(ShardError::parquet(&self.path))
+    }
+
+    /// Writes the footer and makes the file durable. Returns its description, with `file` as the bare file name.
+    pub fn finish(self) -> Result<DataFile, ShardError> {
+        let Self { inner, path, rows } = self;
+        let out = inner.into_inner().map_err(ShardError::parquet(&path))?;
+        let HashingFile { file, hasher, bytes } = out;
+        let file = file.into_inner().map_err(|e| ShardError::io("write", &path)(e.into_error()))?;
+        file.sync_all().map_err(ShardError::io("sync", &path))?;
+        let digest = Digest::from_blake3(hasher.finalize());
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(DataFile { file, digest, bytes, rows })
+    }
+}
+
+fn properties() -> WriterProperties {
+    let image = ColumnPath::from(columns::IMAGE);
+    WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_max_row_group_row_count(Some(10_000))
+        .set_created_by(concat!("ferrotype ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_column_dictionary_enabled(image.clone(), false)
+        .set_column_compression(image.clone(), Compression::UNCOMPRESSED)
+        .set_column_encoding(image.clone(), Encoding::PLAIN)
+        .set_column_statistics_enabled(image.clone(), EnabledStatistics::None)
+        // A page ends once it exceeds its size limit, which is looked at after each write batch.
+        .set_column_data_page_size_limit(image, 1)
+        .set_write_batch_size(1)
+        .build()
+}
+
+/// A file that is hashed as it is written, so that no second read is needed for its digest.
+struct HashingFile {
+    file: BufWriter<File>,
+    hasher: blake3::Hasher,
+    bytes: u64,
+}
+
+impl Write for HashingFile {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(buffer)?;
+        self.hasher.update(&buffer[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}

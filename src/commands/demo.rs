@@ -1,0 +1,140 @@
+//! `demo`: the demo origin, and `manifests/demo.toml` run against it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use demo::{Catalogue, HOST, Origin};
+use pipeline::plan::Plan;
+use pipeline::stage::Cancel;
+
+use super::manifest::{Source, Watch, make};
+use crate::settings::{on_interrupt, peak_memory};
+use crate::stages::evaluate::SUMMARY;
+
+/// What the demo runs; the same file can be run, planned and changed like any other manifest.
+const MANIFEST: &str = include_str!("../../manifests/demo.toml");
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Where everything goes.
+    #[arg(long, default_value = "data/demo")]
+    workdir: PathBuf,
+    /// Port of the demo origin on 127.0.0.1; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    port: u16,
+    /// How many URLs the list has.
+    #[arg(long, default_value_t = demo::DEFAULT_PICTURES)]
+    pictures: usize,
+    /// Overrides a key of the manifest: --set stage.train.steps=100
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+impl Demo {
+    pub(crate) fn run(self) -> Result<u8> {
+        let cancel = Cancel::default();
+        let handler = cancel.clone();
+        on_interrupt(move || handler.cancel())?;
+        let catalogue = Catalogue::new(self.pictures, demo::DEFAULT_SEED);
+        shards::commit::create_folder(&self.workdir)?;
+        let urls = self.workdir.join("urls.tsv");
+        write_if_different(&urls, &catalogue.url_list())?;
+        let manifest = self.workdir.join("demo.toml");
+        write_if_different(&manifest, MANIFEST)?;
+
+        let planted = catalogue.planted();
+        let runtime = tokio::runtime::Runtime::new().context("cannot start the demo origin's threads")?;
+        let origin = runtime.block_on(Origin::start(catalogue, self.port))?;
+        let mut sets = vec![
+            format!("pipeline.workdir={}", quoted(&self.workdir.to_string_lossy())),
+            format!("stage.download.connect_to={{ \"{HOST}\" = \"{}\" }}", origin.address()),
+        ];
+        sets.extend(self.set);
+        let mut plan = Source::new(manifest.clone(), sets).plan()?;
+        let code = make(&mut plan, self.watch, &cancel)?;
+        runtime.block_on(origin.stop());
+        runtime.shutdown_background();
+
+        if plan.is_up_to_date() && self.watch.is_for_people() {
+            let planted = planted.into_iter().map(|(fault, n)| (fault.name(), fault.is_lost(), n)).collect();
+            summary(&plan, &manifest, planted)?;
+        }
+        Ok(code)
+    }
+}
+
+/// TOML text in quotes.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// An unchanged file keeps its time, so that nothing looks new.
+fn write_if_different(path: &Path, content: &str) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
+        return Ok(());
+    }
+    Ok(shards::commit::replace(path, content.as_bytes())?)
+}
+
+/// The download's own word for what the origin did to a row that passed or was refused.
+fn reported_as(fault: &str) -> &'static str {
+    match fault {
+        "not_found" => "http_404",
+        "server_error_once" => "recovered from http_500",
+        "too_many_requests_once" => "recovered from http_429",
+        "redirect" => "redirected",
+        "stalled" => "timed_out",
+        "truncated" => "truncated",
+        "html_page" => "not_an_image",
+        "corrupt_jpeg" => "damaged_image",
+        "no_ai" => "opted_out",
+        "unresolvable_host" => "unresolvable_host",
+        _ => "",
+    }
+}
+
+fn summary(plan: &Plan, manifest: &Path, planted: Vec<(&'static str, bool, u64)>) -> Result<()> {
+    let mut found: BTreeMap<String, u64> = BTreeMap::new();
+    for sidecar in plan.stages.iter().filter(|s| s.name == "download").flat_map(|s| s.committed()) {
+        for (what, n) in sidecar.dropped.iter().chain(&sidecar.observed) {
+            *found.entry(what.clone()).or_default() += n;
+        }
+    }
+    println!("\nWhat the origin planted, and what the download reported:");
+    println!("  {:<24} {:>7}   {:<26} {:>8}", "planted", "URLs", "reported as", "rows");
+    for (fault, lost, urls) in planted {
+        let name = reported_as(fault);
+        let rows = found.get(name).copied().unwrap_or(0);
+        let fate = if lost { "refused" } else { "kept" };
+        let verdict = if rows == urls { "" } else { "  (differs)" };
+        println!("  {fault:<24} {urls:>7}   {name:<26} {rows:>8}  {fate}{verdict}");
+    }
+    let detail = |stage: &str, key: &str| {
+        let stage = plan.stages.iter().find(|s| s.name == stage)?;
+        let value = stage.committed().find_map(|s| s.details.get(key)?.as_str().map(str::to_owned))?;
+        Some((stage, value))
+    };
+    println!("\nSeconds of work by stage:");
+    for stage in &plan.stages {
+        println!("  {:<10} {:>7.1}", stage.name, stage.committed().map(|s| s.seconds).sum::<f64>());
+    }
+    if let Some(bytes) = peak_memory() {
+        println!("Peak memory of this process: {} MB", bytes >> 20);
+    }
+    if let Some((_, words)) = detail("evaluate", SUMMARY) {
+        println!("\n{words}");
+    }
+    println!();
+    for (title, stage, key) in [("checkpoint", "train", "checkpoint"), ("samples", "samples", "grid")] {
+        if let Some((stage, file)) = detail(stage, key) {
+            println!("{title:<11} {}", stage.folder.path().join(file).display());
+        }
+    }
+    println!("{:<11} {}", "report", pipeline::report::path(plan).display());
+    println!("\nThe same again, without the origin: ferrotype run {}", manifest.display());
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! `evaluate`: numbers about a checkpoint's pictures.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::errors::{FAILED, OK, Usage};
+use crate::stages::evaluate::{ColorTest, table};
+
+#[derive(Debug, Args)]
+pub(crate) struct Evaluate {
+    /// A checkpoint, or a training's folder, whose latest checkpoint is used.
+    #[arg(long)]
+    checkpoint: PathBuf,
+    /// Whether backgrounds have the colour that the prompt names (for models trained on the demo's pictures).
+    #[arg(long)]
+    colors: bool,
+    /// How many prompts to try.
+    #[arg(long, default_value_t = 48)]
+    prompts: usize,
+    #[arg(long, default_value_t = 4.0)]
+    guidance: f64,
+    #[arg(long, default_value_t = 25)]
+    steps: u32,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Evaluate {
+    pub(crate) fn run(self) -> Result<u8> {
+        if !self.colors {
+            return Err(Usage("nothing to evaluate: give --colors".to_owned()).into());
+        }
+        let test = ColorTest { prompts: self.prompts, guidance: self.guidance, steps: self.steps, seed: self.seed, ..ColorTest::default() };
+        let (score, _) = test.run(&self.checkpoint, |_| ())?;
+        for row in table(&score) {
+            println!("{:<58} {:<8} {:<8} {:>16} {:>6}  {}", row[0], row[1], row[2], row[3], row[4], row[5]);
+        }
+        println!("{}", test.summary(&score));
+        Ok(if score.passes(test.bar()) { OK } else { FAILED })
+    }
+}

@@ -1,0 +1,69 @@
+//! The command line: one file a subcommand.
+
+#[cfg(feature = "pipeline")]
+mod demo;
+mod evaluate;
+#[cfg(feature = "pipeline")]
+mod manifest;
+mod sample;
+mod train;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// From raw web images to a trained text-to-image model, by declarative manifests.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the whole house on a small web of its own: download, filter, bucket, index, train, sample, evaluate.
+    #[cfg(feature = "pipeline")]
+    Demo(demo::Demo),
+    /// Say what `run` would do, and why.
+    #[cfg(feature = "pipeline")]
+    Plan(manifest::Plan),
+    /// Make whatever a manifest asks for and is not there yet.
+    #[cfg(feature = "pipeline")]
+    Run(manifest::Run),
+    /// Say what a workdir holds, without looking at any data.
+    #[cfg(feature = "pipeline")]
+    Status(manifest::Status),
+    /// Write one page about a workdir: counts, refused rows, curves, pictures.
+    #[cfg(feature = "pipeline")]
+    Report(manifest::Report),
+    /// Print the JSON schema of manifests.
+    #[cfg(feature = "pipeline")]
+    Schema,
+    /// Train a model from a bucket index, without a manifest.
+    Train(train::Train),
+    /// Make pictures from a checkpoint.
+    Sample(sample::Sample),
+    /// Put numbers on a checkpoint's pictures.
+    Evaluate(evaluate::Evaluate),
+}
+
+/// Runs a command; returns the exit code.
+pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
+    match arguments.command {
+        #[cfg(feature = "pipeline")]
+        Command::Demo(demo) => demo.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Plan(plan) => plan.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Run(run) => run.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Status(status) => status.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Report(report) => report.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Schema => manifest::schema(),
+        Command::Train(train) => train.run(),
+        Command::Sample(sample) => sample.run(),
+        Command::Evaluate(evaluate) => evaluate.run(),
+    }
+}

@@ -1,0 +1,76 @@
+//! How errors are shown and which exit code they have. Libraries return typed errors; only this file formats them.
+
+use std::error::Error;
+use std::io::ErrorKind;
+
+/// Done.
+pub(crate) const OK: u8 = 0;
+/// Failed.
+pub(crate) const FAILED: u8 = 1;
+/// A bad manifest, or bad usage; nothing was started.
+pub(crate) const USAGE: u8 = 2;
+/// Done, with more rows refused than the warning threshold.
+pub(crate) const LOSSES: u8 = 3;
+/// Interrupted.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// A fault in what the user wrote: ends with [`USAGE`].
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Usage {}
+
+/// The exit code of an error.
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(is_usage) { USAGE } else { FAILED }
+}
+
+fn is_usage(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(feature = "pipeline")]
+    if error.is::<pipeline::manifest::Diagnostics>() {
+        return true;
+    }
+    error.is::<Usage>()
+        || matches!(error.downcast_ref(), Some(sampler::SampleError::Request { .. }))
+        || matches!(error.downcast_ref(), Some(trainer::TrainError::Configuration { .. }))
+}
+
+/// The error and its causes, each said once, and what to do where that is known.
+pub(crate) fn in_words(error: &anyhow::Error) -> String {
+    let mut text = String::from("error: ");
+    let mut said = String::new();
+    for (i, cause) in error.chain().enumerate() {
+        let words = cause.to_string();
+        // A transparent error repeats its source.
+        if words == said {
+            continue;
+        }
+        if i > 0 {
+            text += "\n  because: ";
+        }
+        text += &words.replace('\n', "\n  ");
+        said = words;
+    }
+    if let Some(hint) = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>().and_then(hint)) {
+        text += "\n  hint: ";
+        text += hint;
+    }
+    text
+}
+
+fn hint(error: &std::io::Error) -> Option<&'static str> {
+    Some(match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "the disk is full: free some space (or use another --workdir) and run the same command again; what was committed is kept"
+        }
+        ErrorKind::PermissionDenied => "this user may not do that there: change the folder's owner or mode, or use another workdir",
+        ErrorKind::ReadOnlyFilesystem => "the file system is read-only: use another workdir",
+        _ => return None,
+    })
+}

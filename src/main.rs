@@ -1,0 +1,23 @@
+//! The binary: parse, resolve, dispatch, map exit codes. One file a subcommand under `commands/`; stages that need torch
+//! under `stages/`; `watch` shows events.
+
+mod commands;
+mod errors;
+mod settings;
+mod stages;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let arguments = commands::Arguments::parse();
+    match commands::dispatch(arguments) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("{}", errors::in_words(&error));
+            ExitCode::from(errors::exit_code(&error))
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What several commands share: the interrupt, prompts from files, sizes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use shards::bucket::BucketSize;
+
+use crate::errors::{INTERRUPTED, Usage};
+
+/// Calls `stop` at the first SIGINT or SIGTERM; a second one ends the process at once.
+pub(crate) fn on_interrupt(stop: impl Fn() + Send + 'static) -> Result<()> {
+    let count = Arc::new(AtomicUsize::new(0));
+    ctrlc::set_handler(move || {
+        if count.fetch_add(1, Ordering::Relaxed) > 0 {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        stop();
+    })
+    .context("cannot listen for interrupts")
+}
+
+/// The lines of a file that are neither empty nor comments.
+pub(crate) fn lines(path: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("{} cannot be read: {error}", path.display())))?;
+    Ok(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned).collect())
+}
+
+/// For clap: `WIDTHxHEIGHT`, or one number for a square.
+pub(crate) fn size(text: &str) -> Result<BucketSize, String> {
+    if let Ok(side) = text.parse::<u32>() {
+        return Ok(BucketSize { width: side, height: side });
+    }
+    text.parse().map_err(|error: shards::bucket::InvalidBucketSize| error.to_string())
+}
+
+/// The most memory this process has had at a time, in bytes; where the system says so.
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

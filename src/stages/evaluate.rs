@@ -1,0 +1,163 @@
+//! `evaluate`: numbers about a checkpoint's pictures; here, whether backgrounds have the colour that the prompt names.
+//!
+//! - in: a checkpoint trained on the demo's pictures
+//! - out: a table, in the report
+//! - stale when: a setting or the checkpoint changed
+//! - law: prompts read
+
+use std::path::Path;
+
+use anyhow::Result;
+use image::RgbImage;
+use sampler::colors::{Bar, NamedColor, Score, judge};
+use sampler::solver::Solver;
+use sampler::text_to_image::{Request, TextToImage, Weights};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Samples prompts "… on a COLOUR background" and looks at the pictures' borders.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct ColorTest {
+    /// How many prompts to try, going round the named colours.
+    pub(crate) prompts: usize,
+    pub(crate) guidance: f64,
+    pub(crate) steps: u32,
+    pub(crate) sampler: Solver,
+    pub(crate) seed: u64,
+    /// Share of prompts whose colour must be right.
+    pub(crate) right: f64,
+    /// The largest mean standard deviation of the borders, of 255.
+    pub(crate) deviation: f64,
+}
+
+impl Default for ColorTest {
+    fn default() -> Self {
+        let Bar { right, deviation } = Bar::default();
+        Self { prompts: 48, guidance: 4.0, steps: 25, sampler: Solver::Heun, seed: 0, right, deviation }
+    }
+}
+
+impl ColorTest {
+    pub(crate) fn bar(&self) -> Bar {
+        Bar { right: self.right, deviation: self.deviation }
+    }
+
+    /// Samples and judges; `progress` hears the share done.
+    pub(crate) fn run(&self, checkpoint: &Path, progress: impl FnMut(f64)) -> Result<(Score, Vec<RgbImage>)> {
+        let model = TextToImage::load(checkpoint, Weights::Average)?;
+        let questions = demo::Catalogue::default().color_prompts(self.prompts);
+        let prompts: Vec<String> = questions.iter().map(|q| q.prompt.clone()).collect();
+        let side = model.state.max_resolution;
+        let request = Request {
+            prompts: &prompts,
+            seed: self.seed,
+            width: side,
+            height: side,
+            steps: self.steps,
+            guidance: self.guidance,
+            solver: self.sampler,
+            shift: 1.0,
+            batch: 64,
+        };
+        let pictures = model.generate(&request, progress)?;
+        let colors: Vec<NamedColor> =
+            demo::palette::COLORS.iter().map(|c| NamedColor { name: c.name.to_owned(), rgb: c.rgb }).collect();
+        let judgements = pictures.iter().zip(&questions).map(|(picture, q)| judge(picture, &q.prompt, q.color, &colors)).collect();
+        Ok((Score { judgements }, pictures))
+    }
+
+    /// The score in a line.
+    pub(crate) fn summary(&self, score: &Score) -> String {
+        let bar = self.bar();
+        format!(
+            "{} of {} backgrounds have the colour asked for ({:.0} %; {:.0} % needed). The border's standard deviation is {:.1} of 255 \
+             in the mean (below {:.0} needed); {} borders lie at or above that. {}",
+            score.right(),
+            score.judgements.len(),
+            100.0 * score.share_right(),
+            100.0 * bar.right,
+            score.mean_deviation(),
+            bar.deviation,
+            score.uneven(bar),
+            if score.passes(bar) { "Passed." } else { "Not passed." }
+        )
+    }
+}
+
+/// One row a prompt: prompt, asked, nearest, mean colour, deviation, verdict.
+pub(crate) fn table(score: &Score) -> Vec<[String; 6]> {
+    let row = |j: &sampler::colors::Judgement| {
+        let [r, g, b] = j.mean.map(|c| c.round() as u8);
+        let verdict = if j.is_right() { "right" } else { "wrong" };
+        [j.prompt.clone(), j.expected.clone(), j.nearest.clone(), format!("{r} {g} {b}"), format!("{:.1}", j.deviation), verdict.to_owned()]
+    };
+    score.judgements.iter().map(row).collect()
+}
+
+#[cfg(feature = "pipeline")]
+pub(super) use adapter::kind;
+
+#[cfg(feature = "pipeline")]
+pub(crate) use adapter::SUMMARY;
+
+#[cfg(feature = "pipeline")]
+mod adapter {
+    use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
+    use schemars::schema_for;
+    use serde_json::Value;
+    use shards::sidecar::Section;
+
+    use super::super::checkpoint_of;
+    use super::{ColorTest, table};
+
+    /// The detail that holds the score in words.
+    pub(crate) const SUMMARY: &str = "summary";
+
+    pub(in super::super) fn kind() -> StageKind {
+        StageKind {
+            name: "evaluate",
+            version: 1,
+            about: "Samples prompts that name a background colour and looks whether the pictures have it.",
+            inputs: (1, 1),
+            schemas: || vec![schema_for!(ColorTest)],
+            build: |parameters| parameters.read::<ColorTest>().map(|test| Box::new(test) as Box<dyn Stage>),
+        }
+    }
+
+    impl Stage for ColorTest {
+        fn semantics(&self) -> Value {
+            serde_json::to_value(self).unwrap_or_default()
+        }
+
+        fn partitioning(&self) -> Partitioning {
+            Partitioning::Whole
+        }
+
+        fn law(&self) -> Law {
+            Law::Reads
+        }
+
+        fn load(&self) -> Load {
+            Load::AllCores
+        }
+
+        fn process(&self, task: &Task) -> Result<Outcome, StageError> {
+            let (score, pictures) =
+                self.run(&checkpoint_of(task)?, |_| ()).map_err(|error| StageError::Failed(error.into()))?;
+            let rows = pictures.len() as u64;
+            task.tally.good(rows);
+            let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };
+            let summary = self.summary(&score);
+            outcome.details.insert(SUMMARY.to_owned(), summary.clone().into());
+            outcome.details.insert("passed".to_owned(), score.passes(self.bar()).into());
+            outcome.sections.push(Section::Text { title: "Colours".to_owned(), text: summary });
+            outcome.sections.push(Section::Table {
+                title: "Colours, prompt by prompt".to_owned(),
+                header: ["prompt", "asked", "nearest", "border's mean", "deviation", ""].map(str::to_owned).to_vec(),
+                rows: table(&score).into_iter().map(|row| row.to_vec()).collect(),
+            });
+            Ok(outcome)
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `sample`: a checkpoint and prompts to pictures.
+//!
+//! - in: a checkpoint
+//! - out: a grid of pictures with their prompts, for each size
+//! - stale when: a prompt, a setting or the checkpoint changed
+//! - law: prompts read
+
+use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
+use sampler::grid;
+use sampler::solver::Solver;
+use sampler::text_to_image::{Request, TextToImage, Weights};
+use schemars::{JsonSchema, schema_for};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shards::bucket::BucketSize;
+use shards::sidecar::Section;
+
+use super::{checkpoint_of, data_file};
+
+/// The detail that names the first grid, relative to the stage's folder.
+pub(crate) const GRID: &str = "grid";
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+struct Sample {
+    /// One picture each.
+    prompts: Vec<String>,
+    /// WIDTHxHEIGHT in pixels; one grid for each [the training's longest side, square].
+    #[serde(default)]
+    sizes: Vec<String>,
+    /// Steps from noise to picture [25].
+    #[serde(default = "default_steps")]
+    steps: u32,
+    /// Guidance scale; 1 is none [4].
+    #[serde(default = "default_guidance")]
+    guidance: f64,
+    /// euler or heun [heun].
+    #[serde(default = "default_sampler")]
+    sampler: Solver,
+    /// Moves the steps towards noise; 1 spaces them evenly [1].
+    #[serde(default = "default_shift")]
+    shift: f64,
+    /// Picture i is made from seed + i [0].
+    #[serde(default)]
+    seed: u64,
+    /// Pictures in a row of the grid [6].
+    #[serde(default = "default_columns")]
+    columns: u32,
+}
+
+fn default_steps() -> u32 {
+    25
+}
+fn default_guidance() -> f64 {
+    4.0
+}
+fn default_sampler() -> Solver {
+    Solver::Heun
+}
+fn default_shift() -> f64 {
+    1.0
+}
+fn default_columns() -> u32 {
+    6
+}
+
+pub(super) fn kind() -> StageKind {
+    StageKind {
+        name: "sample",
+        version: 1,
+        about: "Makes pictures of prompts from a checkpoint.",
+        inputs: (1, 1),
+        schemas: || vec![schema_for!(Sample)],
+        build: |parameters| {
+            let sample: Sample = parameters.read()?;
+            if sample.prompts.is_empty() {
+                return Err(parameters.fault("prompts", "prompts is empty: give at least one"));
+            }
+            for size in &sample.sizes {
+                size.parse::<BucketSize>().map_err(|error| parameters.fault("sizes", error))?;
+            }
+            Ok(Box::new(sample))
+        },
+    }
+}
+
+impl Stage for Sample {
+    fn semantics(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    fn partitioning(&self) -> Partitioning {
+        Partitioning::Whole
+    }
+
+    fn law(&self) -> Law {
+        Law::Reads
+    }
+
+    fn load(&self) -> Load {
+        Load::AllCores
+    }
+
+    fn process(&self, task: &Task) -> Result<Outcome, StageError> {
+        let model = TextToImage::load(&checkpoint_of(task)?, Weights::Average).map_err(StageError::failed)?;
+        let side = model.state.max_resolution;
+        let mut sizes: Vec<BucketSize> = self.sizes.iter().filter_map(|s| s.parse().ok()).collect();
+        if sizes.is_empty() {
+            sizes.push(BucketSize { width: side, height: side });
+        }
+        let rows = (self.prompts.len() * sizes.len()) as u64;
+        let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };
+        for size in sizes {
+            task.check_cancelled()?;
+            let request = Request {
+                prompts: &self.prompts,
+                seed: self.seed,
+                width: size.width,
+                height: size.height,
+                steps: self.steps,
+                guidance: self.guidance,
+                solver: self.sampler,
+                shift: self.shift,
+                batch: 64,
+            };
+            let pictures = model.generate(&request, |_| ()).map_err(StageError::failed)?;
+            task.tally.good(pictures.len() as u64);
+            let file = format!("{}-{}-{size}.png", task.partition, task.fingerprint.short());
+            let path = task.folder.path().join(&file);
+            grid::save(&grid::sheet(&pictures, &self.prompts, self.columns, 160), &path).map_err(StageError::failed)?;
+            outcome.data.push(data_file(task.folder, &path, pictures.len() as u64)?);
+            outcome.details.entry(GRID.to_owned()).or_insert_with(|| file.clone().into());
+            outcome.sections.push(Section::Picture { title: format!("Samples, {size}"), file });
+        }
+        Ok(outcome)
+    }
+}

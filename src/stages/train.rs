@@ -1,0 +1,117 @@
+//! `train`: a bucket index to a checkpoint.
+//!
+//! - in: the bucket index
+//! - out: a checkpoint, in `run-<fingerprint>/step-…`; a killed training goes on from its last one
+//! - stale when: a setting of [`trainer::config::TrainConfig`] or the index changed
+//! - law: rows read
+
+use models::checkpoint::{EMA, MODEL};
+use pipeline::stage::{Facts, Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
+use pipeline::stages::bucket::PATCH_SIZE;
+use schemars::schema_for;
+use serde_json::Value;
+use shards::sidecar::Section;
+use trainer::config::{TrainConfig, TrainOperations};
+
+use super::data_file;
+
+/// The detail that names the committed checkpoint's folder, relative to the stage's.
+pub(super) const CHECKPOINT: &str = "checkpoint";
+
+pub(super) fn kind() -> StageKind {
+    StageKind {
+        name: "train",
+        version: 1,
+        about: "Trains a text-to-image model on an index of buckets.",
+        inputs: (1, 1),
+        schemas: || vec![schema_for!(TrainConfig), schema_for!(TrainOperations)],
+        build: |parameters| {
+            let config: TrainConfig = parameters.read()?;
+            let operations = parameters.read()?;
+            config.validate().map_err(|error| parameters.fault("", error))?;
+            Ok(Box::new(Train { config, operations }))
+        },
+    }
+}
+
+struct Train {
+    config: TrainConfig,
+    operations: TrainOperations,
+}
+
+impl Stage for Train {
+    fn semantics(&self) -> Value {
+        serde_json::to_value(&self.config).unwrap_or_default()
+    }
+
+    fn partitioning(&self) -> Partitioning {
+        Partitioning::Whole
+    }
+
+    fn law(&self) -> Law {
+        Law::Reads
+    }
+
+    fn load(&self) -> Load {
+        Load::AllCores
+    }
+
+    fn check(&self, upstream: &Facts) -> Vec<(&'static str, String)> {
+        let multiple = self.config.pixel_multiple();
+        let patch = upstream.get(PATCH_SIZE).and_then(Value::as_i64);
+        let misfit = patch.filter(|patch| patch % multiple != 0);
+        let fault = misfit.map(|patch| {
+            let text = format!(
+                "buckets come in multiples of {patch} pixels, but the model needs multiples of {multiple} \
+                 (latent factor × patch_size): set bucket.patch_size = {multiple}"
+            );
+            ("patch_size", text)
+        });
+        fault.into_iter().collect()
+    }
+
+    fn process(&self, task: &Task) -> Result<Outcome, StageError> {
+        let index = task.files().next().ok_or_else(|| StageError::failed("its input has no index"))?;
+        let run = task.folder.path().join(format!("run-{}", task.fingerprint.short()));
+        let finished = trainer::train(&trainer::Job {
+            config: &self.config,
+            operations: &self.operations,
+            index: &index,
+            folder: &run,
+            stage: task.stage,
+            events: task.events,
+            cancelled: &|| task.cancel.is_cancelled(),
+        })
+        .map_err(StageError::failed)?;
+        if finished.interrupted {
+            return Err(StageError::Cancelled);
+        }
+        let rows = self.config.steps * self.config.batch_size;
+        let folder = &finished.checkpoint.folder;
+        let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };
+        for file in [EMA, MODEL, "state.json"] {
+            outcome.data.push(data_file(task.folder, &folder.join(file), 0)?);
+        }
+        let relative = folder.strip_prefix(task.folder.path()).unwrap_or(folder).to_string_lossy().into_owned();
+        outcome.details.insert(CHECKPOINT.to_owned(), relative.clone().into());
+        if finished.replaced > 0 {
+            outcome.observed.insert("bad images replaced".to_owned(), finished.replaced);
+        }
+        outcome.sections.push(Section::Curve {
+            title: "Training loss".to_owned(),
+            x_label: "updates".to_owned(),
+            x: finished.records.iter().map(|r| r.step as f64).collect(),
+            y: finished.records.iter().map(|r| r.loss).collect(),
+        });
+        if let Some(last) = finished.records.last() {
+            let rates = finished.records.iter().map(|r| r.images_per_second);
+            let mean = rates.clone().sum::<f64>() / rates.count().max(1) as f64;
+            let text = format!(
+                "{} updates of {} images, {} passes over the data; loss {:.4} at the end; {mean:.0} images/s. Checkpoint: {relative}",
+                last.step, self.config.batch_size, last.epoch, last.loss
+            );
+            outcome.sections.push(Section::Text { title: "Training".to_owned(), text });
+        }
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,83 @@
+//! The demo, small: every planted fault is reported by name and count, and what the manifest asks for is there.
+
+use std::collections::BTreeMap;
+
+use crate::support::{events, folder, run, small_demo, text};
+
+#[test]
+fn every_planted_fault_is_reported_and_a_later_run_needs_no_origin() {
+    let folder = folder();
+    let workdir = folder.path().join("work");
+    let events = events(small_demo(&workdir));
+
+    let finished = events.iter().find(|e| e["event"] == "stage_finished" && e["stage"] == "download").unwrap();
+    let counts = |key: &str| -> BTreeMap<String, u64> { serde_json::from_value(finished[key].clone()).unwrap() };
+    // 200 URLs: two of each fault, one host that does not resolve.
+    let twice = ["http_404", "timed_out", "truncated", "not_an_image", "damaged_image", "opted_out"];
+    let mut dropped: BTreeMap<String, u64> = twice.iter().map(|reason| ((*reason).to_owned(), 2)).collect();
+    dropped.insert("unresolvable_host".into(), 1);
+    assert_eq!(counts("dropped"), dropped);
+    let mut observed = counts("observed");
+    // A try that timed out on a busy machine is no fault of the origin's.
+    observed.retain(|what, _| what != "recovered from timed_out");
+    let expected = ["recovered from http_429", "recovered from http_500", "redirected"].map(|what| (what.to_owned(), 2));
+    assert_eq!(observed, BTreeMap::from(expected));
+    assert_eq!(finished["law"], "200 in = 187 out + 13 dropped");
+
+    // The manifest it wrote is like any other; the origin is gone.
+    let manifest = workdir.join("demo.toml");
+    let manifest = manifest.to_string_lossy();
+    let set = format!("pipeline.workdir={}", workdir.display());
+    let small: Vec<String> = small_demo(&workdir).get_args().skip(6).map(|a| a.to_string_lossy().into_owned()).collect();
+    let mut arguments = vec!["run", &*manifest, "--set", &*set];
+    arguments.extend(small.iter().map(String::as_str));
+    let again = run(&arguments);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert!(text(&again.stderr).contains("Nothing to do: everything is up to date."), "{}", text(&again.stderr));
+
+    // A changed setting is said in words, and only what depends on it would run.
+    arguments[0] = "plan";
+    arguments.extend(["--set", "stage.bucket.max_resolution=24"]);
+    let plan = text(&run(&arguments).stdout);
+    assert!(plan.contains("max_resolution 32 → 24; 8 of 8 partitions"), "{plan}");
+    assert!(plan.contains("filter@1     up to date") && plan.contains("its input will be made first"), "{plan}");
+
+    arguments.truncate(arguments.len() - 2);
+    arguments[0] = "status";
+    let status = text(&run(&arguments).stdout);
+    assert!(status.contains("200 in = 187 out + 13 dropped") && status.contains("http_404"), "{status}");
+
+    let report = std::fs::read_to_string(workdir.join("report.html")).unwrap();
+    for part in ["Refused by download", "http_404", "Training loss", "Samples, 32x32", "data:image/png;base64", "Buckets"] {
+        assert!(report.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn pictures_depend_on_their_seed_and_not_on_their_batch() {
+    let folder = folder();
+    let workdir = folder.path().join("work");
+    events(small_demo(&workdir));
+    let train = workdir.join("stages/train");
+    let run_folder = std::fs::read_dir(&train).unwrap().map(|e| e.unwrap().path()).find(|p| p.is_dir() && p.join("latest").exists()).unwrap();
+    let sample = |out: &str, extra: &[&str]| {
+        let out = folder.path().join(out);
+        let checkpoint = run_folder.to_string_lossy().into_owned();
+        let mut arguments = vec!["sample", "--checkpoint", &checkpoint, "--steps", "3", "--size", "32x20"];
+        arguments.extend(extra);
+        let out_text = out.to_string_lossy().into_owned();
+        arguments.extend(["--out", &out_text]);
+        let output = run(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        out
+    };
+    let together = sample("together", &["--prompt", "a fox", "--prompt", "a pizza", "--seed", "5"]);
+    let alone = sample("alone", &["--prompt", "a pizza", "--seed", "6"]);
+    let picture = |path: std::path::PathBuf| image::open(path).unwrap().into_rgb8();
+    let (second, only) = (picture(together.join("0001.png")), picture(alone.join("0000.png")));
+    assert_eq!(only.dimensions(), (32, 20));
+    // A batch of another size may round its sums otherwise; what is seen does not change.
+    let largest = second.iter().zip(only.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(largest <= Some(1), "{largest:?}");
+    assert!(together.join("grid.png").exists());
+}

@@ -1,0 +1,214 @@
+//! Everything a training run can be told.
+
+use models::latents::Latents;
+use models::mmdit::{MmditConfig, Prediction};
+use models::text::TextEncoding;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+
+/// What determines the result. A change to any of these is another training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TrainConfig {
+    /// Optimiser updates.
+    pub steps: u64,
+    /// Samples in one update.
+    pub batch_size: u64,
+    pub seed: u64,
+
+    /// What the model works on: `pixels` needs no VAE.
+    #[schemars(with = "LatentsName")]
+    pub latents: Latents,
+    /// Text encoder: `hash` needs no weights.
+    #[schemars(with = "TextName")]
+    pub text: TextEncoding,
+    /// Side of a patch, in latent pixels.
+    pub patch_size: u32,
+    /// Features of a token.
+    pub width: u32,
+    pub blocks: u32,
+    pub heads: u32,
+    /// Hidden features of the feed-forward layers, as a multiple of `width`.
+    pub hidden_scale: f64,
+    /// Start every residual branch and the output at zero.
+    pub zero_gates: bool,
+    /// What the model's last layer predicts: `velocity`, or `image`, which suits narrow models on wide patches.
+    #[schemars(with = "PredictionName")]
+    pub prediction: Prediction,
+
+    /// Peak learning rate of AdamW.
+    pub learning_rate: f64,
+    /// Updates over which the learning rate rises from 0 to its peak.
+    pub warmup_steps: u64,
+    pub schedule: Schedule,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+    /// Which parameters decay: `matrices` leaves scalars, norms and biases alone.
+    pub decay: Decay,
+    /// Largest norm of an update's gradient; longer ones are shortened to it.
+    pub clip_norm: f64,
+    /// The moving average keeps this share of itself at each update.
+    pub ema_decay: f64,
+
+    /// Share of captions that are dropped, so that the model learns to go without (classifier-free guidance).
+    pub null_caption: f64,
+    pub time_sampling: TimeSampling,
+    /// Moves times towards noise: t' = s·t / (1 + (s − 1)·t). 1 leaves them.
+    pub time_shift: f64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 100_000,
+            batch_size: 256,
+            seed: 0,
+            latents: Latents::Pixels,
+            text: TextEncoding::Hash,
+            patch_size: 2,
+            width: 768,
+            blocks: 12,
+            heads: 12,
+            hidden_scale: 4.0,
+            zero_gates: true,
+            prediction: Prediction::Velocity,
+            learning_rate: 1e-4,
+            warmup_steps: 1000,
+            schedule: Schedule::Constant,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+            decay: Decay::Matrices,
+            clip_norm: 1.0,
+            ema_decay: 0.999,
+            null_caption: 0.1,
+            time_sampling: TimeSampling::LogitNormal,
+            time_shift: 1.0,
+        }
+    }
+}
+
+/// What changes nothing about the result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TrainOperations {
+    /// Updates between checkpoints; the last update always has one.
+    pub checkpoint_every: u64,
+    /// Checkpoints to keep, newest first.
+    pub keep_last: u64,
+    /// Updates between lines in metrics.jsonl.
+    pub log_every: u64,
+    /// Batches read ahead of need.
+    pub prefetch: u32,
+}
+
+impl Default for TrainOperations {
+    fn default() -> Self {
+        Self { checkpoint_every: 1000, keep_last: 3, log_every: 10, prefetch: 4 }
+    }
+}
+
+/// How the learning rate goes on after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    Constant,
+    /// Half a cosine down to 0 at the last step.
+    Cosine,
+    /// A straight line down to 0 at the last step.
+    Linear,
+}
+
+/// Which parameters decay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    Matrices,
+    All,
+}
+
+/// How times are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeSampling {
+    /// t = sigmoid(n), n standard normal.
+    LogitNormal,
+    Uniform,
+}
+
+/// The names of [`Latents`], for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum LatentsName {
+    Pixels,
+}
+
+/// The names of [`Prediction`], for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum PredictionName {
+    Velocity,
+    Image,
+}
+
+/// The names of [`TextEncoding`], for the schema.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum TextName {
+    Hash,
+}
+
+impl TrainConfig {
+    /// The model that this configuration builds.
+    pub fn model(&self) -> MmditConfig {
+        let (latents, text) = (self.latents.codec(), self.text.encoder());
+        MmditConfig {
+            channels: latents.channels(),
+            patch_size: i64::from(self.patch_size),
+            width: i64::from(self.width),
+            blocks: i64::from(self.blocks),
+            heads: i64::from(self.heads),
+            hidden: (f64::from(self.width) * self.hidden_scale).round() as i64,
+            text_streams: text.streams(),
+            text_width: text.width(),
+            pooled_width: text.pooled_width(),
+            zero_gates: self.zero_gates,
+            prediction: self.prediction,
+        }
+    }
+
+    /// Image sides must be multiples of this many pixels.
+    pub fn pixel_multiple(&self) -> i64 {
+        self.latents.codec().factor() * i64::from(self.patch_size)
+    }
+
+    /// Refuses what cannot be trained, before any data is touched.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        self.model().validate()?;
+        let within = |what: &'static str, value: f64, low: f64, high: f64, expected: &str| {
+            if value.is_finite() && value >= low && value <= high {
+                return Ok(());
+            }
+            Err(TrainError::Configuration { what, value: value.to_string(), expected: expected.to_owned() })
+        };
+        within("steps", self.steps as f64, 1.0, 1e12, "at least 1")?;
+        within("batch_size", self.batch_size as f64, 1.0, 1e6, "from 1 to a million")?;
+        within("learning_rate", self.learning_rate, 0.0, 1.0, "from 0 to 1")?;
+        within("beta1", self.beta1, 0.0, 0.999_999, "from 0 to below 1")?;
+        within("beta2", self.beta2, 0.0, 0.999_999_9, "from 0 to below 1")?;
+        within("epsilon", self.epsilon, 1e-16, 1.0, "a small positive number")?;
+        within("weight_decay", self.weight_decay, 0.0, 10.0, "from 0 to 10")?;
+        within("clip_norm", self.clip_norm, 1e-9, 1e9, "a positive number")?;
+        within("ema_decay", self.ema_decay, 0.0, 1.0, "from 0 to 1")?;
+        within("null_caption", self.null_caption, 0.0, 1.0, "a share from 0 to 1")?;
+        within("time_shift", self.time_shift, 1e-3, 1e3, "a positive number; 1 leaves times as they are")
+    }
+}

@@ -1,0 +1,48 @@
+//! Training: the order of data, the loader, the objective, the optimiser, checkpoints and metrics.
+//!
+//! Reads buckets through a bucket index and writes checkpoints; knows no DAG, no manifest and no sampler. Start at
+//! [`train`].
+//!
+//! - [`config`]: everything a run can be told.
+//! - [`order`]: which samples make up step k. Computed, never replayed.
+//! - [`loader`]: reads and decodes them ahead of need.
+//! - [`objective`], [`schedule`], [`optimizer`]: one update.
+//! - [`metrics`]: what is written down about it.
+
+pub mod config;
+pub mod loader;
+pub mod metrics;
+pub mod objective;
+pub mod optimizer;
+pub mod order;
+pub mod schedule;
+mod train;
+
+pub use train::{Finished, Job, train};
+
+use std::path::PathBuf;
+
+/// Why a training did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Model(#[from] models::ModelError),
+    #[error(transparent)]
+    Shard(#[from] shards::ShardError),
+    #[error("{what} = {value} is not possible: {expected}")]
+    Configuration { what: &'static str, value: String, expected: String },
+    #[error("{index} holds no samples, so there is nothing to train on")]
+    NoSamples { index: PathBuf },
+    #[error("bucket {bucket} of {index}: none of its {rows} images can be decoded (the last: {reason}); look at the stage that made them")]
+    NoUsableImage { index: PathBuf, bucket: String, rows: u64, reason: String },
+    #[error("bucket {bucket} does not fit the model: each side must be a multiple of {multiple} pixels (latent factor × patch size); change bucket.patch_size or train.patch_size")]
+    BucketSize { bucket: String, multiple: i64 },
+    #[error("the loss of step {step} is {loss}; lower the learning rate or raise warmup_steps")]
+    NotFinite { step: u64, loss: f64 },
+    #[error("{folder} holds a checkpoint of another configuration: {difference}; train into another folder, or remove it")]
+    OtherConfiguration { folder: PathBuf, difference: String },
+    #[error("cannot {action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("the loader thread ended without a reason")]
+    LoaderGone,
+}
