@@ -10,6 +10,7 @@ pub(crate) const FAILED: u8 = 1;
 /// A bad manifest, or bad usage; nothing was started.
 pub(crate) const USAGE: u8 = 2;
 /// Done, with more rows refused than the warning threshold.
+#[cfg(feature = "pipeline")]
 pub(crate) const LOSSES: u8 = 3;
 /// Interrupted.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -33,7 +34,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn is_usage(error: &(dyn Error + 'static)) -> bool {
     #[cfg(feature = "pipeline")]
-    if error.is::<pipeline::manifest::Diagnostics>() {
+    if error.is::<pipeline::manifest::Diagnostics>()
+        || matches!(error.downcast_ref(), Some(pipeline::plan::PlanError::Manifest(_)))
+    {
         return true;
     }
     error.is::<Usage>()
@@ -69,7 +72,9 @@ fn hint(error: &std::io::Error) -> Option<&'static str> {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "the disk is full: free some space (or use another --workdir) and run the same command again; what was committed is kept"
         }
-        ErrorKind::PermissionDenied => "this user may not do that there: change the folder's owner or mode, or use another workdir",
+        ErrorKind::PermissionDenied => {
+            "this user may not do that there: change the folder's owner or mode, or use another workdir"
+        }
         ErrorKind::ReadOnlyFilesystem => "the file system is read-only: use another workdir",
         _ => return None,
     })

@@ -23,7 +23,8 @@ pub(crate) fn on_interrupt(stop: impl Fn() + Send + 'static) -> Result<()> {
 
 /// The lines of a file that are neither empty nor comments.
 pub(crate) fn lines(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("{} cannot be read: {error}", path.display())))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Usage(format!("{} cannot be read: {error}", path.display())))?;
     Ok(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned).collect())
 }
 
@@ -33,11 +34,4 @@ pub(crate) fn size(text: &str) -> Result<BucketSize, String> {
         return Ok(BucketSize { width: side, height: side });
     }
     text.parse().map_err(|error: shards::bucket::InvalidBucketSize| error.to_string())
-}
-
-/// The most memory this process has had at a time, in bytes; where the system says so.
-pub(crate) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

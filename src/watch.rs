@@ -5,14 +5,43 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shards::event::{Event, EventSink, RunOutcome};
 
 /// How a run is shown.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Watch {
+    /// Print events as JSON lines on standard output.
+    #[arg(long)]
+    json: bool,
+    /// Only errors and the end.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Every partition.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+impl Watch {
+    /// Whether a summary in words has its place on standard output.
+    pub(crate) fn is_for_people(self) -> bool {
+        !self.json
+    }
+
+    pub(crate) fn style(self) -> Style {
+        if self.json { Style::Json } else { Style::Lines { quiet: self.quiet, verbose: self.verbose } }
+    }
+}
+
+/// What a [`Watch`] comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
     /// Progress lines on a terminal, plain lines elsewhere.
-    Lines { quiet: bool, verbose: bool },
+    Lines {
+        quiet: bool,
+        verbose: bool,
+    },
     Json,
 }
 
@@ -67,14 +96,18 @@ impl Lines {
             Event::StagePlanned { stage, why, to_run, .. } if !self.quiet && (to_run > 0 || self.verbose) => {
                 self.say(&format!("  {stage:<10} {why}"));
             }
-            Event::PartitionStarted { stage, partition } if self.verbose => self.say(&format!("  {stage:<10} {partition} started")),
+            Event::PartitionStarted { stage, partition } if self.verbose => {
+                self.say(&format!("  {stage:<10} {partition} started"));
+            }
             Event::PartitionCommitted { stage, partition, rows_in, rows_out, seconds, .. } if self.verbose => {
                 self.say(&format!("  {stage:<10} {partition} committed: {rows_in} in, {rows_out} out, {seconds:.1} s"));
             }
             Event::Progress { stage, unit, done, total, outcomes, note } if !self.quiet => {
                 self.progress(&stage, unit, done, total, &outcomes, &note);
             }
-            Event::PartitionFailed { stage, partition, error } => self.say(&format!("✗ {stage:<10} {partition}: {error}")),
+            Event::PartitionFailed { stage, partition, error } => {
+                self.say(&format!("✗ {stage:<10} {partition}: {error}"));
+            }
             Event::StageFinished { stage, up_to_date, law, dropped, observed, seconds } => {
                 if let Some(bar) = self.by_stage.remove(&stage).and_then(|line| line.bar) {
                     bar.finish_and_clear();
@@ -93,7 +126,9 @@ impl Lines {
                 let text = match outcome {
                     RunOutcome::UpToDate => "Nothing to do: everything is up to date.".to_owned(),
                     RunOutcome::Done => format!("Done in {seconds:.1} s."),
-                    RunOutcome::DoneWithLosses => format!("Done in {seconds:.1} s, but more rows were refused than warn_above allows."),
+                    RunOutcome::DoneWithLosses => {
+                        format!("Done in {seconds:.1} s, but more rows were refused than warn_above allows.")
+                    }
                     RunOutcome::Failed => return,
                     RunOutcome::Interrupted => {
                         "Interrupted. Everything committed is kept; the same command goes on from here.".to_owned()
@@ -114,10 +149,19 @@ impl Lines {
         }
     }
 
-    fn progress(&mut self, stage: &str, unit: &str, done: u64, total: Option<u64>, outcomes: &BTreeMap<String, u64>, note: &str) {
+    fn progress(
+        &mut self,
+        stage: &str,
+        unit: &str,
+        done: u64,
+        total: Option<u64>,
+        outcomes: &BTreeMap<String, u64>,
+        note: &str,
+    ) {
         let bars = self.bars.clone();
         let line = self.by_stage.entry(stage.to_owned()).or_insert_with(|| {
-            let bar = bars.map(|bars| bars.add(ProgressBar::new(total.unwrap_or(0)).with_style(style(total.is_some()))));
+            let bar =
+                bars.map(|bars| bars.add(ProgressBar::new(total.unwrap_or(0)).with_style(style(total.is_some()))));
             Line { bar, first: None, last: Instant::now() }
         });
         // Rates and times left are judged from the first sign of progress, so that a resumed stage is not flattered.
@@ -141,7 +185,11 @@ impl Lines {
 }
 
 fn style(bounded: bool) -> ProgressStyle {
-    let template = if bounded { "  {prefix:<10} {bar:24} {pos}/{len} {wide_msg}" } else { "  {prefix:<10} {spinner} {pos} {wide_msg}" };
+    let template = if bounded {
+        "  {prefix:<10} {bar:24} {pos}/{len} {wide_msg}"
+    } else {
+        "  {prefix:<10} {spinner} {pos} {wide_msg}"
+    };
     ProgressStyle::with_template(template).unwrap_or_else(|_fixed_template| ProgressStyle::default_bar())
 }
 

@@ -106,7 +106,11 @@ impl Checkpoint {
 
     /// Writes a checkpoint into `run` and points `latest` at it. `files` are pairs of file name and tensors. An existing
     /// checkpoint of the same step is replaced.
-    pub fn write(run: &Path, state: &CheckpointState, files: &[(&str, Vec<(String, Tensor)>)]) -> Result<Self, ModelError> {
+    pub fn write(
+        run: &Path,
+        state: &CheckpointState,
+        files: &[(&str, Vec<(String, Tensor)>)],
+    ) -> Result<Self, ModelError> {
         let name = folder_name(state.step);
         let folder = run.join(&name);
         let staged = run.join(format!(".{name}"));

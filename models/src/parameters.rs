@@ -92,6 +92,7 @@ impl ParameterSet {
     }
 
     /// A copy with its own storage.
+    #[must_use]
     pub fn duplicate(&self) -> Self {
         let buffers = self.buffers.iter().map(|(n, b)| (n.clone(), b.copy())).collect();
         Self::over(self.flat.copy(), self.parameters.clone(), buffers)

@@ -72,8 +72,12 @@ mod tests {
     fn streams_depend_on_the_whole_key_and_on_nothing_else() {
         let first = |seed, purpose: &str, counters: &[u64]| Stream::new(seed, purpose, counters).0.next_u64();
         assert_eq!(first(1, "noise", &[2, 3]), first(1, "noise", &[2, 3]));
-        let different =
-            [first(1, "noise", &[2, 3]), first(2, "noise", &[2, 3]), first(1, "time", &[2, 3]), first(1, "noise", &[3, 2])];
+        let different = [
+            first(1, "noise", &[2, 3]),
+            first(2, "noise", &[2, 3]),
+            first(1, "time", &[2, 3]),
+            first(1, "noise", &[3, 2]),
+        ];
         assert!(different.iter().enumerate().all(|(i, a)| different[i + 1..].iter().all(|b| a != b)));
     }
 

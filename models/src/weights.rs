@@ -21,7 +21,8 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
     for (name, view) in file.tensors() {
         let kind = kind(view.dtype()).ok_or_else(|| damaged(format!("{name} has the type {:?}", view.dtype())))?;
         let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind).map_err(ModelError::torch("reading a tensor"))?;
+        let tensor =
+            Tensor::f_from_data_size(view.data(), &shape, kind).map_err(ModelError::torch("reading a tensor"))?;
         tensors.insert(name, tensor.to_kind(Kind::Float));
     }
     Ok(tensors)
@@ -47,7 +48,11 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), ModelError
         let tensor = tensor.to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
         let elements = tensor.numel();
         let mut bytes = vec![0u8; elements * 4];
-        tensor.view([-1]).view_dtype(Kind::Uint8).f_copy_data_u8(&mut bytes, elements * 4).map_err(ModelError::torch("copying a tensor"))?;
+        tensor
+            .view([-1])
+            .view_dtype(Kind::Uint8)
+            .f_copy_data_u8(&mut bytes, elements * 4)
+            .map_err(ModelError::torch("copying a tensor"))?;
         let shape: Vec<usize> = tensor.size().iter().map(|&side| side as usize).collect();
         contents.push((name.as_str(), shape, bytes));
     }
@@ -67,14 +72,22 @@ pub fn load(path: &Path, set: &ParameterSet) -> Result<(), ModelError> {
 }
 
 /// Copies `source` into `targets`, which must have the same names and shapes. `path` is for the error.
-pub fn assign(mut source: BTreeMap<String, Tensor>, targets: Vec<(String, Tensor)>, path: &Path) -> Result<(), ModelError> {
+pub fn assign(
+    mut source: BTreeMap<String, Tensor>,
+    targets: Vec<(String, Tensor)>,
+    path: &Path,
+) -> Result<(), ModelError> {
     let mut problems = Vec::new();
     let mut pairs = Vec::with_capacity(targets.len());
     for (name, target) in targets {
         match source.remove(&name) {
             None => problems.push(format!("  missing     {name} {:?}", target.size())),
             Some(tensor) if tensor.size() != target.size() => {
-                problems.push(format!("  misshapen   {name}: {:?} in the file, {:?} in the model", tensor.size(), target.size()));
+                problems.push(format!(
+                    "  misshapen   {name}: {:?} in the file, {:?} in the model",
+                    tensor.size(),
+                    target.size()
+                ));
             }
             Some(tensor) => pairs.push((target, tensor)),
         }

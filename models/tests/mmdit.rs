@@ -1,9 +1,11 @@
 //! The model against the reference implementation's numbers: outputs, loss, gradients and the exact set of keys.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use models::mmdit::{Mmdit, MmditConfig, Prediction};
+use models::mmdit::{Mmdit, MmditConfig};
 use models::text::TextCondition;
 use models::weights;
 use tch::{Device, Kind, Tensor};
@@ -28,7 +30,6 @@ fn config(name: &str) -> MmditConfig {
         text_width: number("text_dim"),
         pooled_width: number("class_dim"),
         zero_gates: false,
-        prediction: Prediction::Velocity,
     }
 }
 
@@ -100,7 +101,6 @@ fn the_published_model_has_its_published_keys_and_size() {
         text_width: 2304,
         pooled_width: 768,
         zero_gates: false,
-        prediction: Prediction::Velocity,
     };
     let count = |blocks| {
         let set = Mmdit::allocate(&published(blocks), Device::Cpu);

@@ -32,7 +32,8 @@ impl Ledger {
     pub fn read(folder: StageFolder) -> Result<Self, ShardError> {
         // A ledger that is damaged, or of another version, is no loss: the sidecars say the same.
         let cached = fs::read(folder.path().join(FILE)).ok();
-        let cached = cached.and_then(|bytes| serde_json::from_slice::<File>(&bytes).ok()).filter(|f| f.format == FORMAT);
+        let cached =
+            cached.and_then(|bytes| serde_json::from_slice::<File>(&bytes).ok()).filter(|f| f.format == FORMAT);
         let mut cached = cached.map(|file| file.sidecars).unwrap_or_default();
         let names = folder.sidecar_names()?;
         let listed: HashSet<&String> = names.iter().collect();

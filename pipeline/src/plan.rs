@@ -104,7 +104,7 @@ impl Plan {
                     .hint("this version keeps its workdir on a local or mounted file system"),
             );
         }
-        let mut built: Vec<(&StageTable, Box<dyn Stage>, String, Vec<usize>)> = Vec::new();
+        let mut built: Vec<Checked> = Vec::new();
         let mut facts: Vec<Facts> = Vec::new();
         for index in order {
             let Some(table) = manifest.stages.get(index) else { continue };
@@ -132,7 +132,13 @@ impl Plan {
         Ok(plan)
     }
 
-    fn look_at(&self, table: &StageTable, stage: Arc<dyn Stage>, kind: String, inputs: Vec<usize>) -> Result<PlannedStage, PlanError> {
+    fn look_at(
+        &self,
+        table: &StageTable,
+        stage: Arc<dyn Stage>,
+        kind: String,
+        inputs: Vec<usize>,
+    ) -> Result<PlannedStage, PlanError> {
         let folder = StageFolder::new(&self.workdir, &table.name);
         let ledger = Ledger::read(folder.clone())?;
         let sources = stage.sources().map_err(|source| PlanError::Stage { stage: table.name.clone(), source })?;
@@ -272,17 +278,20 @@ fn differences(before: &Value, after: &Value, path: &str) -> Vec<String> {
     if before == after { Vec::new() } else { vec![format!("{path} {before} → {after}")] }
 }
 
+/// A stage without faults: its table, itself, its kind with version, and the positions of its inputs.
+type Checked<'a> = (&'a StageTable, Box<dyn Stage>, String, Vec<usize>);
 type Built = (Box<dyn Stage>, String, Vec<usize>, Facts);
 
 fn build(
     table: &StageTable,
     registry: &Registry,
-    built: &[(&StageTable, Box<dyn Stage>, String, Vec<usize>)],
+    built: &[Checked],
     facts: &[Facts],
 ) -> Result<Built, Vec<Diagnostic>> {
     let (uses, place) = &table.uses;
     let Some(kind) = registry.get(uses) else {
-        let fault = Diagnostic::new(place.clone(), format!("stage.{} uses `{uses}`, which is no stage kind", table.name));
+        let fault =
+            Diagnostic::new(place.clone(), format!("stage.{} uses `{uses}`, which is no stage kind", table.name));
         let known: Vec<&str> = registry.kinds().map(|k| k.name).collect();
         return Err(vec![match registry.nearest(uses) {
             Some(name) => fault.hint(format!("did you mean `{name}`?")),

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use polars::prelude::{IntoLazy, LazyFrame, PlRefPath, PolarsResult, ScanArgsParquet, SortMultipleOptions, UnionArgs, col, concat, len};
+use polars::prelude::{
+    IntoLazy, LazyFrame, PlRefPath, PolarsResult, ScanArgsParquet, SortMultipleOptions, UnionArgs, col, concat, len,
+};
 use shards::columns;
 use shards::sidecar::Section;
 
@@ -44,7 +46,8 @@ pub fn refused(stage: &PlannedStage) -> Result<Vec<Refused>, StageError> {
     }
     let files: Vec<PathBuf> =
         stage.committed().filter_map(|s| s.quarantine.as_ref()).map(|q| stage.folder.path().join(&q.file)).collect();
-    let examples = examples(&files).map_err(|error| StageError::failed(format!("the quarantine of {} cannot be read: {error}", stage.name)))?;
+    let examples = examples(&files)
+        .map_err(|error| StageError::failed(format!("the quarantine of {} cannot be read: {error}", stage.name)))?;
     let mut refused: Vec<Refused> = counts
         .into_iter()
         .map(|(reason, rows)| Refused { example: examples.get(&reason).cloned(), reason, rows })
@@ -69,7 +72,9 @@ fn examples(files: &[PathBuf]) -> PolarsResult<BTreeMap<String, (String, String)
         .collect()?
         .lazy()
         .collect()?;
-    let text = |name: &str, row: usize| -> PolarsResult<String> { Ok(table.column(name)?.str()?.get(row).unwrap_or_default().to_owned()) };
+    let text = |name: &str, row: usize| -> PolarsResult<String> {
+        Ok(table.column(name)?.str()?.get(row).unwrap_or_default().to_owned())
+    };
     (0..table.height())
         .map(|row| Ok((text(columns::REASON, row)?, (text(columns::KEY, row)?, text(columns::ERROR_MESSAGE, row)?))))
         .collect()
@@ -97,7 +102,12 @@ pre { white-space: pre-wrap; background: var(--card); border: 1px solid var(--li
 
 fn page(plan: &Plan) -> Result<String, StageError> {
     let mut body = String::new();
-    let _ = write!(body, "<h1>{}</h1><p class=soft>{}</p>", escape(&plan.name), escape(&plan.workdir.display().to_string()));
+    let _ = write!(
+        body,
+        "<h1>{}</h1><p class=soft>{}</p>",
+        escape(&plan.name),
+        escape(&plan.workdir.display().to_string())
+    );
     body += "<div class=flow>";
     for (i, stage) in plan.stages.iter().enumerate() {
         let arrow = if i > 0 { "<i>→</i>" } else { "" };
@@ -162,7 +172,8 @@ fn refused_tables(plan: &Plan) -> Result<String, StageError> {
             sidecar.observed.iter().for_each(|(what, n)| *observed.entry(what).or_default() += n);
         }
         if !observed.is_empty() {
-            let rows: Vec<Vec<String>> = observed.into_iter().map(|(what, n)| vec![what.to_owned(), n.to_string()]).collect();
+            let rows: Vec<Vec<String>> =
+                observed.into_iter().map(|(what, n)| vec![what.to_owned(), n.to_string()]).collect();
             let header = ["observed on rows that passed", "times"].map(str::to_owned);
             let _ = write!(html, "<h3>On the way, in {}</h3>{}", escape(&stage.name), table(&header, &rows));
         }
@@ -211,7 +222,8 @@ fn table(header: &[String], rows: &[Vec<String>]) -> String {
 
 /// A line chart, 720×260, with its extremes written at the axes.
 fn curve(x_label: &str, x: &[f64], y: &[f64]) -> String {
-    let points: Vec<(f64, f64)> = x.iter().copied().zip(y.iter().copied()).filter(|(a, b)| a.is_finite() && b.is_finite()).collect();
+    let points: Vec<(f64, f64)> =
+        x.iter().copied().zip(y.iter().copied()).filter(|(a, b)| a.is_finite() && b.is_finite()).collect();
     let range = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
     };

@@ -24,7 +24,7 @@ pub enum RunError {
     #[error(transparent)]
     Lease(#[from] LeaseError),
     #[error("{stage}, {partition}")]
-    Stage { stage: String, partition: String, source: StageError },
+    Stage { stage: String, partition: String, source: Box<StageError> },
     #[error(transparent)]
     Shard(#[from] shards::ShardError),
     #[error("another process took {workdir} over while this one was silent; what was committed is kept")]
@@ -38,7 +38,11 @@ pub fn run(plan: &mut Plan, events: &EventSink, cancel: &Cancel) -> Result<RunOu
     let workdir = plan.workdir.display().to_string();
     shards::commit::create_folder(&plan.workdir)?;
     let lease = Lease::acquire(&plan.workdir, "run")?;
-    events.send(Event::RunStarted { pipeline: plan.name.clone(), workdir: workdir.clone(), process: std::process::id() });
+    events.send(Event::RunStarted {
+        pipeline: plan.name.clone(),
+        workdir: workdir.clone(),
+        process: std::process::id(),
+    });
     for stage in &mut plan.stages {
         // The plan was made before the lease was held: look again, and clear away what dead attempts left.
         stage.ledger = crate::ledger::Ledger::read(stage.folder.clone())?;
@@ -129,7 +133,8 @@ struct Scheduler<'a> {
 impl<'a> Scheduler<'a> {
     fn new(plan: &'a mut Plan, events: &'a EventSink, cancel: &'a Cancel) -> Self {
         let tally = |fail_if: Option<FailIf>| Arc::new(Tally::new(fail_if));
-        let progress = plan.stages.iter().map(|s| StageProgress { tally: tally(s.fail_if), ..StageProgress::default() }).collect();
+        let progress =
+            plan.stages.iter().map(|s| StageProgress { tally: tally(s.fail_if), ..StageProgress::default() }).collect();
         let in_flight = plan.stages.iter().map(|s| vec![false; s.partitions.len()]).collect();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self { plan, events, cancel, cores, progress, in_flight, worked: false }
@@ -148,10 +153,7 @@ impl<'a> Scheduler<'a> {
                     stop.cancel();
                 }
                 if !stop.is_cancelled() {
-                    if let Err(error) = self.start_ready(scope, &sender, &stop) {
-                        first_error.get_or_insert(error);
-                        stop.cancel();
-                    }
+                    self.start_ready(scope, &sender, &stop);
                 }
                 self.finish_stages();
                 if self.progress.iter().all(|p| p.running == 0) {
@@ -179,7 +181,7 @@ impl<'a> Scheduler<'a> {
 
     /// Starts every partition whose inputs are committed and for which there is room. Later stages come first, so that
     /// partitions flow through instead of piling up.
-    fn start_ready<'scope>(&mut self, scope: &'scope Scope<'scope, '_>, sender: &SyncSender<Job>, stop: &Cancel) -> Result<(), RunError> {
+    fn start_ready<'scope>(&mut self, scope: &'scope Scope<'scope, '_>, sender: &SyncSender<Job>, stop: &Cancel) {
         for index in (0..self.plan.stages.len()).rev() {
             let count = self.plan.stages.get(index).map_or(0, |s| s.partitions.len());
             for number in 0..count {
@@ -195,13 +197,14 @@ impl<'a> Scheduler<'a> {
                     scope.spawn(move || {
                         let (stage, number) = (index, number);
                         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.process()))
-                            .unwrap_or_else(|_panic| Err(StageError::failed("the stage panicked; this is a fault in the program")));
+                            .unwrap_or_else(|_panic| {
+                                Err(StageError::failed("the stage panicked; this is a fault in the program"))
+                            });
                         let _ = sender.send(Job { stage, number, result });
                     });
                 }
             }
         }
-        Ok(())
     }
 
     fn has_room(&self, index: usize) -> bool {
@@ -306,7 +309,7 @@ impl<'a> Scheduler<'a> {
             Err(source) => {
                 let error = source.to_string();
                 self.events.send(Event::PartitionFailed { stage: name.clone(), partition: partition.clone(), error });
-                Some(RunError::Stage { stage: name, partition, source })
+                Some(RunError::Stage { stage: name, partition, source: Box::new(source) })
             }
         }
     }
@@ -391,7 +394,12 @@ impl Work {
         made
     }
 
-    fn commit(&self, outcome: Outcome, fingerprint: shards::digest::Digest, started: Instant) -> Result<Arc<Sidecar>, StageError> {
+    fn commit(
+        &self,
+        outcome: Outcome,
+        fingerprint: shards::digest::Digest,
+        started: Instant,
+    ) -> Result<Arc<Sidecar>, StageError> {
         let Outcome { data, quarantine, rows_in, rows_out, dropped, observed, sections, details } = outcome;
         let lost = dropped.values().sum();
         let law = self.stage.law();

@@ -249,7 +249,8 @@ impl Tally {
         if done < fail_if.after_rows.max(1) || good as f64 >= fail_if.success_below * done as f64 {
             return Ok(());
         }
-        let worst = bad.iter().max_by_key(|(_, n)| **n).map(|(reason, n)| format!("{reason}, {n} times")).unwrap_or_default();
+        let worst =
+            bad.iter().max_by_key(|(_, n)| **n).map(|(reason, n)| format!("{reason}, {n} times")).unwrap_or_default();
         Err(StageError::TooManyBadRows { good, done, success_below: fail_if.success_below, worst })
     }
 

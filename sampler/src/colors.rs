@@ -39,9 +39,8 @@ pub fn judge(picture: &RgbImage, prompt: &str, expected: &str, colors: &[NamedCo
     let count = border.len().max(1) as f64;
     let mean = [0, 1, 2].map(|c| border.iter().map(|p| p[c]).sum::<f64>() / count);
     let variance = [0, 1, 2].map(|c| border.iter().map(|p| (p[c] - mean[c]).powi(2)).sum::<f64>() / count);
-    let distance = |color: &&NamedColor| {
-        color.rgb.iter().zip(mean).map(|(&c, m)| (f64::from(c) - m).powi(2)).sum::<f64>()
-    };
+    let distance =
+        |color: &&NamedColor| color.rgb.iter().zip(mean).map(|(&c, m)| (f64::from(c) - m).powi(2)).sum::<f64>();
     let nearest = colors.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).map_or("", |c| &c.name);
     Judgement {
         prompt: prompt.to_owned(),

@@ -31,7 +31,12 @@ pub fn sheet(pictures: &[RgbImage], captions: &[String], columns: u32, side: u32
         let (x, y) = (MARGIN + i as u32 % columns * step_x, MARGIN + i as u32 / columns * step_y);
         let (width, height) = (picture.width() * factor, picture.height() * factor);
         let large = imageops::resize(picture, width, height, FilterType::CatmullRom);
-        imageops::replace(&mut sheet, &large, i64::from(x + (cell_width - width) / 2), i64::from(y + (cell_height - height) / 2));
+        imageops::replace(
+            &mut sheet,
+            &large,
+            i64::from(x + (cell_width - width) / 2),
+            i64::from(y + (cell_height - height) / 2),
+        );
         for (j, line) in wrapped.get(i).into_iter().flatten().enumerate() {
             write_line(&mut sheet, line, x, y + cell_height + 6 + j as u32 * LINE);
         }
@@ -76,7 +81,8 @@ fn write_line(sheet: &mut RgbImage, text: &str, x: u32, y: u32) {
                 let (px, py) = (x + i as u32 * letter_width() + dx as u32, y + dy as u32);
                 if let Some(pixel) = sheet.get_pixel_mut_checked(px, py) {
                     for (channel, ink) in pixel.0.iter_mut().zip(INK) {
-                        let mixed = u32::from(*channel) * u32::from(255 - strength) + u32::from(ink) * u32::from(strength);
+                        let mixed =
+                            u32::from(*channel) * u32::from(255 - strength) + u32::from(ink) * u32::from(strength);
                         *channel = (mixed / 255) as u8;
                     }
                 }

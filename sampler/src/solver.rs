@@ -30,7 +30,8 @@ pub fn follow(
     mut step_done: impl FnMut(usize),
 ) -> Tensor {
     tch::no_grad(|| {
-        let mut x = noise.shallow_clone();
+        // A copy: steps are taken in place.
+        let mut x = noise.copy();
         for (i, pair) in times.windows(2).enumerate() {
             let &[t, next] = pair else { break };
             let dt = t - next;
@@ -39,7 +40,7 @@ pub fn follow(
                 Solver::Euler => v,
                 Solver::Heun => (&v + velocity(&(&x - &v * dt), next)) / 2.0,
             };
-            x = x - v * dt;
+            x -= v * dt;
             step_done(i + 1);
         }
         x

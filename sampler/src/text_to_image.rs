@@ -79,11 +79,16 @@ impl TextToImage {
             let captions: Vec<&str> = prompts.iter().map(String::as_str).collect();
             let condition = self.text.encode(&captions).to_device(self.device);
             let guided = Guided::new(&self.model, &condition, request.guidance);
-            let latents =
-                solver::follow(request.solver, &times, &Tensor::stack(&noise, 0), |x, t| guided.velocity(x, t), |step| {
+            let latents = solver::follow(
+                request.solver,
+                &times,
+                &Tensor::stack(&noise, 0),
+                |x, t| guided.velocity(x, t),
+                |step| {
                     let done = first as f64 + prompts.len() as f64 * step as f64 / f64::from(request.steps);
                     progress(done / request.prompts.len() as f64);
-                });
+                },
+            );
             let pixels = tch::no_grad(|| self.latents.decode(&latents));
             pictures.extend(to_images(&pixels)?);
         }
@@ -95,14 +100,22 @@ impl TextToImage {
         let multiple = self.latents.factor() * self.state.model.patch_size;
         for (what, side) in [("width", request.width), ("height", request.height)] {
             if side == 0 || i64::from(side) % multiple != 0 {
-                return refuse(what, side.to_string(), format!("a positive multiple of {multiple} pixels, for this checkpoint"));
+                return refuse(
+                    what,
+                    side.to_string(),
+                    format!("a positive multiple of {multiple} pixels, for this checkpoint"),
+                );
             }
         }
         if request.steps == 0 {
             return refuse("steps", "0".into(), "at least 1".into());
         }
         if !request.guidance.is_finite() || request.guidance < 0.0 {
-            return refuse("guidance", request.guidance.to_string(), "a number from 0 up; 1 is none, 4 is usual".into());
+            return refuse(
+                "guidance",
+                request.guidance.to_string(),
+                "a number from 0 up; 1 is none, 4 is usual".into(),
+            );
         }
         if !(request.shift.is_finite() && request.shift > 0.0) {
             return refuse("shift", request.shift.to_string(), "a positive number; 1 is none".into());
@@ -114,7 +127,8 @@ impl TextToImage {
 /// (batch, 3, height, width) in -1..=1 to pictures, rounded to the nearest of 256 levels.
 fn to_images(pixels: &Tensor) -> Result<Vec<RgbImage>, SampleError> {
     let size = pixels.size();
-    let bytes = ((pixels + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8).permute([0, 2, 3, 1]).contiguous();
+    let bytes =
+        ((pixels + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8).permute([0, 2, 3, 1]).contiguous();
     let mut pictures = Vec::with_capacity(size[0] as usize);
     for i in 0..size[0] {
         let mut raw = vec![0u8; (size[1] * size[2] * size[3]) as usize];

@@ -1,8 +1,10 @@
 //! The samplers against the reference implementation's latents, step for step.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
 use std::path::PathBuf;
 
-use models::mmdit::{Mmdit, MmditConfig, Prediction};
+use models::mmdit::{Mmdit, MmditConfig};
 use models::text::TextCondition;
 use models::weights;
 use sampler::guidance::Guided;
@@ -15,7 +17,8 @@ fn fixture(file: &str) -> PathBuf {
 
 #[test]
 fn euler_and_heun_reach_the_reference_latents() {
-    let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(fixture("config.json")).unwrap()).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(fixture("config.json")).unwrap()).unwrap();
     let config = MmditConfig {
         channels: 16,
         patch_size: 2,
@@ -27,7 +30,6 @@ fn euler_and_heun_reach_the_reference_latents() {
         text_width: 24,
         pooled_width: 12,
         zero_gates: false,
-        prediction: Prediction::Velocity,
     };
     let parameters = Mmdit::allocate(&config, Device::Cpu);
     weights::load(&fixture("weights.safetensors"), &parameters).unwrap();

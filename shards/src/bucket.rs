@@ -20,8 +20,11 @@ impl BucketSize {
         let (width, height) = (u64::from(width.max(1)), u64::from(height.max(1)));
         let longest = width.max(height);
         // The scaled side is side·numerator/denominator exactly; whole numbers keep the ties exact on every machine.
-        let (numerator, denominator) =
-            if longest > u64::from(max_resolution.max(1)) { (u64::from(max_resolution.max(1)), longest) } else { (1, 1) };
+        let (numerator, denominator) = if longest > u64::from(max_resolution.max(1)) {
+            (u64::from(max_resolution.max(1)), longest)
+        } else {
+            (1, 1)
+        };
         let snap = |side: u64| {
             let (scaled, unit) = (side * numerator, patch * denominator);
             let (whole, rest) = (scaled / unit, scaled % unit);

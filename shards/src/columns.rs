@@ -33,8 +33,7 @@ pub const ERROR_MESSAGE: &str = "error_message";
 /// A schema of `fields` that carries Hugging Face feature metadata: an [`IMAGE`] column of bytes is an `Image`, the rest
 /// are plain values. Columns of types that `datasets` does not name are left for it to infer.
 pub fn schema_of_samples(fields: Vec<Field>) -> Schema {
-    let features: Option<Map<String, Value>> =
-        fields.iter().map(|f| Some((f.name().clone(), feature(f)?))).collect();
+    let features: Option<Map<String, Value>> = fields.iter().map(|f| Some((f.name().clone(), feature(f)?))).collect();
     let metadata = features.map_or_else(HashMap::new, |features| {
         HashMap::from([("huggingface".to_owned(), json!({ "info": { "features": features } }).to_string())])
     });

@@ -289,8 +289,14 @@ mod tests {
         let workdir = tempfile::tempdir().unwrap();
         let path = workdir.path().join("claim");
         let winners: usize = std::thread::scope(|scope| {
-            let tries: Vec<_> =
-                (0..8).map(|i| scope.spawn({ let path = &path; move || create_if_absent(path, &[i]).unwrap() })).collect();
+            let tries: Vec<_> = (0..8)
+                .map(|i| {
+                    scope.spawn({
+                        let path = &path;
+                        move || create_if_absent(path, &[i]).unwrap()
+                    })
+                })
+                .collect();
             tries.into_iter().filter_map(|t| t.join().unwrap().then_some(())).count()
         });
         assert_eq!(winners, 1);

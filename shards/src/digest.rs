@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn parts_do_not_run_into_each_other() {
-        let join = |parts: &[&str]| parts.iter().fold(DigestBuilder::new(), |b, p| b.part(p)).finish();
+        let join = |parts: &[&str]| parts.iter().fold(DigestBuilder::new(), DigestBuilder::part).finish();
         assert_ne!(join(&["ab", "c"]), join(&["a", "bc"]));
         assert_ne!(join(&["ab"]), join(&["ab", ""]));
     }

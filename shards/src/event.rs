@@ -9,19 +9,63 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    RunStarted { pipeline: String, workdir: String, process: u32 },
+    RunStarted {
+        pipeline: String,
+        workdir: String,
+        process: u32,
+    },
     /// A stage is about to be looked at. `why` says in words why something in it will run, or that nothing will.
-    StagePlanned { stage: String, kind: String, partitions: usize, to_run: usize, why: String },
-    PartitionStarted { stage: String, partition: String },
+    StagePlanned {
+        stage: String,
+        kind: String,
+        partitions: usize,
+        to_run: usize,
+        why: String,
+    },
+    PartitionStarted {
+        stage: String,
+        partition: String,
+    },
     /// How far a stage is, in its own unit ("rows", "steps", "images").
-    Progress { stage: String, unit: &'static str, done: u64, total: Option<u64>, outcomes: BTreeMap<String, u64>, note: String },
-    PartitionCommitted { stage: String, partition: String, rows_in: u64, rows_out: u64, dropped: BTreeMap<String, u64>, seconds: f64 },
-    PartitionFailed { stage: String, partition: String, error: String },
+    Progress {
+        stage: String,
+        unit: &'static str,
+        done: u64,
+        total: Option<u64>,
+        outcomes: BTreeMap<String, u64>,
+        note: String,
+    },
+    PartitionCommitted {
+        stage: String,
+        partition: String,
+        rows_in: u64,
+        rows_out: u64,
+        dropped: BTreeMap<String, u64>,
+        seconds: f64,
+    },
+    PartitionFailed {
+        stage: String,
+        partition: String,
+        error: String,
+    },
     /// A stage is complete. `law` is its conservation law with the numbers filled in.
-    StageFinished { stage: String, up_to_date: bool, law: String, dropped: BTreeMap<String, u64>, observed: BTreeMap<String, u64>, seconds: f64 },
+    StageFinished {
+        stage: String,
+        up_to_date: bool,
+        law: String,
+        dropped: BTreeMap<String, u64>,
+        observed: BTreeMap<String, u64>,
+        seconds: f64,
+    },
     /// Something a person should read, once.
-    Note { stage: String, text: String },
-    RunFinished { outcome: RunOutcome, seconds: f64 },
+    Note {
+        stage: String,
+        text: String,
+    },
+    RunFinished {
+        outcome: RunOutcome,
+        seconds: f64,
+    },
 }
 
 /// How a run ended; maps to the exit code.

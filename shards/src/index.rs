@@ -101,7 +101,8 @@ impl BucketIndex {
         // Numbered in the order of their names, so that every process numbers them alike.
         let names: BTreeMap<(&str, Digest), usize> = runs.iter().map(|r| ((r.shard.as_str(), r.digest), 0)).collect();
         let names: BTreeMap<(&str, Digest), usize> = names.into_keys().enumerate().map(|(i, name)| (name, i)).collect();
-        let shards = names.keys().map(|(shard, digest)| find_shard(folder, shard, *digest)).collect::<Result<_, _>>()?;
+        let shards =
+            names.keys().map(|(shard, digest)| find_shard(folder, shard, *digest)).collect::<Result<_, _>>()?;
         let mut buckets: BTreeMap<BucketSize, Bucket> = BTreeMap::new();
         for run in &runs {
             let bucket =
@@ -203,7 +204,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.parquet");
         let bucket = BucketSize { width: 8, height: 8 };
-        write(&path, &[Run { bucket, shard: "../bucket/part-00007".into(), digest: Digest::of(b""), first_row: 0, rows: 1 }]).unwrap();
+        write(
+            &path,
+            &[Run { bucket, shard: "../bucket/part-00007".into(), digest: Digest::of(b""), first_row: 0, rows: 1 }],
+        )
+        .unwrap();
         assert!(BucketIndex::read(&path).unwrap_err().to_string().contains("bucket/part-00007"));
     }
 }

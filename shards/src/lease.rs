@@ -19,7 +19,7 @@ use crate::commit::{create_folder, create_if_absent, replace};
 /// How often a holder shows that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// A heartbeat older than this is a dead holder's, on any machine.
-const STALE: Duration = Duration::from_secs(60);
+const STALE: Duration = Duration::from_mins(1);
 
 /// Who holds a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,7 +113,8 @@ impl Lease {
             let successor = path.with_extension((fencing_number + 1).to_string());
             move || {
                 while stopped.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-                    let touched = File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
+                    let touched =
+                        File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
                     if touched.is_err() || successor.exists() {
                         lost.store(true, Ordering::Relaxed);
                     }
@@ -147,7 +148,9 @@ fn numbers(leases: &Path, name: &str) -> Result<Vec<u64>, ShardError> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(leases).map_err(ShardError::io("list", leases))? {
         let entry = entry.map_err(ShardError::io("list", leases))?;
-        numbers.extend(entry.file_name().to_str().and_then(|f| f.strip_prefix(&prefix)).and_then(|n| n.parse::<u64>().ok()));
+        numbers.extend(
+            entry.file_name().to_str().and_then(|f| f.strip_prefix(&prefix)).and_then(|n| n.parse::<u64>().ok()),
+        );
     }
     Ok(numbers)
 }
@@ -203,7 +206,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let leases = folder.path().join("lease");
         fs::create_dir(&leases).unwrap();
-        let write = |n: u64, holder: &Holder| fs::write(leases.join(format!("run.{n}")), serde_json::to_vec(holder).unwrap());
+        let write =
+            |n: u64, holder: &Holder| fs::write(leases.join(format!("run.{n}")), serde_json::to_vec(holder).unwrap());
         // The same process number, started at another time: the number was used again.
         write(1, &Holder { process_start: 1, ..Holder::here() }).unwrap();
         assert_eq!(Lease::acquire(folder.path(), "run").unwrap().fencing_number, 2);

@@ -52,7 +52,8 @@ impl Shard {
         columns: Option<&[&str]>,
         batch_size: usize,
     ) -> Result<impl Iterator<Item = Result<RecordBatch, ShardError>> + use<>, ShardError> {
-        let reader = self.builder(columns)?.with_batch_size(batch_size).build().map_err(ShardError::parquet(&self.path))?;
+        let reader =
+            self.builder(columns)?.with_batch_size(batch_size).build().map_err(ShardError::parquet(&self.path))?;
         let path = self.path.clone();
         Ok(reader.map(move |batch| batch.map_err(ShardError::arrow(&path))))
     }
@@ -96,7 +97,8 @@ impl Shard {
     }
 
     fn lacks(&self, column: &str, expected: &'static str) -> ShardError {
-        let found: Vec<String> = self.schema().fields().iter().map(|f| format!("{} ({})", f.name(), f.data_type())).collect();
+        let found: Vec<String> =
+            self.schema().fields().iter().map(|f| format!("{} ({})", f.name(), f.data_type())).collect();
         ShardError::Column { path: self.path.clone(), column: column.to_owned(), expected, found: found.join(", ") }
     }
 
@@ -158,7 +160,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let shard = shard(folder.path(), 60);
         let index: &Vec<Vec<OffsetIndexMetaData>> = shard.metadata().offset_index().unwrap();
-        let pages: Vec<Vec<usize>> = index.iter().map(|g| g.iter().map(|c| c.page_locations().len()).collect()).collect();
+        let pages: Vec<Vec<usize>> =
+            index.iter().map(|g| g.iter().map(|c| c.page_locations().len()).collect()).collect();
         assert_eq!(pages, [[1, 20], [1, 40]]);
     }
 

@@ -99,10 +99,25 @@ pub struct DataFile {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Section {
-    Table { title: String, header: Vec<String>, rows: Vec<Vec<String>> },
+    Table {
+        title: String,
+        header: Vec<String>,
+        rows: Vec<Vec<String>>,
+    },
     /// A curve; `y` against `x`.
-    Curve { title: String, x_label: String, x: Vec<f64>, y: Vec<f64> },
+    Curve {
+        title: String,
+        x_label: String,
+        x: Vec<f64>,
+        y: Vec<f64>,
+    },
     /// An image file, relative to the stage's folder.
-    Picture { title: String, file: String },
-    Text { title: String, text: String },
+    Picture {
+        title: String,
+        file: String,
+    },
+    Text {
+        title: String,
+        text: String,
+    },
 }

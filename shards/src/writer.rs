@@ -30,8 +30,10 @@ impl ShardWriter {
     /// Starts a shard at `path`, which must not exist.
     pub fn create(path: &Path, schema: &Arc<Schema>) -> Result<Self, ShardError> {
         let file = File::create_new(path).map_err(ShardError::io("create", path))?;
-        let out = HashingFile { file: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new(), bytes: 0 };
-        let inner = ArrowWriter::try_new(out, Arc::clone(schema), Some(properties())).map_err(ShardError::parquet(path))?;
+        let out =
+            HashingFile { file: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new(), bytes: 0 };
+        let inner =
+            ArrowWriter::try_new(out, Arc::clone(schema), Some(properties())).map_err(ShardError::parquet(path))?;
         Ok(Self { inner, path: path.to_owned(), rows: 0 })
     }
 

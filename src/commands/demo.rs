@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use demo::{Catalogue, HOST, Origin};
-use pipeline::plan::Plan;
+use pipeline::plan::{Plan, PlannedStage};
 use pipeline::stage::Cancel;
 
-use super::manifest::{Source, Watch, make};
-use crate::settings::{on_interrupt, peak_memory};
+use super::manifest::{Source, make};
+use crate::settings::on_interrupt;
 use crate::stages::evaluate::SUMMARY;
+use crate::watch::Watch;
 
 /// What the demo runs; the same file can be run, planned and changed like any other manifest.
 const MANIFEST: &str = include_str!("../../manifests/demo.toml");
@@ -61,7 +62,7 @@ impl Demo {
 
         if plan.is_up_to_date() && self.watch.is_for_people() {
             let planted = planted.into_iter().map(|(fault, n)| (fault.name(), fault.is_lost(), n)).collect();
-            summary(&plan, &manifest, planted)?;
+            summary(&plan, &manifest, planted);
         }
         Ok(code)
     }
@@ -97,9 +98,9 @@ fn reported_as(fault: &str) -> &'static str {
     }
 }
 
-fn summary(plan: &Plan, manifest: &Path, planted: Vec<(&'static str, bool, u64)>) -> Result<()> {
+fn summary(plan: &Plan, manifest: &Path, planted: Vec<(&'static str, bool, u64)>) {
     let mut found: BTreeMap<String, u64> = BTreeMap::new();
-    for sidecar in plan.stages.iter().filter(|s| s.name == "download").flat_map(|s| s.committed()) {
+    for sidecar in plan.stages.iter().filter(|s| s.name == "download").flat_map(PlannedStage::committed) {
         for (what, n) in sidecar.dropped.iter().chain(&sidecar.observed) {
             *found.entry(what.clone()).or_default() += n;
         }
@@ -136,5 +137,11 @@ fn summary(plan: &Plan, manifest: &Path, planted: Vec<(&'static str, bool, u64)>
     }
     println!("{:<11} {}", "report", pipeline::report::path(plan).display());
     println!("\nThe same again, without the origin: ferrotype run {}", manifest.display());
-    Ok(())
+}
+
+/// The most memory this process has had at a time, in bytes; where the system says so.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

@@ -32,7 +32,13 @@ impl Evaluate {
         if !self.colors {
             return Err(Usage("nothing to evaluate: give --colors".to_owned()).into());
         }
-        let test = ColorTest { prompts: self.prompts, guidance: self.guidance, steps: self.steps, seed: self.seed, ..ColorTest::default() };
+        let test = ColorTest {
+            prompts: self.prompts,
+            guidance: self.guidance,
+            steps: self.steps,
+            seed: self.seed,
+            ..ColorTest::default()
+        };
         let (score, _) = test.run(&self.checkpoint, |_| ())?;
         for row in table(&score) {
             println!("{:<58} {:<8} {:<8} {:>16} {:>6}  {}", row[0], row[1], row[2], row[3], row[4], row[5]);

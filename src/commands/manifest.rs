@@ -13,7 +13,8 @@ use shards::event::RunOutcome;
 
 use crate::errors::{FAILED, INTERRUPTED, LOSSES, OK};
 use crate::settings::on_interrupt;
-use crate::{stages, watch};
+use crate::stages;
+use crate::watch::{self, Watch};
 
 /// Which manifest, with which changes.
 #[derive(Debug, Args)]
@@ -36,31 +37,6 @@ impl Source {
     }
 }
 
-/// How a run is shown.
-#[derive(Clone, Copy, Debug, Args)]
-pub(crate) struct Watch {
-    /// Print events as JSON lines on standard output.
-    #[arg(long)]
-    json: bool,
-    /// Only errors and the end.
-    #[arg(short, long)]
-    quiet: bool,
-    /// Every partition.
-    #[arg(short, long)]
-    verbose: bool,
-}
-
-impl Watch {
-    /// Whether a summary in words has its place on standard output.
-    pub(crate) fn is_for_people(self) -> bool {
-        !self.json
-    }
-
-    pub(crate) fn style(self) -> watch::Style {
-        if self.json { watch::Style::Json } else { watch::Style::Lines { quiet: self.quiet, verbose: self.verbose } }
-    }
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     #[command(flatten)]
@@ -78,7 +54,11 @@ impl Plan {
             let stages = plan.stages.iter().map(|s| {
                 json!({ "stage": s.name, "kind": s.kind, "partitions": s.partitions.len(), "to_run": s.to_run(), "why": s.summary() })
             });
-            writeln!(out, "{:#}", json!({ "pipeline": plan.name, "workdir": plan.workdir, "stages": stages.collect::<Vec<_>>() }))?;
+            writeln!(
+                out,
+                "{:#}",
+                json!({ "pipeline": plan.name, "workdir": plan.workdir, "stages": stages.collect::<Vec<_>>() })
+            )?;
             return Ok(OK);
         }
         writeln!(out, "{}: {}", plan.name, plan.workdir.display())?;
@@ -140,9 +120,8 @@ impl Status {
         let mut stages = Vec::new();
         for stage in &plan.stages {
             let committed = stage.committed().count();
-            let (rows_in, rows_out, dropped) = stage
-                .committed()
-                .fold((0, 0, 0), |(i, o, d), s| (i + s.rows_in, o + s.rows_out, d + s.rows_dropped()));
+            let (rows_in, rows_out, dropped) =
+                stage.committed().fold((0, 0, 0), |(i, o, d), s| (i + s.rows_in, o + s.rows_out, d + s.rows_dropped()));
             let law = stage.stage.law().in_words(rows_in, rows_out, dropped);
             stages.push((stage, committed, law, pipeline::report::refused(stage)?));
         }
@@ -153,7 +132,11 @@ impl Status {
                 json!({ "stage": stage.name, "kind": stage.kind, "partitions": stage.partitions.len(),
                         "committed": committed, "law": law, "refused": refused })
             });
-            writeln!(out, "{:#}", json!({ "pipeline": plan.name, "workdir": plan.workdir, "stages": stages.collect::<Vec<_>>() }))?;
+            writeln!(
+                out,
+                "{:#}",
+                json!({ "pipeline": plan.name, "workdir": plan.workdir, "stages": stages.collect::<Vec<_>>() })
+            )?;
             return Ok(OK);
         }
         writeln!(out, "{}: {}", plan.name, plan.workdir.display())?;
@@ -204,8 +187,11 @@ pub(crate) fn schema() -> Result<u8> {
             }
         }
         properties.insert("uses".to_owned(), json!({ "const": kind.name }));
-        (json!({ "title": kind.name, "description": kind.about, "type": "object", "properties": properties,
-                 "required": required, "additionalProperties": false }), definitions)
+        (
+            json!({ "title": kind.name, "description": kind.about, "type": "object", "properties": properties,
+                 "required": required, "additionalProperties": false }),
+            definitions,
+        )
     });
     let (kinds, definitions): (Vec<Value>, Vec<Map<String, Value>>) = kinds.unzip();
     let schema = json!({

@@ -11,12 +11,14 @@ use trainer::config::{TrainConfig, TrainOperations};
 
 use crate::errors::{INTERRUPTED, OK, Usage};
 use crate::settings::on_interrupt;
-use crate::watch::{self, Style};
+use crate::watch::{self, Watch};
 
 #[derive(Debug, Args)]
 pub(crate) struct Train {
     /// A TOML file: index = "…" (a bucket index), out = "…" (a folder), and the keys of a manifest's train stage.
     config: PathBuf,
+    #[command(flatten)]
+    watch: Watch,
 }
 
 #[derive(Deserialize)]
@@ -31,7 +33,7 @@ impl Train {
         let stop = Arc::new(AtomicBool::new(false));
         let handler = Arc::clone(&stop);
         on_interrupt(move || handler.store(true, Ordering::Relaxed))?;
-        let events = watch::sink(Style::Lines { quiet: false, verbose: false });
+        let events = watch::sink(self.watch.style());
         let finished = trainer::train(&trainer::Job {
             config: &config,
             operations: &operations,
@@ -41,7 +43,9 @@ impl Train {
             events: &events,
             cancelled: &|| stop.load(Ordering::Relaxed),
         })?;
-        println!("{}", finished.checkpoint.folder.display());
+        if self.watch.is_for_people() {
+            println!("{}", finished.checkpoint.folder.display());
+        }
         if finished.interrupted {
             eprintln!("Interrupted; the same command goes on from this checkpoint.");
             return Ok(INTERRUPTED);
@@ -51,9 +55,12 @@ impl Train {
 
     fn read(&self) -> Result<(Places, TrainConfig, TrainOperations)> {
         let file = self.config.display();
-        let text = std::fs::read_to_string(&self.config).map_err(|error| Usage(format!("{file} cannot be read: {error}")))?;
+        let text =
+            std::fs::read_to_string(&self.config).map_err(|error| Usage(format!("{file} cannot be read: {error}")))?;
         let table: toml::Table = toml::from_str(&text).map_err(|error| Usage(format!("{file}: {error}")))?;
-        let known = |value: serde_json::Value| value.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+        let known = |value: serde_json::Value| {
+            value.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default()
+        };
         let mut keys = vec!["index".to_owned(), "out".to_owned()];
         keys.extend(known(serde_json::to_value(TrainConfig::default())?));
         keys.extend(known(serde_json::to_value(TrainOperations::default())?));
@@ -61,6 +68,10 @@ impl Train {
             return Err(Usage(format!("{file}: unknown key `{key}`; known keys: {}", keys.join(", "))).into());
         }
         let fault = |error: toml::de::Error| Usage(format!("{file}: {}", error.message()));
-        Ok((toml::from_str(&text).map_err(fault)?, toml::from_str(&text).map_err(fault)?, toml::from_str(&text).map_err(fault)?))
+        Ok((
+            toml::from_str(&text).map_err(fault)?,
+            toml::from_str(&text).map_err(fault)?,
+            toml::from_str(&text).map_err(fault)?,
+        ))
     }
 }

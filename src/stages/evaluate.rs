@@ -63,7 +63,8 @@ impl ColorTest {
         let pictures = model.generate(&request, progress)?;
         let colors: Vec<NamedColor> =
             demo::palette::COLORS.iter().map(|c| NamedColor { name: c.name.to_owned(), rgb: c.rgb }).collect();
-        let judgements = pictures.iter().zip(&questions).map(|(picture, q)| judge(picture, &q.prompt, q.color, &colors)).collect();
+        let judgements =
+            pictures.iter().zip(&questions).map(|(picture, q)| judge(picture, &q.prompt, q.color, &colors)).collect();
         Ok((Score { judgements }, pictures))
     }
 
@@ -90,7 +91,14 @@ pub(crate) fn table(score: &Score) -> Vec<[String; 6]> {
     let row = |j: &sampler::colors::Judgement| {
         let [r, g, b] = j.mean.map(|c| c.round() as u8);
         let verdict = if j.is_right() { "right" } else { "wrong" };
-        [j.prompt.clone(), j.expected.clone(), j.nearest.clone(), format!("{r} {g} {b}"), format!("{:.1}", j.deviation), verdict.to_owned()]
+        [
+            j.prompt.clone(),
+            j.expected.clone(),
+            j.nearest.clone(),
+            format!("{r} {g} {b}"),
+            format!("{:.1}", j.deviation),
+            verdict.to_owned(),
+        ]
     };
     score.judgements.iter().map(row).collect()
 }

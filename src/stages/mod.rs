@@ -36,5 +36,7 @@ fn checkpoint_of(task: &pipeline::stage::Task) -> Result<std::path::PathBuf, pip
         let folder = input.sidecar.details.get(train::CHECKPOINT)?.as_str()?;
         Some(input.folder.path().join(folder))
     });
-    checkpoint.ok_or_else(|| pipeline::stage::StageError::failed("its input has no checkpoint: `from` must name a train stage"))
+    checkpoint.ok_or_else(|| {
+        pipeline::stage::StageError::failed("its input has no checkpoint: `from` must name a train stage")
+    })
 }

@@ -27,8 +27,16 @@ from = "bucket"
 #[test]
 fn faults_in_a_manifest_are_named_with_line_and_remedy() {
     let cases = [
-        ("max_resolution = 32", "max_resolutoin = 32", vec!["bad.toml:12", "`max_resolutoin`", "did you mean `max_resolution`?"]),
-        ("max_resolution = 32", "max_resolution = \"large\"", vec!["bad.toml:12", "max_resolution", "\"large\"", "whole number"]),
+        (
+            "max_resolution = 32",
+            "max_resolutoin = 32",
+            vec!["bad.toml:12", "`max_resolutoin`", "did you mean `max_resolution`?"],
+        ),
+        (
+            "max_resolution = 32",
+            "max_resolution = \"large\"",
+            vec!["bad.toml:12", "max_resolution", "\"large\"", "whole number"],
+        ),
         ("max_resolution = 32", "max_resolution = -32", vec!["bad.toml:12", "max_resolution", "-32", "from 0 to"]),
         ("max_resolution = 32\n", "", vec!["bad.toml:9", "missing key `max_resolution`"]),
         ("from = \"bucket\"", "from = \"buket\"", vec!["bad.toml:17", "`buket`", "did you mean `bucket`?"]),
@@ -46,7 +54,8 @@ fn faults_in_a_manifest_are_named_with_line_and_remedy() {
     ];
     for (from, to, expected) in cases {
         let folder = folder();
-        let (urls, workdir, manifest) = (folder.path().join("urls.tsv"), folder.path().join("work"), folder.path().join("bad.toml"));
+        let (urls, workdir, manifest) =
+            (folder.path().join("urls.tsv"), folder.path().join("work"), folder.path().join("bad.toml"));
         std::fs::write(&urls, "url\tcaption\n").unwrap();
         let good = GOOD.replace(from, to);
         assert_ne!(good, GOOD, "{from}");

@@ -29,17 +29,22 @@ fn a_run_killed_in_any_stage_goes_on_and_ends_with_the_same_bytes() {
     for stage in ["download", "bucket", "train"] {
         // In the middle: partitions of the stage are committed and others are not; the training is past a checkpoint.
         let mut child = start_until(small_demo(&killed), |event| {
-            is(event, "partition_committed", stage) || (stage == "train" && is(event, "progress", stage) && event["done"].as_u64() > Some(9))
+            is(event, "partition_committed", stage)
+                || (stage == "train" && is(event, "progress", stage) && event["done"].as_u64() > Some(9))
         });
         child.kill().unwrap();
         child.wait().unwrap();
-        let now: usize = STAGES.iter().map(|s| killed.join("stages").join(s)).filter(|p| p.exists()).map(|p| sidecars(&p)).sum();
+        let now: usize =
+            STAGES.iter().map(|s| killed.join("stages").join(s)).filter(|p| p.exists()).map(|p| sidecars(&p)).sum();
         assert!(now > committed, "{stage}: something new was committed before the kill");
         committed = now;
     }
     assert!(!sidecar_of(&killed, "train"), "the kill came before the training was committed");
     let last = events(small_demo(&killed));
-    assert!(last.iter().any(|e| is(e, "note", "train") && e["text"] == "going on from step 8"), "the training was resumed");
+    assert!(
+        last.iter().any(|e| is(e, "note", "train") && e["text"] == "going on from step 8"),
+        "the training was resumed"
+    );
     assert!(last.iter().all(|e| !is(e, "partition_started", "download")), "no download was repeated");
     assert_eq!(all_digests(&killed), all_digests(&whole), "to the bit, the training included");
 

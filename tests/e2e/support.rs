@@ -1,30 +1,30 @@
 //! Starting the binary and reading what it says.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-pub fn ferrotype() -> Command {
+pub(crate) fn ferrotype() -> Command {
     Command::new(env!("CARGO_BIN_EXE_ferrotype"))
 }
 
 /// A folder that goes away with the test.
-pub fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
-pub fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     ferrotype().args(arguments).output().expect("the binary starts")
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The demo at a size that takes seconds: its stages and faults are all there, its model learns nothing.
-pub fn small_demo(workdir: &Path) -> Command {
+pub(crate) fn small_demo(workdir: &Path) -> Command {
     let mut command = ferrotype();
     command.args(["demo", "--pictures", "200", "--json", "--workdir"]).arg(workdir);
     for set in [
@@ -50,11 +50,12 @@ pub fn small_demo(workdir: &Path) -> Command {
 }
 
 /// Starts `command` and waits for the first event for which `is_due` is true. The process goes on.
-pub fn start_until(mut command: Command, is_due: impl Fn(&serde_json::Value) -> bool) -> Child {
+pub(crate) fn start_until(mut command: Command, is_due: impl Fn(&serde_json::Value) -> bool) -> Child {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary starts");
     let output = child.stdout.take().expect("its output is piped");
     let mut lines = BufReader::new(output).lines();
-    let due = lines.by_ref().map_while(Result::ok).any(|line| serde_json::from_str(&line).is_ok_and(|event| is_due(&event)));
+    let due =
+        lines.by_ref().map_while(Result::ok).any(|line| serde_json::from_str(&line).is_ok_and(|event| is_due(&event)));
     assert!(due, "the run ended before the event came");
     // Keep reading, so that the process does not stop at a full pipe.
     std::thread::spawn(move || lines.for_each(drop));
@@ -62,14 +63,14 @@ pub fn start_until(mut command: Command, is_due: impl Fn(&serde_json::Value) -> 
 }
 
 /// All events of a run that must succeed.
-pub fn events(mut command: Command) -> Vec<serde_json::Value> {
+pub(crate) fn events(mut command: Command) -> Vec<serde_json::Value> {
     let output = command.output().expect("the binary starts");
     assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
     text(&output.stdout).lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// Digests of a stage's committed data, by partition.
-pub fn digests(workdir: &Path, stage: &str) -> Vec<(String, String)> {
+pub(crate) fn digests(workdir: &Path, stage: &str) -> Vec<(String, String)> {
     let folder = workdir.join("stages").join(stage);
     let mut digests = Vec::new();
     for entry in std::fs::read_dir(&folder).expect("the stage has a folder") {
@@ -77,9 +78,19 @@ pub fn digests(workdir: &Path, stage: &str) -> Vec<(String, String)> {
         if name.starts_with("part-") && name.ends_with(".json") {
             let bytes = std::fs::read(folder.join(&name)).expect("a sidecar");
             let sidecar: serde_json::Value = serde_json::from_slice(&bytes).expect("a sidecar is JSON");
-            digests.push((name, sidecar["data"].as_array().expect("data").iter().map(|d| d["digest"].to_string()).collect()));
+            digests.push((
+                name,
+                sidecar["data"].as_array().expect("data").iter().map(|d| d["digest"].to_string()).collect(),
+            ));
         }
     }
     digests.sort();
     digests
+}
+
+/// The folder of the workdir's only training, whose latest checkpoint is meant.
+pub(crate) fn checkpoint(workdir: &Path) -> PathBuf {
+    let mut runs =
+        std::fs::read_dir(workdir.join("stages/train")).expect("a training").map(|e| e.expect("a listing").path());
+    runs.find(|path| path.join("latest").exists()).expect("a checkpoint")
 }

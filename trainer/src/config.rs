@@ -1,7 +1,7 @@
 //! Everything a training run can be told.
 
 use models::latents::Latents;
-use models::mmdit::{MmditConfig, Prediction};
+use models::mmdit::MmditConfig;
 use models::text::TextEncoding;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,9 +34,6 @@ pub struct TrainConfig {
     pub hidden_scale: f64,
     /// Start every residual branch and the output at zero.
     pub zero_gates: bool,
-    /// What the model's last layer predicts: `velocity`, or `image`, which suits narrow models on wide patches.
-    #[schemars(with = "PredictionName")]
-    pub prediction: Prediction,
 
     /// Peak learning rate of AdamW.
     pub learning_rate: f64,
@@ -75,7 +72,6 @@ impl Default for TrainConfig {
             heads: 12,
             hidden_scale: 4.0,
             zero_gates: true,
-            prediction: Prediction::Velocity,
             learning_rate: 1e-4,
             warmup_steps: 1000,
             schedule: Schedule::Constant,
@@ -149,15 +145,6 @@ enum LatentsName {
     Pixels,
 }
 
-/// The names of [`Prediction`], for the schema.
-#[derive(JsonSchema)]
-#[schemars(rename_all = "snake_case")]
-#[expect(dead_code, reason = "only its schema is used")]
-enum PredictionName {
-    Velocity,
-    Image,
-}
-
 /// The names of [`TextEncoding`], for the schema.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "snake_case")]
@@ -181,7 +168,6 @@ impl TrainConfig {
             text_width: text.width(),
             pooled_width: text.pooled_width(),
             zero_gates: self.zero_gates,
-            prediction: self.prediction,
         }
     }
 

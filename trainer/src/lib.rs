@@ -33,13 +33,19 @@ pub enum TrainError {
     Configuration { what: &'static str, value: String, expected: String },
     #[error("{index} holds no samples, so there is nothing to train on")]
     NoSamples { index: PathBuf },
-    #[error("bucket {bucket} of {index}: none of its {rows} images can be decoded (the last: {reason}); look at the stage that made them")]
+    #[error(
+        "bucket {bucket} of {index}: none of its {rows} images can be decoded (the last: {reason}); look at the stage that made them"
+    )]
     NoUsableImage { index: PathBuf, bucket: String, rows: u64, reason: String },
-    #[error("bucket {bucket} does not fit the model: each side must be a multiple of {multiple} pixels (latent factor × patch size); change bucket.patch_size or train.patch_size")]
+    #[error(
+        "bucket {bucket} does not fit the model: each side must be a multiple of {multiple} pixels (latent factor × patch size); change bucket.patch_size or train.patch_size"
+    )]
     BucketSize { bucket: String, multiple: i64 },
     #[error("the loss of step {step} is {loss}; lower the learning rate or raise warmup_steps")]
     NotFinite { step: u64, loss: f64 },
-    #[error("{folder} holds a checkpoint of another configuration: {difference}; train into another folder, or remove it")]
+    #[error(
+        "{folder} holds a checkpoint of another configuration: {difference}; train into another folder, or remove it"
+    )]
     OtherConfiguration { folder: PathBuf, difference: String },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },

@@ -46,7 +46,12 @@ pub struct Loader {
 
 impl Loader {
     /// Begins to load the steps `steps` of the index at `index`. At most `prefetch` batches wait at any time.
-    pub fn start(index: PathBuf, config: &TrainConfig, steps: std::ops::Range<u64>, prefetch: u32) -> Result<Self, TrainError> {
+    pub fn start(
+        index: PathBuf,
+        config: &TrainConfig,
+        steps: std::ops::Range<u64>,
+        prefetch: u32,
+    ) -> Result<Self, TrainError> {
         let mut source = Source::open(index, config)?;
         let (sender, batches): (SyncSender<_>, _) = sync_channel(prefetch.max(1) as usize);
         let thread = std::thread::spawn(move || {
@@ -141,7 +146,8 @@ impl Source {
         let mut replaced = 0;
         // A bad image is replaced by the next of its bucket; in the end by one that turned out good.
         for attempt in 0..=bucket.rows {
-            let missing: Vec<usize> = (0..samples.len()).filter(|&i| samples.get(i).is_some_and(Option::is_none)).collect();
+            let missing: Vec<usize> =
+                (0..samples.len()).filter(|&i| samples.get(i).is_some_and(Option::is_none)).collect();
             if missing.is_empty() {
                 break;
             }

@@ -54,7 +54,11 @@ impl MetricsFile {
 
     pub fn append(&mut self, record: Record) -> Result<(), TrainError> {
         let line = serde_json::to_string(&record).unwrap_or_default();
-        writeln!(self.file, "{line}").map_err(|source| TrainError::Io { action: "write", path: self.path.clone(), source })?;
+        writeln!(self.file, "{line}").map_err(|source| TrainError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        })?;
         self.records.push(record);
         Ok(())
     }
@@ -73,10 +77,19 @@ mod tests {
     fn a_resumed_run_takes_back_what_lies_after_its_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let record =
-            |step| Record { step, epoch: 0, loss: 1.0, gradient_norm: 1.0, learning_rate: 0.1, images_per_second: 1.0, waiting: 0.0 };
+        let record = |step| Record {
+            step,
+            epoch: 0,
+            loss: 1.0,
+            gradient_norm: 1.0,
+            learning_rate: 0.1,
+            images_per_second: 1.0,
+            waiting: 0.0,
+        };
         let mut file = MetricsFile::open(&path, 0).unwrap();
-        [10, 20, 30].into_iter().for_each(|step| file.append(record(step)).unwrap());
+        for step in [10, 20, 30] {
+            file.append(record(step)).unwrap();
+        }
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\":4").unwrap();
         let steps = |file: &MetricsFile| file.records().iter().map(|r| r.step).collect::<Vec<_>>();
         assert_eq!(steps(&MetricsFile::open(&path, 30).unwrap()), [10, 20, 30]);

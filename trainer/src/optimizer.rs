@@ -46,7 +46,14 @@ impl Optimizer {
     }
 
     /// Applies one update; `update` counts from 0. Returns the gradient's norm before clipping.
-    pub fn step(&mut self, update: u64, learning_rate: f64, gradient: &Tensor, parameters: &ParameterSet, ema: &ParameterSet) -> f64 {
+    pub fn step(
+        &mut self,
+        update: u64,
+        learning_rate: f64,
+        gradient: &Tensor,
+        parameters: &ParameterSet,
+        ema: &ParameterSet,
+    ) -> f64 {
         let norm = gradient.norm().double_value(&[]);
         let clip = (self.clip_norm / (norm + 1e-6)).min(1.0);
         let exponent = (update + 1) as f64;

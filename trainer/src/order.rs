@@ -33,7 +33,13 @@ pub struct DataOrder {
 impl DataOrder {
     /// `rows` of each bucket, and the batch size. `None` when there are no rows at all.
     pub fn new(seed: u64, rows: Vec<u64>, batch: u64) -> Option<Self> {
-        (rows.iter().any(|&n| n > 0) && batch > 0).then_some(Self { seed, batch, rows, epoch: None, permutations: HashMap::new() })
+        (rows.iter().any(|&n| n > 0) && batch > 0).then_some(Self {
+            seed,
+            batch,
+            rows,
+            epoch: None,
+            permutations: HashMap::new(),
+        })
     }
 
     /// Batches of one bucket before epoch `epoch`.

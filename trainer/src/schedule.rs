@@ -26,12 +26,16 @@ mod tests {
     #[test]
     fn warm_up_reaches_the_peak_and_the_schedules_end_near_zero() {
         for schedule in [Schedule::Constant, Schedule::Cosine, Schedule::Linear] {
-            let config = TrainConfig { steps: 110, warmup_steps: 10, learning_rate: 2.0, schedule, ..TrainConfig::default() };
+            let config =
+                TrainConfig { steps: 110, warmup_steps: 10, learning_rate: 2.0, schedule, ..TrainConfig::default() };
             assert_eq!(learning_rate(&config, 0), 0.2);
             assert_eq!(learning_rate(&config, 9), 2.0);
             assert_eq!(learning_rate(&config, 10), 2.0);
             let last = learning_rate(&config, 109);
-            assert!(if schedule == Schedule::Constant { last == 2.0 } else { last > 0.0 && last < 0.05 }, "{schedule:?} {last}");
+            assert!(
+                if schedule == Schedule::Constant { last == 2.0 } else { last > 0.0 && last < 0.05 },
+                "{schedule:?} {last}"
+            );
         }
     }
 }

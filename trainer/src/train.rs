@@ -1,6 +1,7 @@
 //! The training loop.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -249,7 +250,7 @@ impl<'a> Meter<'a> {
         if let Some(last) = metrics.records().last() {
             let mut note = format!("loss {:.4}, {:.0} images/s", last.loss, last.images_per_second);
             if replaced > 0 {
-                note += &format!(", {replaced} bad images replaced");
+                let _ = write!(note, ", {replaced} bad images replaced");
             }
             self.progress(last.step, note);
         }

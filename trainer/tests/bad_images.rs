@@ -1,5 +1,7 @@
 //! A damaged image in a bucket: replaced by the next and counted; a bucket of nothing else is an error that names it.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,14 +30,16 @@ fn dataset(folder: &Path, good: usize, bad: usize) -> PathBuf {
         Field::new(columns::CAPTION, DataType::Utf8, false),
     ]));
     let captions = StringArray::from_iter_values(images.iter().map(|_| "red"));
-    let arrays: Vec<arrow::array::ArrayRef> = vec![Arc::new(BinaryArray::from_iter_values(&images)), Arc::new(captions)];
+    let arrays: Vec<arrow::array::ArrayRef> =
+        vec![Arc::new(BinaryArray::from_iter_values(&images)), Arc::new(captions)];
     let path = folder.join("shard.parquet");
     let mut writer = ShardWriter::create(&path, &schema).unwrap();
     writer.write(&RecordBatch::try_new(Arc::clone(&schema), arrays).unwrap()).unwrap();
     let file = writer.finish().unwrap();
     let index = folder.join("index.parquet");
     let bucket = BucketSize { width: 16, height: 8 };
-    write(&index, &[Run { bucket, shard: "shard.parquet".into(), digest: file.digest, first_row: 0, rows: file.rows }]).unwrap();
+    write(&index, &[Run { bucket, shard: "shard.parquet".into(), digest: file.digest, first_row: 0, rows: file.rows }])
+        .unwrap();
     index
 }
 

@@ -1,9 +1,11 @@
 //! Three updates against the reference implementation's optimiser trajectory: losses, gradient norms, weights and average.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use models::mmdit::{Mmdit, MmditConfig, Prediction};
+use models::mmdit::{Mmdit, MmditConfig};
 use models::text::TextCondition;
 use models::weights;
 use tch::{Device, Tensor};
@@ -25,7 +27,8 @@ fn drop_rows(tensor: &Tensor, null: &Tensor) -> Tensor {
 
 #[test]
 fn three_updates_follow_the_reference_trajectory() {
-    let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(fixture("config.json")).unwrap()).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(fixture("config.json")).unwrap()).unwrap();
     let model_config = MmditConfig {
         channels: 16,
         patch_size: 2,
@@ -37,7 +40,6 @@ fn three_updates_follow_the_reference_trajectory() {
         text_width: 24,
         pooled_width: 12,
         zero_gates: false,
-        prediction: Prediction::Velocity,
     };
     let config = TrainConfig {
         learning_rate: 1e-3,

@@ -31,7 +31,14 @@ impl Projections {
         let AttentionConfig { features, heads, .. } = config;
         let linear = |name: &str| Linear::without_bias(&scope.at(format!("{name}_proj_{stream}")), features, features);
         let norm = |name: &str| RmsNorm::new(&scope.at(format!("{name}_norm_{stream}")), features / heads);
-        Self { query: linear("query"), key: linear("key"), value: linear("value"), query_norm: norm("q"), key_norm: norm("k"), heads }
+        Self {
+            query: linear("query"),
+            key: linear("key"),
+            value: linear("value"),
+            query_norm: norm("q"),
+            key_norm: norm("k"),
+            heads,
+        }
     }
 
     /// From (batch, tokens, features) to query, key and value, each (batch, tokens, heads, features / heads).
@@ -76,8 +83,7 @@ impl JointAttention {
         let text_tokens = text.size()[1];
         let from_image = self.image.forward(image, Some(rotation));
         let from_text = self.text.forward(text, None);
-        let [query, key, value] =
-            [0, 1, 2].map(|i| Tensor::cat(&[&from_image[i], &from_text[i]], 1).transpose(1, 2));
+        let [query, key, value] = [0, 1, 2].map(|i| Tensor::cat(&[&from_image[i], &from_text[i]], 1).transpose(1, 2));
         let attended =
             Tensor::scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, false, None, false)
                 .transpose(1, 2)

@@ -71,7 +71,13 @@ impl Block {
     }
 
     /// `image` (B, h·w, D), `text` (B, L, D), `embedding` (B, D). The text is `None` after the last block.
-    pub(super) fn forward(&self, image: &Tensor, text: &Tensor, embedding: &Tensor, rotation: &Rotation) -> (Tensor, Option<Tensor>) {
+    pub(super) fn forward(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        embedding: &Tensor,
+        rotation: &Rotation,
+    ) -> (Tensor, Option<Tensor>) {
         let y = self.condition.forward(embedding).silu();
         let (image_attended, text_attended) =
             self.attention.forward(&self.image_norm.forward(image, &y), &self.text_norm.forward(text, &y), rotation);

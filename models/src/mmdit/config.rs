@@ -28,22 +28,6 @@ pub struct MmditConfig {
     /// Whether the gates of all residual branches, and the output, start at zero, so that a new model begins as the
     /// identity. The published models did not; new runs learn faster with it.
     pub zero_gates: bool,
-    /// What the last layer's output means.
-    #[serde(default)]
-    pub prediction: Prediction,
-}
-
-/// What the last layer's output means. [`super::Mmdit::forward`] returns the velocity either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Prediction {
-    /// The velocity itself, as in the published models.
-    #[default]
-    Velocity,
-    /// The image, from which the velocity follows: v = (x_t − x̂)/t. An image lies near a surface of few dimensions where a
-    /// velocity, which holds the noise, does not; a narrow model on wide patches learns it better (Li and He 2025, "Back to
-    /// basics: let denoising generative models denoise", with their bound t ≥ 0.05).
-    Image,
 }
 
 impl MmditConfig {
@@ -68,7 +52,8 @@ impl MmditConfig {
             }
         }
         if self.width % (self.heads * 4) != 0 {
-            let expected = format!("a multiple of 4 × heads ({}), so that each head has pairs for two axes", self.heads * 4);
+            let expected =
+                format!("a multiple of 4 × heads ({}), so that each head has pairs for two axes", self.heads * 4);
             return impossible("width", self.width, expected);
         }
         if self.text_streams > 2 {

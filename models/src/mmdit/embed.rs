@@ -43,10 +43,12 @@ impl PatchEmbedding {
 pub(super) fn unpatchify(tokens: &Tensor, rows: i64, columns: i64, patch: i64) -> Tensor {
     let size = tokens.size();
     let channels = size[2] / (patch * patch);
-    tokens
-        .view([size[0], rows, columns, channels, patch, patch])
-        .permute([0, 3, 1, 4, 2, 5])
-        .reshape([size[0], channels, rows * patch, columns * patch])
+    tokens.view([size[0], rows, columns, channels, patch, patch]).permute([0, 3, 1, 4, 2, 5]).reshape([
+        size[0],
+        channels,
+        rows * patch,
+        columns * patch,
+    ])
 }
 
 /// Time and pooled text to one vector a sample (item 3 of the equations).

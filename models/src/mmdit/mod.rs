@@ -7,7 +7,7 @@ mod block;
 mod config;
 mod embed;
 
-pub use config::{MmditConfig, Prediction};
+pub use config::MmditConfig;
 
 use tch::{Device, Tensor};
 
@@ -16,9 +16,6 @@ use crate::parameters::{ParameterSet, Scope};
 use crate::text::TextCondition;
 use block::Block;
 use embed::{PatchEmbedding, TextEmbedding, TimeEmbedding, unpatchify};
-
-/// Times below this count as this much where a velocity is made from an image: both its parts go to zero with t.
-const SMALLEST_TIME: f64 = 0.05;
 
 /// A model whose parameters live in a [`ParameterSet`].
 #[derive(Debug)]
@@ -87,10 +84,6 @@ impl Mmdit {
             }
         }
         let out = self.out_proj.forward(&self.out_norm.forward(&image, &embedding));
-        let out = unpatchify(&out, rows, columns, patch);
-        match self.config.prediction {
-            Prediction::Velocity => out,
-            Prediction::Image => (noisy - out) / time.clamp_min(SMALLEST_TIME).view([-1, 1, 1, 1]),
-        }
+        unpatchify(&out, rows, columns, patch)
     }
 }

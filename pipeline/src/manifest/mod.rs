@@ -151,7 +151,9 @@ impl Manifest {
                 }
             }
             Some((node, Value::Table(_))) => faults.push(Diagnostic::new(node.place.clone(), "has no stages")),
-            Some((node, _)) => faults.push(Diagnostic::new(node.place.clone(), "`stage` must hold tables: [stage.NAME]")),
+            Some((node, _)) => {
+                faults.push(Diagnostic::new(node.place.clone(), "`stage` must hold tables: [stage.NAME]"));
+            }
             None => {
                 let fault = Diagnostic::new(Place::file(file), "has no stages");
                 faults.push(fault.hint("add one, such as [stage.download] with uses = \"download\""));
@@ -195,11 +197,10 @@ fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
         }
     };
     let common_keys = property_names(&schemars::schema_for!(CommonKeys));
-    let own = entries.iter().filter(|(key, _)| !common_keys.contains(key)).map(|(key, n)| (key.clone(), n.clone())).collect();
-    let parameters = Parameters::new(
-        format!("[stage.{name}]"),
-        Node { place: node.place.clone(), value: Value::Table(own) },
-    );
+    let own =
+        entries.iter().filter(|(key, _)| !common_keys.contains(key)).map(|(key, n)| (key.clone(), n.clone())).collect();
+    let parameters =
+        Parameters::new(format!("[stage.{name}]"), Node { place: node.place.clone(), value: Value::Table(own) });
     Ok(StageTable {
         name: name.to_owned(),
         place: node.place.clone(),

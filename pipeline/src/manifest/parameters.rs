@@ -51,7 +51,9 @@ impl Parameters {
 }
 
 fn unknown_below(node: &Node, schema: &Value, root: &Value, owner: &str) -> Vec<Diagnostic> {
-    let Some(properties) = resolve(schema, root).get("properties").and_then(Value::as_object) else { return Vec::new() };
+    let Some(properties) = resolve(schema, root).get("properties").and_then(Value::as_object) else {
+        return Vec::new();
+    };
     let mut faults = Vec::new();
     for (key, property) in properties {
         let Some(child) = node.get(key) else { continue };

@@ -76,7 +76,9 @@ impl Node {
             Value::Array(items) => items.iter().map(Self::json).collect(),
             Value::Text(text) => text.as_str().into(),
             Value::Whole(number) => (*number).into(),
-            Value::Real(number) => serde_json::Number::from_f64(*number).map_or_else(|| number.to_string().into(), Into::into),
+            Value::Real(number) => {
+                serde_json::Number::from_f64(*number).map_or_else(|| number.to_string().into(), Into::into)
+            }
             Value::Truth(truth) => (*truth).into(),
         }
     }
@@ -88,7 +90,10 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<Node, Diagnostics> {
     let place = |offset: Option<usize>| Place::File { file: file.to_owned(), line: offset.map_or(0, line_of) };
     let document = Document::parse(text).map_err(|error| {
         let message = error.message().trim().replace('\n', "; ");
-        Diagnostics::from(Diagnostic::new(place(error.span().map(|s| s.start)), format!("is not valid TOML: {message}")))
+        Diagnostics::from(Diagnostic::new(
+            place(error.span().map(|s| s.start)),
+            format!("is not valid TOML: {message}"),
+        ))
     })?;
     Ok(convert(document.as_item(), place(None), &place))
 }
@@ -99,7 +104,8 @@ fn convert(item: &Item, own: Place, place: &dyn Fn(Option<usize>) -> Place) -> N
         place(span.map(|s| s.start))
     };
     if let Some(table) = item.as_table_like() {
-        let entries = table.iter().map(|(key, child)| (key.to_owned(), convert(child, at_key(table, key, child), place)));
+        let entries =
+            table.iter().map(|(key, child)| (key.to_owned(), convert(child, at_key(table, key, child), place)));
         return Node { place: own, value: Value::Table(entries.collect()) };
     }
     if let Some(tables) = item.as_array_of_tables() {
@@ -121,10 +127,9 @@ fn convert_value(value: &toml_edit::Value, place: &dyn Fn(Option<usize>) -> Plac
         toml_edit::Value::Boolean(truth) => Value::Truth(*truth.value()),
         toml_edit::Value::Datetime(when) => Value::Text(when.value().to_string()),
         toml_edit::Value::Array(items) => {
-            let nodes = items.iter().map(|item| Node {
-                place: place(item.span().map(|s| s.start)),
-                value: convert_value(item, place),
-            });
+            let nodes = items
+                .iter()
+                .map(|item| Node { place: place(item.span().map(|s| s.start)), value: convert_value(item, place) });
             Value::Array(nodes.collect())
         }
         toml_edit::Value::InlineTable(table) => {
@@ -173,7 +178,8 @@ pub(super) fn substitute(root: &mut Node) -> Vec<Diagnostic> {
                 Value::Whole(number) => {
                     variables.insert(name.clone(), number.to_string());
                 }
-                _ => faults.push(Diagnostic::new(node.place.clone(), format!("vars.{name} must be text or a whole number"))),
+                _ => faults
+                    .push(Diagnostic::new(node.place.clone(), format!("vars.{name} must be text or a whole number"))),
             }
         }
     }

@@ -77,7 +77,10 @@ pub fn kind() -> StageKind {
         build: |parameters| {
             let bucket: Bucket = parameters.read()?;
             if bucket.patch_size == 0 || bucket.patch_size > bucket.max_resolution {
-                let message = format!("patch_size = {}: expected 1 to max_resolution ({})", bucket.patch_size, bucket.max_resolution);
+                let message = format!(
+                    "patch_size = {}: expected 1 to max_resolution ({})",
+                    bucket.patch_size, bucket.max_resolution
+                );
                 return Err(parameters.fault(PATCH_SIZE, message));
             }
             if !(1..=100).contains(&bucket.quality) {
@@ -126,7 +129,8 @@ impl Stage for Bucket {
                 task.check_cancelled()?;
                 let batch = batch?;
                 let images = shard.binary(&batch, columns::IMAGE)?;
-                let results: Vec<_> = (0..batch.num_rows()).into_par_iter().map(|i| self.resize(images.value(i))).collect();
+                let results: Vec<_> =
+                    (0..batch.num_rows()).into_par_iter().map(|i| self.resize(images.value(i))).collect();
                 for (i, result) in results.into_iter().enumerate() {
                     let row = rows_in + i as u64;
                     match result {
@@ -171,7 +175,8 @@ impl Bucket {
             Format::Jpeg => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, self.quality)
                 .write_image(pixels, width, height, color),
             Format::Webp => {
-                let encoded = webp::Encoder::from_rgb(pixels, width, height).encode_simple(false, f32::from(self.quality));
+                let encoded =
+                    webp::Encoder::from_rgb(pixels, width, height).encode_simple(false, f32::from(self.quality));
                 return encoded.map(|memory| memory.to_vec()).map_err(|error| format!("libwebp: {error:?}"));
             }
         }
@@ -185,11 +190,13 @@ fn scale(image: RgbImage, size: BucketSize) -> Result<RgbImage, String> {
     if image.dimensions() == (size.width, size.height) {
         return Ok(image);
     }
-    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).map_err(|e| e.to_string())?;
+    let source =
+        ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).map_err(|e| e.to_string())?;
     let mut target = Image::new(size.width, size.height, PixelType::U8x3);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
     Resizer::new().resize(&source, &mut target, &options).map_err(|e| e.to_string())?;
-    RgbImage::from_raw(size.width, size.height, target.into_vec()).ok_or_else(|| "the resizer gave too few bytes".to_owned())
+    RgbImage::from_raw(size.width, size.height, target.into_vec())
+        .ok_or_else(|| "the resizer gave too few bytes".to_owned())
 }
 
 fn bad_row(shard: &Shard, batch: &RecordBatch, row: usize, error: &DecodeError) -> Result<BadRow, ShardError> {

@@ -9,7 +9,9 @@
 
 use std::path::Path;
 
-use polars::prelude::{DataFrame, IntoLazy, LazyFrame, PlRefPath, PolarsResult, ScanArgsParquet, SortMultipleOptions, col, concat, len};
+use polars::prelude::{
+    DataFrame, IntoLazy, LazyFrame, PlRefPath, PolarsResult, ScanArgsParquet, SortMultipleOptions, col, concat, len,
+};
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -77,13 +79,15 @@ fn unreadable(path: &Path, error: &(impl std::fmt::Display + ?Sized)) -> StageEr
 
 fn scan(path: &Path) -> PolarsResult<DataFrame> {
     let path = PlRefPath::try_from_path(path)?;
-    LazyFrame::scan_parquet(path, ScanArgsParquet::default())?
-        .select([col(columns::BUCKET_SIZE)])
-        .collect()
+    LazyFrame::scan_parquet(path, ScanArgsParquet::default())?.select([col(columns::BUCKET_SIZE)]).collect()
 }
 
 /// The runs of equal bucket sizes, in the order of the shard.
-fn runs_of(frame: &DataFrame, shard: &str, digest: Digest) -> Result<Vec<Run>, Box<dyn std::error::Error + Send + Sync>> {
+fn runs_of(
+    frame: &DataFrame,
+    shard: &str,
+    digest: Digest,
+) -> Result<Vec<Run>, Box<dyn std::error::Error + Send + Sync>> {
     let sizes = frame.column(columns::BUCKET_SIZE)?.str()?;
     let mut runs: Vec<Run> = Vec::new();
     let mut last: Option<&str> = None;

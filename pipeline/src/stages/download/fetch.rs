@@ -1,6 +1,7 @@
 //! One URL to one image, with retries.
 
 use std::collections::hash_map::RandomState;
+use std::fmt::{Display, Write as _};
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
@@ -35,21 +36,30 @@ pub(super) struct Refusal {
     /// img2dataset's word.
     pub(super) status: &'static str,
     pub(super) detail: String,
-    /// Whether another try may have another end, and how long the server asked to wait.
-    retry: Option<Option<Duration>>,
+    retry: Retry,
+}
+
+/// Whether another try may have another end.
+#[derive(Clone, Copy, Debug)]
+enum Retry {
+    No,
+    /// After a back-off of our own.
+    Later,
+    /// After the time that the server asked for.
+    After(Duration),
 }
 
 impl Refusal {
-    fn network(reason: &'static str, detail: impl ToString) -> Self {
-        Self { reason, status: "failed_to_download", detail: detail.to_string(), retry: None }
+    fn network(reason: &'static str, detail: impl Display) -> Self {
+        Self { reason, status: "failed_to_download", detail: format!("{detail}"), retry: Retry::No }
     }
 
-    fn image(reason: &'static str, detail: impl ToString) -> Self {
-        Self { reason, status: "failed_to_resize", detail: detail.to_string(), retry: None }
+    fn image(reason: &'static str, detail: impl Display) -> Self {
+        Self { reason, status: "failed_to_resize", detail: format!("{detail}"), retry: Retry::No }
     }
 
     fn may_pass(self) -> Self {
-        Self { retry: Some(None), ..self }
+        Self { retry: Retry::Later, ..self }
     }
 }
 
@@ -77,20 +87,26 @@ impl Fetcher {
             match self.try_once(&parsed, &mut observed).await {
                 Ok(bytes) => break bytes,
                 Err(refusal) => {
-                    let Some(wait) = refusal.retry.filter(|_| tries < self.retries) else { return Err(refusal) };
+                    let wait = match refusal.retry {
+                        Retry::Later if tries < self.retries => back_off(tries + 1),
+                        Retry::After(wait) if tries < self.retries => wait.min(LONGEST_WAIT),
+                        _ => return Err(refusal),
+                    };
                     tries += 1;
                     observed.push(format!("recovered from {}", refusal.reason));
-                    tokio::time::sleep(wait.unwrap_or_else(|| back_off(tries))).await;
+                    tokio::time::sleep(wait).await;
                 }
             }
         };
         let most_pixels = self.max_pixels;
         let checked = tokio::task::spawn_blocking(move || {
             let image = decode(&bytes, most_pixels).map_err(|error| of_image(&error))?;
-            let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            let sha256 = hexadecimal(&Sha256::digest(&bytes));
             Ok(Fetched { width: image.width(), height: image.height(), bytes, sha256, observed })
         });
-        checked.await.unwrap_or_else(|error| Err(Refusal::image("damaged_image", format!("its decoder failed: {error}"))))
+        checked
+            .await
+            .unwrap_or_else(|error| Err(Refusal::image("damaged_image", format!("its decoder failed: {error}"))))
     }
 
     async fn try_once(&self, url: &Url, observed: &mut Vec<String>) -> Result<Vec<u8>, Refusal> {
@@ -102,7 +118,9 @@ impl Fetcher {
         if let Some(directive) = self.opt_out(response.headers()) {
             return Err(Refusal::network("opted_out", format!("X-Robots-Tag: {directive}")));
         }
-        let too_large = |bytes: u64| Refusal::network("too_large", format!("{bytes} bytes or more; {} are allowed", self.max_bytes));
+        let too_large = |bytes: u64| {
+            Refusal::network("too_large", format!("{bytes} bytes or more; {} are allowed", self.max_bytes))
+        };
         if let Some(length) = response.content_length().filter(|&n| n > self.max_bytes) {
             return Err(too_large(length));
         }
@@ -134,6 +152,13 @@ impl Fetcher {
         let mut directives = values.flat_map(|value| value.split([',', ':'])).map(|d| d.trim().to_lowercase());
         directives.find(|directive| self.directives.contains(directive))
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// 0.25 s, 0.5 s, 1 s …, each up to half as long again at random, so that many waiting rows do not come back together.
@@ -195,7 +220,8 @@ fn of_status(status: StatusCode, headers: &HeaderMap) -> Refusal {
         return refusal;
     }
     let seconds = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
-    Refusal { retry: Some(seconds.map(|s| Duration::from_secs(s).min(LONGEST_WAIT))), ..refusal }
+    let retry = seconds.map_or(Retry::Later, |seconds| Retry::After(Duration::from_secs(seconds)));
+    Refusal { retry, ..refusal }
 }
 
 fn of_image(error: &DecodeError) -> Refusal {

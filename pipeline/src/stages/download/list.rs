@@ -95,9 +95,8 @@ fn visit(path: &Path, names: &Columns, mut each: impl FnMut(u64, UrlRow) -> bool
     let (url, caption) = columns(path, &names.url, &names.caption).map_err(StageError::failed)?;
     let mut reader = open(path).map_err(StageError::failed)?;
     for (number, record) in reader.byte_records().enumerate() {
-        let record = record.map_err(|source| {
-            StageError::failed(ListError::Read { path: path.display().to_string(), source })
-        })?;
+        let record = record
+            .map_err(|source| StageError::failed(ListError::Read { path: path.display().to_string(), source }))?;
         let text = |i: usize| String::from_utf8_lossy(record.get(i).unwrap_or_default()).trim().to_owned();
         if !each(number as u64, UrlRow { url: text(url), caption: text(caption) }) {
             break;
@@ -114,12 +113,16 @@ mod tests {
     fn partitions_cover_the_list_and_change_with_their_rows_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("urls.tsv");
-        let list = |last: &str| format!("url\tcaption\n{}http://x/{last}\tan \"odd\" one\n", "http://x/1\ta\n".repeat(6));
+        let list =
+            |last: &str| format!("url\tcaption\n{}http://x/{last}\tan \"odd\" one\n", "http://x/1\ta\n".repeat(6));
         std::fs::write(&path, list("7")).unwrap();
         let names = Columns::default();
         let before = partitions(&path, &names, 3).unwrap();
         assert_eq!(before.iter().map(|s| s.rows).collect::<Vec<_>>(), [3, 3, 1]);
-        assert_eq!(rows(&path, &names, 6, 3).unwrap(), [UrlRow { url: "http://x/7".into(), caption: "an \"odd\" one".into() }]);
+        assert_eq!(
+            rows(&path, &names, 6, 3).unwrap(),
+            [UrlRow { url: "http://x/7".into(), caption: "an \"odd\" one".into() }]
+        );
         std::fs::write(&path, list("8")).unwrap();
         let after = partitions(&path, &names, 3).unwrap();
         let same: Vec<bool> = before.iter().zip(&after).map(|(a, b)| a.digest == b.digest).collect();

@@ -162,14 +162,20 @@ pub fn kind() -> StageKind {
             let mut connect_to = BTreeMap::new();
             for (host, address) in &operations.connect_to {
                 let address: SocketAddr = address.parse().map_err(|_malformed| {
-                    parameters.fault("connect_to", format!("connect_to: `{address}` is not an address such as 127.0.0.1:8080"))
+                    parameters.fault(
+                        "connect_to",
+                        format!("connect_to: `{address}` is not an address such as 127.0.0.1:8080"),
+                    )
                 })?;
                 connect_to.insert(host.to_lowercase(), address);
             }
             let mut allowed = Vec::new();
             for network in &operations.allow_networks {
                 let network: IpNet = network.parse().map_err(|_malformed| {
-                    parameters.fault("allow_networks", format!("allow_networks: `{network}` is not a network such as 10.0.0.0/8"))
+                    parameters.fault(
+                        "allow_networks",
+                        format!("allow_networks: `{network}` is not a network such as 10.0.0.0/8"),
+                    )
                 })?;
                 allowed.push(network);
             }
@@ -192,7 +198,12 @@ struct Download {
 type RowResult = (UrlRow, Result<Fetched, Refusal>);
 
 impl Download {
-    async fn fetch_all(&self, fetcher: Fetcher, rows: Vec<UrlRow>, task: &Task<'_>) -> Result<Vec<RowResult>, StageError> {
+    async fn fetch_all(
+        &self,
+        fetcher: Fetcher,
+        rows: Vec<UrlRow>,
+        task: &Task<'_>,
+    ) -> Result<Vec<RowResult>, StageError> {
         let fetcher = Arc::new(fetcher);
         let fetched = stream::iter(rows.into_iter().enumerate())
             .map(|(number, row)| {
@@ -326,7 +337,8 @@ impl Download {
                 number(|f| f.height),
                 text(|(.., f)| &f.sha256),
             ];
-            writer.write(&RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(shards::ShardError::arrow(&path))?)?;
+            writer
+                .write(&RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(shards::ShardError::arrow(&path))?)?;
         }
         let data = writer.finish()?;
         let (dropped, quarantine) = quarantine.finish(&task.attempt.quarantine())?;
