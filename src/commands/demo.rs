@@ -8,10 +8,11 @@ use clap::Args;
 use demo::{Catalogue, HOST, Origin};
 use pipeline::plan::{Plan, PlannedStage};
 use pipeline::stage::Cancel;
+use shards::sidecar::Section;
 
 use super::manifest::{Source, make};
 use crate::settings::on_interrupt;
-use crate::stages::evaluate::SUMMARY;
+use crate::stages::evaluate::{SUMMARY, TABLE, print_table};
 use crate::watch::Watch;
 
 /// What the demo runs; the same file can be run, planned and changed like any other manifest.
@@ -125,6 +126,15 @@ fn summary(plan: &Plan, manifest: &Path, planted: Vec<(&'static str, bool, u64)>
     }
     if let Some(bytes) = peak_memory() {
         println!("Peak memory of this process: {} MB", bytes >> 20);
+    }
+    let evaluated = plan.stages.iter().filter(|s| s.name == "evaluate").flat_map(PlannedStage::committed);
+    for section in evaluated.flat_map(|sidecar| &sidecar.sections) {
+        if let Section::Table { title, rows, .. } = section
+            && title == TABLE
+        {
+            println!();
+            print_table(rows.iter().map(Vec::as_slice));
+        }
     }
     if let Some((_, words)) = detail("evaluate", SUMMARY) {
         println!("\n{words}");

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::errors::{FAILED, OK, Usage};
-use crate::stages::evaluate::{ColorTest, table};
+use crate::stages::evaluate::{ColorTest, print_table, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Evaluate {
@@ -40,9 +40,7 @@ impl Evaluate {
             ..ColorTest::default()
         };
         let (score, _) = test.run(&self.checkpoint, |_| ())?;
-        for row in table(&score) {
-            println!("{:<58} {:<8} {:<8} {:>16} {:>6}  {}", row[0], row[1], row[2], row[3], row[4], row[5]);
-        }
+        print_table(table(&score).iter().map(<[String; 6]>::as_slice));
         println!("{}", test.summary(&score));
         Ok(if score.passes(test.bar()) { OK } else { FAILED })
     }

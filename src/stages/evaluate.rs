@@ -103,11 +103,21 @@ pub(crate) fn table(score: &Score) -> Vec<[String; 6]> {
     score.judgements.iter().map(row).collect()
 }
 
+/// Prints the rows of [`table`].
+pub(crate) fn print_table<'a>(rows: impl IntoIterator<Item = &'a [String]>) {
+    println!("{:<52} {:<8} {:<8} {:>13} {:>9}", "prompt", "asked", "nearest", "border's mean", "deviation");
+    for row in rows {
+        if let [prompt, asked, nearest, mean, deviation, verdict] = row {
+            println!("{prompt:<52} {asked:<8} {nearest:<8} {mean:>13} {deviation:>9}  {verdict}");
+        }
+    }
+}
+
 #[cfg(feature = "pipeline")]
 pub(super) use adapter::kind;
 
 #[cfg(feature = "pipeline")]
-pub(crate) use adapter::SUMMARY;
+pub(crate) use adapter::{SUMMARY, TABLE};
 
 #[cfg(feature = "pipeline")]
 mod adapter {
@@ -121,6 +131,8 @@ mod adapter {
 
     /// The detail that holds the score in words.
     pub(crate) const SUMMARY: &str = "summary";
+    /// The title of the section that holds the table.
+    pub(crate) const TABLE: &str = "Colours, prompt by prompt";
 
     pub(in super::super) fn kind() -> StageKind {
         StageKind {
@@ -161,7 +173,7 @@ mod adapter {
             outcome.details.insert("passed".to_owned(), score.passes(self.bar()).into());
             outcome.sections.push(Section::Text { title: "Colours".to_owned(), text: summary });
             outcome.sections.push(Section::Table {
-                title: "Colours, prompt by prompt".to_owned(),
+                title: TABLE.to_owned(),
                 header: ["prompt", "asked", "nearest", "border's mean", "deviation", ""].map(str::to_owned).to_vec(),
                 rows: table(&score).into_iter().map(|row| row.to_vec()).collect(),
             });

@@ -27,8 +27,7 @@ impl Rotation {
         Self(Tensor::complex(&angles.cos(), &angles.sin()))
     }
 
-    /// Rotates `x` (batch, tokens, heads, features), float32: the pair (2m, 2m+1) turns by the mth angle. A pair is a complex
-    /// number, so this is one product instead of ten passes over every other element.
+    /// Rotates `x` (batch, tokens, heads, features), float32: the pair (2m, 2m+1) is a complex number and is turned by the mth.
     pub fn apply(&self, x: &Tensor) -> Tensor {
         let shape = x.size();
         let pairs = x.reshape([shape[0], shape[1], shape[2], shape[3] / 2, 2]).view_as_complex();
