@@ -144,8 +144,58 @@ impl Checkpoint {
 
     /// The parameters in one of the checkpoint's files.
     pub fn parameters(&self, file: &str, device: Device) -> Result<ParameterSet, ModelError> {
+        let path = self.folder.join(file);
+        let bytes = fs::metadata(&path).map_err(ModelError::io("read", &path))?.len();
+        // Before memory is spent on what state.json claims: no element takes less than a byte.
+        let elements = Mmdit::elements(&self.state.model);
+        if u64::try_from(elements).unwrap_or(u64::MAX) > bytes {
+            let detail = format!("it has {bytes} bytes, too few for the {elements} elements that {STATE} describes");
+            return Err(ModelError::Safetensors { path, detail });
+        }
         let set = Mmdit::allocate(&self.state.model, device);
-        weights::load(&self.folder.join(file), &set)?;
+        weights::load(&path, &set)?;
         Ok(set)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_claims_too_much_is_refused_before_memory_is_spent() {
+        let run = tempfile::tempdir().unwrap();
+        let model = MmditConfig {
+            channels: 12,
+            patch_size: 2,
+            width: 8,
+            blocks: 1,
+            heads: 2,
+            hidden: 16,
+            text_streams: 1,
+            text_width: 4,
+            pooled_width: 4,
+            zero_gates: true,
+        };
+        let state = |model: &MmditConfig| CheckpointState {
+            format: FORMAT,
+            step: 3,
+            model: model.clone(),
+            latents: Latents::Pixels,
+            text: TextEncoding::Hash,
+            max_resolution: 32,
+            training: serde_json::Value::Null,
+            version: "test".into(),
+        };
+        let set = Mmdit::initialise(&model, 0, Device::Cpu);
+        let checkpoint = Checkpoint::write(run.path(), &state(&model), &[(EMA, set.state_dict())]).unwrap();
+        assert_eq!(Checkpoint::open(run.path()).unwrap().parameters(EMA, Device::Cpu).unwrap().flat(), set.flat());
+
+        let greedy = state(&MmditConfig { width: 1 << 16, hidden: 1 << 16, blocks: 1000, ..model });
+        fs::write(checkpoint.folder.join(STATE), serde_json::to_vec(&greedy).unwrap()).unwrap();
+        let error = Checkpoint::open(run.path()).unwrap().parameters(EMA, Device::Cpu).unwrap_err().to_string();
+        assert!(error.contains("too few for"), "{error}");
+        fs::write(run.path().join(LATEST), "../../etc").unwrap();
+        assert!(Checkpoint::open(run.path()).is_err());
     }
 }

@@ -35,7 +35,7 @@ pub struct Parameter {
 
 impl Parameter {
     fn elements(&self) -> i64 {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |product, &side| product.saturating_mul(side))
     }
 
     /// Matrices decay; scalars, norms and biases do not (the default for new runs).
@@ -81,6 +81,15 @@ impl ParameterSet {
         let Collected { parameters, buffers } = collector.into_collected();
         let flat = Tensor::zeros([total(&parameters)], (Kind::Float, device));
         Self::over(flat, parameters, buffers.into_iter().map(|(n, b)| (n, b.to_device(device))).collect())
+    }
+
+    /// How many elements `describe` asks for, without allocating them.
+    pub fn elements_of(describe: impl Fn(&Scope)) -> i64 {
+        let collector = Scope::collecting();
+        describe(&collector);
+        let sizes =
+            collector.into_collected().parameters.into_iter().map(|p| p.shape.into_iter().fold(1, i64::saturating_mul));
+        sizes.fold(0, i64::saturating_add)
     }
 
     fn over(flat: Tensor, parameters: Vec<Parameter>, buffers: Vec<(String, Tensor)>) -> Self {
@@ -173,7 +182,7 @@ impl ParameterSet {
 }
 
 fn aligned(elements: i64) -> i64 {
-    (elements + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
+    elements.saturating_add(ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT
 }
 
 fn total(parameters: &[Parameter]) -> i64 {
@@ -228,7 +237,7 @@ impl Scope {
         let name = self.full_name(name);
         match &mut *self.source.borrow_mut() {
             Source::Collecting(Collected { parameters, .. }) => {
-                let offset = total(parameters);
+                let offset = parameters.last().map_or(0, |p| p.offset.saturating_add(aligned(p.elements())));
                 parameters.push(Parameter { name, shape: shape.to_vec(), initial, offset });
                 Tensor::zeros([0], (Kind::Float, Device::Cpu))
             }

@@ -14,6 +14,10 @@ use crate::SampleError;
 use crate::guidance::Guided;
 use crate::solver::{self, Solver};
 
+/// A picture larger than this is a slip of the finger: no model here was trained near it.
+const MOST_PIXELS: u64 = 1 << 26;
+const MOST_STEPS: u32 = 10_000;
+
 /// What to make.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
@@ -107,8 +111,12 @@ impl TextToImage {
                 );
             }
         }
-        if request.steps == 0 {
-            return refuse("steps", "0".into(), "at least 1".into());
+        if u64::from(request.width) * u64::from(request.height) > MOST_PIXELS {
+            let size = format!("{}x{}", request.width, request.height);
+            return refuse("size", size, format!("at most {MOST_PIXELS} pixels"));
+        }
+        if request.steps == 0 || request.steps > MOST_STEPS {
+            return refuse("steps", request.steps.to_string(), format!("from 1 to {MOST_STEPS}"));
         }
         if !request.guidance.is_finite() || request.guidance < 0.0 {
             return refuse(

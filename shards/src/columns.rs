@@ -1,4 +1,7 @@
-//! The columns of a sample, and the schema metadata that lets `datasets` show its pictures.
+//! The columns of a sample, and the schema metadata that tells Hugging Face readers which of them is a picture.
+//!
+//! `datasets` 5 takes a feature from the metadata only where its own arrow type is the column's; its `Image` is a struct, ours
+//! plain bytes (so that one image is one page). `cast_column("image", datasets.Image())` shows the pictures.
 
 use std::collections::HashMap;
 

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::ModelError;
 use crate::parameters::Initial;
 
+/// No size of a model is larger. A configuration may come from a stranger's checkpoint.
+const LARGEST: i64 = 1 << 16;
+
 /// What determines the model's parameters and their shapes. Stored in every checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,8 +50,8 @@ impl MmditConfig {
             ("text_width", self.text_width),
             ("pooled_width", self.pooled_width),
         ] {
-            if value < 1 {
-                return impossible(what, value, "a positive number".into());
+            if !(1..=LARGEST).contains(&value) {
+                return impossible(what, value, format!("from 1 to {LARGEST}"));
             }
         }
         if self.width % (self.heads * 4) != 0 {

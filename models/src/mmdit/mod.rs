@@ -40,6 +40,11 @@ impl Mmdit {
         ParameterSet::allocate(device, |scope| drop(Self::describe(config, scope)))
     }
 
+    /// Trained elements of this configuration, without allocating them.
+    pub fn elements(config: &MmditConfig) -> i64 {
+        ParameterSet::elements_of(|scope| drop(Self::describe(config, scope)))
+    }
+
     /// The model over a set that [`Mmdit::initialise`] or [`Mmdit::allocate`] made for the same configuration.
     pub fn over(config: &MmditConfig, parameters: &ParameterSet) -> Self {
         Self::describe(config, &parameters.scope())
