@@ -42,7 +42,7 @@ fn a_run_killed_in_any_stage_goes_on_and_ends_with_the_same_bytes() {
     assert!(!sidecar_of(&killed, "train"), "the kill came before the training was committed");
     let last = events(small_demo(&killed));
     assert!(
-        last.iter().any(|e| is(e, "note", "train") && e["text"] == "going on from step 8"),
+        last.iter().any(|e| is(e, "note", "train") && e["text"].as_str().is_some_and(|t| t.starts_with("going on from step "))),
         "the training was resumed"
     );
     assert!(last.iter().all(|e| !is(e, "partition_started", "download")), "no download was repeated");
