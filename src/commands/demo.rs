@@ -46,16 +46,15 @@ impl Demo {
         let urls = self.workdir.join("urls.tsv");
         write_if_different(&urls, &catalogue.url_list())?;
         let manifest = self.workdir.join("demo.toml");
-        write_if_different(&manifest, MANIFEST)?;
+        // The copy names its own workdir, so that it can be run by itself afterwards.
+        let here = format!("workdir = {}", quoted(&self.workdir.to_string_lossy()));
+        write_if_different(&manifest, &MANIFEST.replace("workdir = \"data/demo\"", &here))?;
 
         let planted = catalogue.planted();
         let runtime = tokio::runtime::Runtime::new().context("cannot start the demo origin's threads")?;
         let origin = runtime.block_on(Origin::start(catalogue, self.port))?;
-        let mut sets = vec![
-            format!("pipeline.workdir={}", quoted(&self.workdir.to_string_lossy())),
-            format!("stage.download.connect_to={{ \"{HOST}\" = \"{}\" }}", origin.address()),
-        ];
-        sets.extend(self.set);
+        let mut sets = vec![format!("stage.download.connect_to={{ \"{HOST}\" = \"{}\" }}", origin.address())];
+        sets.extend(self.set.iter().cloned());
         let mut plan = Source::new(manifest.clone(), sets).plan()?;
         let code = make(&mut plan, self.watch, &cancel)?;
         runtime.block_on(origin.stop());
@@ -63,7 +62,7 @@ impl Demo {
 
         if plan.is_up_to_date() && self.watch.is_for_people() {
             let planted = planted.into_iter().map(|(fault, n)| (fault.name(), fault.is_lost(), n)).collect();
-            summary(&plan, &manifest, planted);
+            summary(&plan, &manifest, &self.set, planted);
         }
         Ok(code)
     }
@@ -99,7 +98,7 @@ fn reported_as(fault: &str) -> &'static str {
     }
 }
 
-fn summary(plan: &Plan, manifest: &Path, planted: Vec<(&'static str, bool, u64)>) {
+fn summary(plan: &Plan, manifest: &Path, sets: &[String], planted: Vec<(&'static str, bool, u64)>) {
     let mut found: BTreeMap<String, u64> = BTreeMap::new();
     for sidecar in plan.stages.iter().filter(|s| s.name == "download").flat_map(PlannedStage::committed) {
         for (what, n) in sidecar.dropped.iter().chain(&sidecar.observed) {
@@ -146,7 +145,8 @@ fn summary(plan: &Plan, manifest: &Path, planted: Vec<(&'static str, bool, u64)>
         }
     }
     println!("{:<11} {}", "report", pipeline::report::path(plan).display());
-    println!("\nThe same again, without the origin: ferrotype run {}", manifest.display());
+    let sets: Vec<String> = sets.iter().map(|set| format!(" --set '{set}'")).collect();
+    println!("\nThe same again, without the origin: ferrotype run {}{}", manifest.display(), sets.concat());
 }
 
 /// The most memory this process has had at a time, in bytes; where the system says so.

@@ -28,10 +28,9 @@ fn every_planted_fault_is_reported_and_a_later_run_needs_no_origin() {
     // The manifest it wrote is like any other; the origin is gone.
     let manifest = workdir.join("demo.toml");
     let manifest = manifest.to_string_lossy();
-    let set = format!("pipeline.workdir={}", workdir.display());
     let small: Vec<String> =
         small_demo(&workdir).get_args().skip(6).map(|a| a.to_string_lossy().into_owned()).collect();
-    let mut arguments = vec!["run", &*manifest, "--set", &*set];
+    let mut arguments = vec!["run", &*manifest];
     arguments.extend(small.iter().map(String::as_str));
     let again = run(&arguments);
     assert!(again.status.success(), "{}", text(&again.stderr));
