@@ -25,6 +25,9 @@ pub(crate) struct Evaluate {
     steps: u32,
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// How many borders may be uneven (a standard deviation of 15 of 255 or more).
+    #[arg(long, default_value_t = 0)]
+    uneven: usize,
 }
 
 impl Evaluate {
@@ -37,6 +40,7 @@ impl Evaluate {
             guidance: self.guidance,
             steps: self.steps,
             seed: self.seed,
+            uneven: self.uneven,
             ..ColorTest::default()
         };
         let (score, _) = test.run(&self.checkpoint, |_| ())?;

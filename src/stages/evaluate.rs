@@ -27,20 +27,22 @@ pub(crate) struct ColorTest {
     pub(crate) seed: u64,
     /// Share of prompts whose colour must be right.
     pub(crate) right: f64,
-    /// The largest mean standard deviation of the borders, of 255.
+    /// A border whose standard deviation, of 255, is not below this is uneven.
     pub(crate) deviation: f64,
+    /// How many borders may be uneven.
+    pub(crate) uneven: usize,
 }
 
 impl Default for ColorTest {
     fn default() -> Self {
-        let Bar { right, deviation } = Bar::default();
-        Self { prompts: 48, guidance: 4.0, steps: 25, sampler: Solver::Heun, seed: 0, right, deviation }
+        let Bar { right, deviation, uneven } = Bar::default();
+        Self { prompts: 48, guidance: 4.0, steps: 25, sampler: Solver::Heun, seed: 0, right, deviation, uneven }
     }
 }
 
 impl ColorTest {
     pub(crate) fn bar(&self) -> Bar {
-        Bar { right: self.right, deviation: self.deviation }
+        Bar { right: self.right, deviation: self.deviation, uneven: self.uneven }
     }
 
     /// Samples and judges; `progress` hears the share done.
@@ -72,15 +74,16 @@ impl ColorTest {
     pub(crate) fn summary(&self, score: &Score) -> String {
         let bar = self.bar();
         format!(
-            "{} of {} backgrounds have the colour asked for ({:.0} %; {:.0} % needed). The border's standard deviation is {:.1} of 255 \
-             in the mean (below {:.0} needed); {} borders lie at or above that. {}",
+            "{} of {} backgrounds have the colour asked for ({:.0} %; {:.0} % needed). {} borders have a standard deviation of {:.0} \
+             of 255 or more ({} may); the mean is {:.1}. {}",
             score.right(),
             score.judgements.len(),
             100.0 * score.share_right(),
             100.0 * bar.right,
-            score.mean_deviation(),
-            bar.deviation,
             score.uneven(bar),
+            bar.deviation,
+            bar.uneven,
+            score.mean_deviation(),
             if score.passes(bar) { "Passed." } else { "Not passed." }
         )
     }
@@ -137,7 +140,7 @@ mod adapter {
     pub(in super::super) fn kind() -> StageKind {
         StageKind {
             name: "evaluate",
-            version: 1,
+            version: 2,
             about: "Samples prompts that name a background colour and looks whether the pictures have it.",
             inputs: (1, 1),
             schemas: || vec![schema_for!(ColorTest)],
