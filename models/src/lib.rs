@@ -3,19 +3,29 @@
 //! Knows no shard of images, no training loop and no sampler. Tensor shapes are written `(batch, channels, height,
 //! width)`; token sequences `(batch, tokens, features)`.
 //!
-//! - [`mmdit`]: the model, its configuration and its state-dict names.
+//! - [`mmdit`]: the model that is trained, its configuration and its state-dict names.
+//! - [`autoencoder`], [`clip`], [`gemma2`], [`modernbert`], [`llama`], [`llava`]: published models, read as they are.
 //! - [`latents`], [`text`]: what stands between pixels or words and the model, behind one trait each.
-//! - [`parameters`]: named parameters in one flat buffer.
-//! - [`weights`], [`checkpoint`]: safetensors in and out, and the folder that a training run leaves.
+//! - [`tokenizer`]: text to token ids, chats to prompts.
+//! - [`layers`]: building blocks. [`parameters`]: named parameters, in one flat buffer or read from files.
+//! - [`weights`], [`settings`]: files of tensors and of sizes. [`checkpoint`]: the folder that a training run leaves.
 //! - [`random`]: random numbers from counters, so that a result depends on no order of calls.
 
+pub mod autoencoder;
 pub mod checkpoint;
+pub mod clip;
+pub mod gemma2;
 pub mod latents;
 pub mod layers;
+pub mod llama;
+pub mod llava;
 pub mod mmdit;
+pub mod modernbert;
 pub mod parameters;
 pub mod random;
+pub mod settings;
 pub mod text;
+pub mod tokenizer;
 pub mod weights;
 
 use std::path::PathBuf;
@@ -25,8 +35,6 @@ use std::path::PathBuf;
 pub enum ModelError {
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("{path} is not a readable safetensors file: {detail}")]
-    Safetensors { path: PathBuf, detail: String },
     #[error("{path} is not a readable {what}: {detail}")]
     Record { path: PathBuf, what: &'static str, detail: String },
     /// All differences between a file's tensors and the model's, at once.

@@ -1,5 +1,6 @@
 //! Classifier-free guidance.
 
+use models::ModelError;
 use models::mmdit::Mmdit;
 use models::text::TextCondition;
 use tch::{Kind, Tensor};
@@ -21,15 +22,15 @@ impl<'a> Guided<'a> {
     }
 
     /// The velocity at `x` (batch, channels, height, width) and time `t`.
-    pub fn velocity(&self, x: &Tensor, t: f64) -> Tensor {
+    pub fn velocity(&self, x: &Tensor, t: f64) -> Result<Tensor, ModelError> {
         let batch = x.size()[0];
         let time = |n: i64| Tensor::full([n], t, (Kind::Float, x.device()));
         if !is_guided(self.guidance) {
-            return self.model.forward(x, &time(batch), &self.condition);
+            return Ok(self.model.forward(x, &time(batch), &self.condition)?.velocity);
         }
-        let velocity = self.model.forward(&Tensor::cat(&[x, x], 0), &time(2 * batch), &self.condition);
+        let velocity = self.model.forward(&Tensor::cat(&[x, x], 0), &time(2 * batch), &self.condition)?.velocity;
         let (prompt, null) = (velocity.narrow(0, 0, batch), velocity.narrow(0, batch, batch));
-        &null + (prompt - &null) * self.guidance
+        Ok(&null + (prompt - &null) * self.guidance)
     }
 }
 

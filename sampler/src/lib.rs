@@ -3,12 +3,14 @@
 //! - [`solver`]: the ways to follow the velocity from noise to an image.
 //! - [`guidance`]: classifier-free guidance around a model.
 //! - [`text_to_image`]: a loaded checkpoint that answers prompts.
+//! - [`pictures`]: between tensors and pictures.
 //! - [`grid`]: several pictures and their prompts on one sheet.
 //! - [`colors`]: whether a picture's background has the colour its prompt asked for.
 
 pub mod colors;
 pub mod grid;
 pub mod guidance;
+pub mod pictures;
 pub mod solver;
 pub mod text_to_image;
 

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use image::RgbImage;
 use models::checkpoint::{self, Checkpoint, CheckpointState};
-use models::latents::LatentCodec;
+use models::latents::{LatentCodec, LatentShape};
 use models::mmdit::Mmdit;
 use models::random::Stream;
 use models::text::TextEncoder;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::SampleError;
 use crate::guidance::Guided;
+use crate::pictures;
 use crate::solver::{self, Solver};
 
 /// A picture larger than this is a slip of the finger: no model here was trained near it.
@@ -65,43 +66,48 @@ impl TextToImage {
         };
         let model = checkpoint.model(file, device)?;
         let state = checkpoint.state;
-        Ok(Self { model, text: state.text.encoder(), latents: state.latents.codec(), state, device })
+        Ok(Self { model, text: state.text.encoder(device)?, latents: state.latents.codec(device)?, state, device })
     }
 
     /// Makes one picture for each prompt. `progress` hears the share done, in 0..=1.
     pub fn generate(&self, request: &Request, mut progress: impl FnMut(f64)) -> Result<Vec<RgbImage>, SampleError> {
         self.check(request)?;
         let times = solver::times(request.steps, request.shift);
-        let factor = self.latents.factor();
-        let shape = [self.latents.channels(), i64::from(request.height) / factor, i64::from(request.width) / factor];
+        let LatentShape { channels, factor } = self.latents.shape();
+        let shape = [channels, i64::from(request.height) / factor, i64::from(request.width) / factor];
         let mut pictures = Vec::with_capacity(request.prompts.len());
         for prompts in request.prompts.chunks(request.batch.max(1)) {
             let first = pictures.len();
-            let noise: Vec<Tensor> = (0..prompts.len() as u64)
-                .map(|i| Stream::new(request.seed + first as u64 + i, "sample", &[]).normal_tensor(&shape, self.device))
-                .collect();
+            // Each picture has its own numbers, so that it does not depend on the batch it is made in.
+            let normal = |purpose: &str, counters: &[u64]| {
+                let one = |i| {
+                    Stream::new(request.seed + first as u64 + i, purpose, counters).normal_tensor(&shape, self.device)
+                };
+                Tensor::stack(&(0..prompts.len() as u64).map(one).collect::<Vec<_>>(), 0)
+            };
             let captions: Vec<&str> = prompts.iter().map(String::as_str).collect();
-            let condition = self.text.encode(&captions).to_device(self.device);
+            let condition = self.text.encode(&captions)?.to_device(self.device);
             let guided = Guided::new(&self.model, &condition, request.guidance);
             let latents = solver::follow(
                 request.solver,
                 &times,
-                &Tensor::stack(&noise, 0),
+                &normal("sample", &[]),
                 |x, t| guided.velocity(x, t),
+                |step| normal("step", &[step as u64]),
                 |step| {
                     let done = first as f64 + prompts.len() as f64 * step as f64 / f64::from(request.steps);
                     progress(done / request.prompts.len() as f64);
                 },
-            );
-            let pixels = tch::no_grad(|| self.latents.decode(&latents));
-            pictures.extend(to_images(&pixels)?);
+            )?;
+            let pixels = self.latents.decode(&latents)?;
+            pictures.extend(pictures::from_tensor(&pixels)?);
         }
         Ok(pictures)
     }
 
     fn check(&self, request: &Request) -> Result<(), SampleError> {
         let refuse = |what, value: String, expected: String| Err(SampleError::Request { what, value, expected });
-        let multiple = self.latents.factor() * self.state.model.patch_size;
+        let multiple = self.latents.shape().factor * self.state.model.patch_size;
         for (what, side) in [("width", request.width), ("height", request.height)] {
             if side == 0 || i64::from(side) % multiple != 0 {
                 return refuse(
@@ -130,19 +136,4 @@ impl TextToImage {
         }
         Ok(())
     }
-}
-
-/// (batch, 3, height, width) in -1..=1 to pictures, rounded to the nearest of 256 levels.
-fn to_images(pixels: &Tensor) -> Result<Vec<RgbImage>, SampleError> {
-    let size = pixels.size();
-    let bytes =
-        ((pixels + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8).permute([0, 2, 3, 1]).contiguous();
-    let mut pictures = Vec::with_capacity(size[0] as usize);
-    for i in 0..size[0] {
-        let mut raw = vec![0u8; (size[1] * size[2] * size[3]) as usize];
-        let elements = raw.len();
-        bytes.get(i).f_copy_data_u8(&mut raw, elements).map_err(models::ModelError::torch("copying a picture"))?;
-        pictures.extend(RgbImage::from_raw(size[3] as u32, size[2] as u32, raw));
-    }
-    Ok(pictures)
 }

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use models::mmdit::{Mmdit, MmditConfig};
+use models::mmdit::{Mmdit, MmditConfig, MmditVariant};
 use models::text::TextCondition;
 use models::weights;
 use sampler::guidance::Guided;
@@ -16,7 +16,7 @@ fn fixture(file: &str) -> PathBuf {
 }
 
 #[test]
-fn euler_and_heun_reach_the_reference_latents() {
+fn all_samplers_reach_the_reference_latents() {
     let json: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(fixture("config.json")).unwrap()).unwrap();
     let config = MmditConfig {
@@ -30,6 +30,7 @@ fn euler_and_heun_reach_the_reference_latents() {
         text_width: 24,
         pooled_width: 12,
         zero_gates: false,
+        variant: MmditVariant::default(),
     };
     let parameters = Mmdit::allocate(&config, Device::Cpu);
     weights::load(&fixture("weights.safetensors"), &parameters).unwrap();
@@ -43,8 +44,11 @@ fn euler_and_heun_reach_the_reference_latents() {
     // The reference's scale w stands for the usual w + 1.
     let guided = Guided::new(&model, &condition, json["cfg_scale"].as_f64().unwrap() + 1.0);
     let times = times(json["steps"].as_u64().unwrap() as u32, 1.0);
-    for (solver, name) in [(Solver::Euler, "euler"), (Solver::Heun, "heun")] {
-        let latents = follow(solver, &times, &io["noise"], |x, t| guided.velocity(x, t), |_| ());
+    for (solver, name) in
+        [(Solver::Euler, "euler"), (Solver::Heun, "heun"), (Solver::EulerStochastic, "euler_stochastic")]
+    {
+        let fresh = |step: usize| io["step_noise"].select(0, step as i64);
+        let latents = follow(solver, &times, &io["noise"], |x, t| guided.velocity(x, t), fresh, |_| ()).unwrap();
         let difference = (&latents - &io[name]).abs().max().double_value(&[]);
         assert!(difference < 2e-4, "{name} differs by {difference}");
     }

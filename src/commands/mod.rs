@@ -1,7 +1,9 @@
 //! The command line: one file a subcommand.
 
+mod convert;
 #[cfg(feature = "pipeline")]
 mod demo;
+mod encode;
 mod evaluate;
 #[cfg(feature = "pipeline")]
 mod manifest;
@@ -43,6 +45,10 @@ enum Command {
     Train(train::Train),
     /// Make pictures from a checkpoint.
     Sample(sample::Sample),
+    /// Encode texts and pictures as a training would, to look at what comes out.
+    Encode(encode::Encode),
+    /// List weights, check them against their model, write them in another format.
+    Convert(convert::Convert),
     /// Put numbers on a checkpoint's pictures.
     Evaluate(evaluate::Evaluate),
 }
@@ -64,6 +70,8 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Schema => manifest::schema(),
         Command::Train(train) => train.run(),
         Command::Sample(sample) => sample.run(),
+        Command::Encode(encode) => encode.run(),
+        Command::Convert(convert) => convert.run(),
         Command::Evaluate(evaluate) => evaluate.run(),
     }
 }

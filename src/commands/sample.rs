@@ -56,6 +56,10 @@ pub(crate) struct Sample {
 pub(crate) enum SolverName {
     Euler,
     Heun,
+    /// Euler with fresh noise in each step, as the reference system has it.
+    EulerStochastic,
+    /// The same with the drift that makes up for the noise.
+    EulerStochasticCorrected,
 }
 
 impl From<SolverName> for Solver {
@@ -63,6 +67,8 @@ impl From<SolverName> for Solver {
         match name {
             SolverName::Euler => Self::Euler,
             SolverName::Heun => Self::Heun,
+            SolverName::EulerStochastic => Self::EulerStochastic,
+            SolverName::EulerStochasticCorrected => Self::EulerStochasticCorrected,
         }
     }
 }

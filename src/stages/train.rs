@@ -57,7 +57,10 @@ impl Stage for Train {
     }
 
     fn check(&self, upstream: &Facts) -> Vec<(&'static str, String)> {
-        let multiple = self.config.pixel_multiple();
+        let multiple = match self.config.pixel_multiple() {
+            Ok(multiple) => multiple,
+            Err(error) => return vec![("latents", crate::errors::in_words(&error.into()))],
+        };
         let patch = upstream.get(PATCH_SIZE).and_then(Value::as_i64);
         let misfit = patch.filter(|patch| patch % multiple != 0);
         let fault = misfit.map(|patch| {

@@ -1,7 +1,7 @@
 //! Everything a training run can be told.
 
 use models::latents::Latents;
-use models::mmdit::MmditConfig;
+use models::mmdit::{MmditConfig, MmditVariant};
 use models::text::TextEncoding;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,11 +18,9 @@ pub struct TrainConfig {
     pub batch_size: u64,
     pub seed: u64,
 
-    /// What the model works on: `pixels` needs no VAE.
-    #[schemars(with = "LatentsName")]
+    /// What the model works on: `pixels` needs no VAE; `{ autoencoder = { folder = "…" } }` is one in diffusers' layout.
     pub latents: Latents,
-    /// Text encoder: `hash` needs no weights.
-    #[schemars(with = "TextName")]
+    /// Text encoder: `hash` needs no weights; `{ pretrained = { gemma = "…", modernbert = "…", clip = "…" } }` names folders.
     pub text: TextEncoding,
     /// Side of a patch, in latent pixels.
     pub patch_size: u32,
@@ -137,48 +135,33 @@ pub enum TimeSampling {
     Uniform,
 }
 
-/// The names of [`Latents`], for the schema.
-#[derive(JsonSchema)]
-#[schemars(rename_all = "snake_case")]
-#[expect(dead_code, reason = "only its schema is used")]
-enum LatentsName {
-    Pixels,
-}
-
-/// The names of [`TextEncoding`], for the schema.
-#[derive(JsonSchema)]
-#[schemars(rename_all = "snake_case")]
-#[expect(dead_code, reason = "only its schema is used")]
-enum TextName {
-    Hash,
-}
-
 impl TrainConfig {
-    /// The model that this configuration builds.
-    pub fn model(&self) -> MmditConfig {
-        let (latents, text) = (self.latents.codec(), self.text.encoder());
-        MmditConfig {
-            channels: latents.channels(),
+    /// The model that this configuration builds. Reads the configurations of its latents and text encoders, no weights.
+    pub fn model(&self) -> Result<MmditConfig, TrainError> {
+        let (latents, text) = (self.latents.shape()?, self.text.shape()?);
+        Ok(MmditConfig {
+            channels: latents.channels,
             patch_size: i64::from(self.patch_size),
             width: i64::from(self.width),
             blocks: i64::from(self.blocks),
             heads: i64::from(self.heads),
             hidden: (f64::from(self.width) * self.hidden_scale).round() as i64,
-            text_streams: text.streams(),
-            text_width: text.width(),
-            pooled_width: text.pooled_width(),
+            text_streams: text.streams,
+            text_width: text.width,
+            pooled_width: text.pooled,
             zero_gates: self.zero_gates,
-        }
+            variant: MmditVariant::default(),
+        })
     }
 
     /// Image sides must be multiples of this many pixels.
-    pub fn pixel_multiple(&self) -> i64 {
-        self.latents.codec().factor() * i64::from(self.patch_size)
+    pub fn pixel_multiple(&self) -> Result<i64, TrainError> {
+        Ok(self.latents.shape()?.factor * i64::from(self.patch_size))
     }
 
     /// Refuses what cannot be trained, before any data is touched.
     pub fn validate(&self) -> Result<(), TrainError> {
-        self.model().validate()?;
+        self.model()?.validate()?;
         let within = |what: &'static str, value: f64, low: f64, high: f64, expected: &str| {
             if value.is_finite() && value >= low && value <= high {
                 return Ok(());

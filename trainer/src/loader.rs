@@ -10,13 +10,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use models::latents::LatentCodec;
+use models::random::Stream;
 use models::text::{TextCondition, TextEncoder};
 use rayon::prelude::*;
 use shards::bucket::BucketSize;
 use shards::columns;
 use shards::index::{Bucket, BucketIndex, Locator};
 use shards::reader::Shard;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::TrainError;
 use crate::config::TrainConfig;
@@ -41,6 +42,7 @@ pub struct Loader {
     thread: Option<JoinHandle<()>>,
     latents: Box<dyn LatentCodec>,
     text: Box<dyn TextEncoder>,
+    seed: u64,
 }
 
 impl Loader {
@@ -62,17 +64,17 @@ impl Loader {
                 }
             }
         });
-        let (latents, text) = (config.latents.codec(), config.text.encoder());
-        Ok(Self { batches: Some(batches), thread: Some(thread), latents, text })
+        let (latents, text) = (config.latents.codec(Device::Cpu)?, config.text.encoder(Device::Cpu)?);
+        Ok(Self { batches: Some(batches), thread: Some(thread), latents, text, seed: config.seed })
     }
 
     /// The next step's batch, or `None` after the last.
     pub fn next_batch(&mut self) -> Option<Result<Batch, TrainError>> {
         let decoded = self.batches.as_ref()?.recv().ok()?;
-        Some(decoded.map(|decoded| self.encode(&decoded)))
+        Some(decoded.and_then(|decoded| self.encode(&decoded)))
     }
 
-    fn encode(&self, decoded: &Decoded) -> Batch {
+    fn encode(&self, decoded: &Decoded) -> Result<Batch, TrainError> {
         let Decoded { step, epoch, bucket, ref samples, replaced } = *decoded;
         let BucketSize { width, height } = bucket;
         let bytes: Vec<u8> = samples.iter().flat_map(|(pixels, _)| pixels.iter().copied()).collect();
@@ -84,8 +86,13 @@ impl Loader {
             / 127.5
             - 1.0;
         let captions: Vec<&str> = samples.iter().map(|(_, caption)| caption.as_str()).collect();
-        let (latents, condition) = (self.latents.encode(&pixels), self.text.encode(&captions));
-        Batch { step, epoch, bucket, latents, condition, replaced }
+        // Drawn for each sample of each step, so that a resumed run draws the same.
+        let normal = |shape: &[i64]| {
+            let of = |sample| Stream::new(self.seed, "latent", &[step, sample]).normal_tensor(&shape[1..], Device::Cpu);
+            Tensor::stack(&(0..samples.len() as u64).map(of).collect::<Vec<_>>(), 0)
+        };
+        let latents = self.latents.encode(&pixels, &normal)?;
+        Ok(Batch { step, epoch, bucket, latents, condition: self.text.encode(&captions)?, replaced })
     }
 }
 
@@ -121,7 +128,7 @@ struct Source {
 impl Source {
     fn open(path: PathBuf, config: &TrainConfig) -> Result<Self, TrainError> {
         let index = BucketIndex::read(&path)?;
-        let multiple = config.pixel_multiple();
+        let multiple = config.pixel_multiple()?;
         for bucket in index.buckets() {
             let BucketSize { width, height } = bucket.size;
             if i64::from(width) % multiple != 0 || i64::from(height) % multiple != 0 {

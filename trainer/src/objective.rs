@@ -1,5 +1,6 @@
 //! Rectified flow: straight paths from data to noise, and the velocity along them.
 
+use models::ModelError;
 use models::mmdit::Mmdit;
 use models::random::Stream;
 use models::text::TextCondition;
@@ -41,9 +42,15 @@ impl Draws {
 }
 
 /// The loss of a batch: `mean (v(x_t, t, c) − (ε − x_0))²` with `x_t = (1 − t)·x_0 + t·ε`.
-pub fn loss(model: &Mmdit, latents: &Tensor, condition: &TextCondition, time: &Tensor, noise: &Tensor) -> Tensor {
+pub fn loss(
+    model: &Mmdit,
+    latents: &Tensor,
+    condition: &TextCondition,
+    time: &Tensor,
+    noise: &Tensor,
+) -> Result<Tensor, ModelError> {
     let t = time.view([-1, 1, 1, 1]);
     let noisy = latents * (1.0 - &t) + noise * &t;
-    let velocity = model.forward(&noisy, time, condition);
-    velocity.mse_loss(&(noise - latents), tch::Reduction::Mean).to_kind(Kind::Float)
+    let velocity = model.forward(&noisy, time, condition)?.velocity;
+    Ok(velocity.mse_loss(&(noise - latents), tch::Reduction::Mean).to_kind(Kind::Float))
 }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use models::ModelError;
 use models::parameters::ParameterSet;
-use models::{ModelError, weights};
+use models::weights::Weights;
 use tch::{Kind, Tensor};
 
 use crate::config::{Decay, TrainConfig};
@@ -91,7 +92,7 @@ impl Optimizer {
 
     /// Takes the moments from a checkpoint's file.
     pub fn load(&mut self, path: &Path, parameters: &ParameterSet) -> Result<(), ModelError> {
-        weights::assign(weights::read(path)?, self.state_dict(parameters), path)
+        Weights::open(path)?.fill(self.state_dict(parameters))
     }
 }
 

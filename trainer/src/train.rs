@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use models::checkpoint::{self, Checkpoint, CheckpointState};
-use models::mmdit::Mmdit;
+use models::mmdit::{Mmdit, MmditConfig};
 use models::parameters::ParameterSet;
 use shards::bucket::BucketSize;
 use shards::event::{Event, EventSink};
@@ -110,26 +110,33 @@ fn longest_side(bucket: BucketSize) -> u32 {
 impl Learner {
     fn start_or_resume(job: &Job) -> Result<(Self, u64), TrainError> {
         let device = Device::Cpu;
-        let config = job.config.model();
+        let config = job.config.model()?;
         let Some(checkpoint) = Checkpoint::latest(job.folder)? else {
             let parameters = Mmdit::initialise(&config, job.config.seed, device);
             let ema = parameters.duplicate();
-            return Ok((Self::over(job.config, parameters, ema, device), 0));
+            return Ok((Self::over(job.config, &config, parameters, ema, device), 0));
         };
         if let Some(difference) = difference(&checkpoint.state.training, job.config) {
             return Err(TrainError::OtherConfiguration { folder: job.folder.to_owned(), difference });
         }
         let parameters = checkpoint.parameters(checkpoint::MODEL, device)?;
         let ema = checkpoint.parameters(checkpoint::EMA, device)?;
-        let mut learner = Self::over(job.config, parameters, ema, device);
+        let mut learner = Self::over(job.config, &config, parameters, ema, device);
         learner.optimizer.load(&checkpoint.folder.join(checkpoint::OPTIMIZER), &learner.parameters)?;
         let text = format!("going on from step {}", checkpoint.state.step);
         job.events.send(Event::Note { stage: job.stage.to_owned(), text });
         Ok((learner, checkpoint.state.step))
     }
 
-    fn over(config: &TrainConfig, parameters: ParameterSet, ema: ParameterSet, device: Device) -> Self {
-        let model = Mmdit::over(&config.model(), &parameters);
+    /// Over parameters of `model`.
+    fn over(
+        config: &TrainConfig,
+        model: &MmditConfig,
+        parameters: ParameterSet,
+        ema: ParameterSet,
+        device: Device,
+    ) -> Self {
+        let model = Mmdit::over(model, &parameters);
         let optimizer = Optimizer::new(config, &parameters);
         Self { parameters, ema, optimizer, model, device }
     }
@@ -139,7 +146,7 @@ impl Learner {
         let latents = batch.latents.to_device(self.device);
         let draws = Draws::new(config, batch.step, &latents.size(), self.device);
         let condition = batch.condition.to_device(self.device).keep(&draws.keep_caption);
-        let loss = objective::loss(&self.model, &latents, &condition, &draws.time, &draws.noise);
+        let loss = objective::loss(&self.model, &latents, &condition, &draws.time, &draws.noise)?;
         let gradient = optimizer::gradient(&loss, &self.parameters);
         let rate = learning_rate(config, batch.step);
         let loss = loss.to_kind(Kind::Float).double_value(&[]);
@@ -154,9 +161,9 @@ impl Learner {
         let state = CheckpointState {
             format: checkpoint::FORMAT,
             step,
-            model: job.config.model(),
-            latents: job.config.latents,
-            text: job.config.text,
+            model: job.config.model()?,
+            latents: job.config.latents.clone(),
+            text: job.config.text.clone(),
             max_resolution: max_side,
             training: serde_json::to_value(job.config).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

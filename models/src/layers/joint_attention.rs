@@ -1,95 +1,135 @@
 //! Attention over image and text together.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::{Linear, RmsNorm, Rotation};
-use crate::parameters::Scope;
+use super::{Linear, RmsNorm, Rotation, attend};
+use crate::parameters::{Initial, Scope};
 
-/// Sizes of a [`JointAttention`].
+/// Sizes and variant of a [`JointAttention`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionConfig {
     pub features: i64,
     pub heads: i64,
+    /// Features of all heads' queries, and of their keys: `features`, or half of them.
+    pub query_features: i64,
     /// Whether the text half has an output; the last block's has none.
     pub text_output: bool,
+    /// Cosine attention, which is linear in the number of tokens, in place of softmax attention.
+    pub cosine: bool,
+    /// Whether the keys and values of neighbouring tokens are averaged in pairs.
+    pub merge: bool,
 }
 
-/// Queries, keys and values of one stream, before and after their norms.
+/// Queries, keys and values of one stream.
 #[derive(Debug)]
 struct Projections {
     query: Linear,
     key: Linear,
     value: Linear,
-    query_norm: RmsNorm,
-    key_norm: RmsNorm,
+    /// Of queries and keys; cosine attention has none.
+    norms: Option<[RmsNorm; 2]>,
     heads: i64,
+    merge: bool,
 }
 
 impl Projections {
     /// `stream` is the suffix in the published names: `x` for the image, `c` for the text.
     fn new(scope: &Scope, stream: char, config: AttentionConfig) -> Self {
-        let AttentionConfig { features, heads, .. } = config;
-        let linear = |name: &str| Linear::without_bias(&scope.at(format!("{name}_proj_{stream}")), features, features);
-        let norm = |name: &str| RmsNorm::new(&scope.at(format!("{name}_norm_{stream}")), features / heads);
+        let AttentionConfig { features, heads, query_features, .. } = config;
+        let linear =
+            |name: &str, outputs| Linear::without_bias(&scope.at(format!("{name}_proj_{stream}")), features, outputs);
+        let norm = |name: &str| RmsNorm::new(&scope.at(format!("{name}_norm_{stream}")), query_features / heads);
         Self {
-            query: linear("query"),
-            key: linear("key"),
-            value: linear("value"),
-            query_norm: norm("q"),
-            key_norm: norm("k"),
+            query: linear("query", query_features),
+            key: linear("key", query_features),
+            value: linear("value", features),
+            norms: (!config.cosine).then(|| [norm("q"), norm("k")]),
             heads,
+            merge: config.merge,
         }
     }
 
-    /// From (batch, tokens, features) to query, key and value, each (batch, tokens, heads, features / heads).
+    /// From (batch, tokens, features) to query, key and value, each (batch, tokens, heads, features of a head); with
+    /// merging, half as many keys and values.
     fn forward(&self, x: &Tensor, rotation: Option<&Rotation>) -> [Tensor; 3] {
-        let size = x.size();
-        let split = |t: Tensor| t.view([size[0], size[1], self.heads, -1]);
+        let split = |t: Tensor| t.unflatten(-1, [self.heads, -1]);
         let turn = |t: Tensor| rotation.map_or_else(|| t.shallow_clone(), |r| r.apply(&t));
-        let query = turn(self.query_norm.forward(&split(self.query.forward(x))));
-        let key = turn(self.key_norm.forward(&split(self.key.forward(x))));
-        [query, key, split(self.value.forward(x))]
+        let [query, key] = [&self.query, &self.key].map(|projection| split(projection.forward(x)));
+        let [query, key] = match &self.norms {
+            Some([of_query, of_key]) => [of_query.forward(&query), of_key.forward(&key)],
+            None => [query, key].map(|t| unit_length(&t)),
+        };
+        let merge = |t: Tensor| {
+            if self.merge { t.unflatten(1, [-1, 2]).mean_dim([2i64].as_slice(), false, None::<Kind>) } else { t }
+        };
+        [turn(query), merge(turn(key)), merge(split(self.value.forward(x)))]
     }
 }
 
-/// Softmax attention over the concatenation of image and text tokens, without a mask, with normalised queries and keys
-/// (item 8 of the model's equations). Runs as flash attention where libtorch has a kernel for it.
+/// `x` over its length along the last axis.
+fn unit_length(x: &Tensor) -> Tensor {
+    x / x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true).clamp_min(1e-12)
+}
+
+/// Attention over the concatenation of image and text tokens, without a mask (item 8 of the model's equations).
+///
+/// Softmax attention normalises queries and keys, and runs as flash attention where libtorch has a kernel for it. Cosine
+/// attention is `q·(kᵀv)` over queries and keys of unit length, the values divided by a learned power of their number.
 #[derive(Debug)]
 pub struct JointAttention {
     image: Projections,
     text: Projections,
     image_out: Linear,
     text_out: Option<Linear>,
-    features: i64,
+    /// Of cosine attention, (1, heads, 1, 1): the power is its sigmoid.
+    power: Option<Tensor>,
+    config: AttentionConfig,
 }
 
 impl JointAttention {
     pub fn new(scope: &Scope, config: AttentionConfig) -> Self {
         let features = config.features;
         let out = |stream| Linear::without_bias(&scope.at(format!("out_proj_{stream}")), features, features);
+        let power = || scope.parameter("norm_const", &[1, config.heads, 1, 1], Initial::Constant(0.5));
         Self {
             image: Projections::new(scope, 'x', config),
             text: Projections::new(scope, 'c', config),
             image_out: out('x'),
             text_out: config.text_output.then(|| out('c')),
-            features,
+            power: config.cosine.then(power),
+            config,
         }
     }
 
     /// `image` (batch, image tokens, features), `text` (batch, text tokens, features) to the same shapes; the text is
-    /// `None` where this block has no text output.
-    pub fn forward(&self, image: &Tensor, text: &Tensor, rotation: &Rotation) -> (Tensor, Option<Tensor>) {
-        let image_tokens = image.size()[1];
-        let text_tokens = text.size()[1];
-        let from_image = self.image.forward(image, Some(rotation));
-        let from_text = self.text.forward(text, None);
-        let [query, key, value] = [0, 1, 2].map(|i| Tensor::cat(&[&from_image[i], &from_text[i]], 1).transpose(1, 2));
-        let attended =
-            Tensor::scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, false, None, false)
-                .transpose(1, 2)
-                .reshape([image.size()[0], image_tokens + text_tokens, self.features]);
+    /// `None` where this block has no text output. With merging, both numbers of tokens must be even.
+    pub fn forward(&self, image: &Tensor, text: &Tensor, rotation: Option<&Rotation>) -> (Tensor, Option<Tensor>) {
+        let tokens = |x: &Tensor| x.size().get(1).copied().unwrap_or(0);
+        let (image_tokens, text_tokens) = (tokens(image), tokens(text));
+        let [image_query, image_key, image_value] = self.image.forward(image, rotation);
+        let [text_query, text_key, text_value] = self.text.forward(text, None);
+        // (batch, heads, tokens, features of a head)
+        let join = |image: Tensor, text: Tensor| Tensor::cat(&[image, text], 1).transpose(1, 2);
+        let query = join(image_query, text_query);
+        let key = join(image_key, text_key);
+        let value = join(image_value, text_value);
+        let attended = if let Some(power) = &self.power {
+            cosine(&query, &key, &value, power)
+        } else {
+            // With half-width queries the scale stays that of the full width.
+            let scale = 1.0 / ((self.config.features / self.config.heads) as f64).sqrt();
+            attend(&query, &key, &value, None, false, scale)
+        };
+        let attended = attended.transpose(1, 2).flatten(2, 3);
         let image = self.image_out.forward(&attended.narrow(1, 0, image_tokens));
         let text = self.text_out.as_ref().map(|out| out.forward(&attended.narrow(1, image_tokens, text_tokens)));
         (image, text)
     }
+}
+
+/// `q·(kᵀ·v / nᵖ)` with n keys and p = σ(`power`); all (batch, heads, tokens, features).
+fn cosine(query: &Tensor, key: &Tensor, value: &Tensor, power: &Tensor) -> Tensor {
+    let count = key.size().get(2).copied().unwrap_or(1) as f64;
+    let value = value * (power.sigmoid() * -count.ln()).exp();
+    query.matmul(&key.transpose(-2, -1).matmul(&value))
 }

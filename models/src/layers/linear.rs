@@ -20,6 +20,11 @@ impl Linear {
         Self::without_bias_starting_at(scope, inputs, outputs, Initial::Linear { inputs })
     }
 
+    /// With or without a bias, as a published configuration says.
+    pub fn with_bias_if(bias: bool, scope: &Scope, inputs: i64, outputs: i64) -> Self {
+        if bias { Self::new(scope, inputs, outputs) } else { Self::without_bias(scope, inputs, outputs) }
+    }
+
     /// With the given start of its weight and bias.
     pub fn starting_at(scope: &Scope, inputs: i64, outputs: i64, initial: Initial) -> Self {
         let without_bias = Self::without_bias_starting_at(scope, inputs, outputs, initial);
@@ -31,6 +36,12 @@ impl Linear {
         Self { weight: scope.parameter("weight", &[outputs, inputs], initial), bias: None }
     }
 
+    /// The layer whose weight is `weight` itself: an output layer tied to the embedding.
+    pub fn tied(weight: &Tensor) -> Self {
+        Self { weight: weight.shallow_clone(), bias: None }
+    }
+
+    /// `x` (…, inputs) to (…, outputs).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }

@@ -2,16 +2,45 @@
 
 use tch::Tensor;
 
-use super::MmditConfig;
-use crate::layers::{AttentionConfig, JointAttention, Linear, Modulation, Rotation, SwiGlu, axial_frequencies};
+use super::{FeedForwardKind, MmditConfig, Positions};
+use crate::layers::{
+    Activation, AttentionConfig, FeedForward, JointAttention, Linear, Modulation, Rotation, SwiGlu, frequency_tensor,
+    triple_frequencies,
+};
 use crate::parameters::Scope;
+
+#[derive(Debug)]
+enum AnyFeedForward {
+    SwiGlu(SwiGlu),
+    Gelu(FeedForward),
+}
+
+impl AnyFeedForward {
+    fn new(scope: &Scope, config: &MmditConfig) -> Self {
+        let (width, hidden) = (config.width, config.hidden);
+        match config.variant.feed_forward {
+            FeedForwardKind::SwiGlu => Self::SwiGlu(SwiGlu::new(&scope.at("MLP"), width, hidden)),
+            FeedForwardKind::SwiGluOld => Self::SwiGlu(SwiGlu::new(scope, width, hidden)),
+            FeedForwardKind::Gelu => {
+                Self::Gelu(FeedForward::new(scope, ["lin_up", "lin_down"], width, hidden, Activation::Gelu))
+            }
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        match self {
+            Self::SwiGlu(layer) => layer.forward(x),
+            Self::Gelu(layer) => layer.forward(x),
+        }
+    }
+}
 
 /// The half of a block that belongs to one stream, after attention.
 #[derive(Debug)]
 struct Stream {
     attention_gate: Linear,
     norm: Modulation,
-    feed_forward: SwiGlu,
+    feed_forward: AnyFeedForward,
     feed_forward_gate: Linear,
 }
 
@@ -24,7 +53,7 @@ impl Stream {
         Self {
             attention_gate: gate(1),
             norm: Modulation::new(&scope.at(format!("norm2_{stream}")), width),
-            feed_forward: SwiGlu::new(&scope.at(format!("MLP_{stream}")).at("MLP"), width, config.hidden),
+            feed_forward: AnyFeedForward::new(&scope.at(format!("MLP_{stream}")), config),
             feed_forward_gate: gate(2),
         }
     }
@@ -37,46 +66,63 @@ impl Stream {
     }
 }
 
+/// One of the model's blocks, over parameters below its own scope.
 #[derive(Debug)]
-pub(super) struct Block {
+pub struct Block {
     condition: Linear,
     image_norm: Modulation,
     text_norm: Modulation,
     attention: JointAttention,
-    frequencies: Tensor,
+    /// Of the rotary positions; the same in every block.
+    frequencies: Option<Tensor>,
     image: Stream,
-    /// The last block has no text half after attention: nothing reads it.
+    /// The last block has no text half after attention, unless the model predicts the text: nothing reads it.
     text: Option<Stream>,
 }
 
 impl Block {
-    pub(super) fn new(scope: &Scope, config: &MmditConfig, last: bool) -> Self {
+    /// Block `index` of the model.
+    pub fn new(scope: &Scope, config: &MmditConfig, index: i64) -> Self {
         let MmditConfig { width: features, heads, .. } = *config;
+        let text_output = config.variant.text_loss || index + 1 < config.blocks;
         let attention = scope.at("attn");
-        let frequencies = axial_frequencies(config.head_features());
+        let shape = AttentionConfig {
+            features,
+            heads,
+            query_features: config.query_features(),
+            text_output,
+            cosine: config.is_cosine(index),
+            merge: config.variant.merge_keys,
+        };
+        let rotary = attention.at("rotary_emb");
+        let head = config.head_features();
         Self {
             condition: Linear::new(&scope.at("y_proj.0"), features, features),
             image_norm: Modulation::new(&scope.at("norm1_x"), features),
             text_norm: Modulation::new(&scope.at("norm1_c"), features),
-            attention: JointAttention::new(&attention, AttentionConfig { features, heads, text_output: !last }),
-            frequencies: attention.at("rotary_emb").buffer("freqs", frequencies),
+            attention: JointAttention::new(&attention, shape),
+            frequencies: match config.variant.positions {
+                Positions::Rope2d => Some(rotary.buffer("freqs", frequency_tensor(head / 2, 10000.0))),
+                Positions::Rope => Some(rotary.buffer("freqs", frequency_tensor(head, 10000.0))),
+                Positions::Rope2dV2 => Some(rotary.buffer("inv_freq", triple_frequencies(head))),
+                Positions::Absolute | Positions::None => None,
+            },
             image: Stream::new(scope, 'x', config),
-            text: (!last).then(|| Stream::new(scope, 'c', config)),
+            text: text_output.then(|| Stream::new(scope, 'c', config)),
         }
     }
 
-    /// Frequencies of one axis of the rotary embedding; the same in every block.
-    pub(super) fn frequencies(&self) -> &Tensor {
-        &self.frequencies
+    pub(super) fn frequencies(&self) -> Option<&Tensor> {
+        self.frequencies.as_ref()
     }
 
     /// `image` (B, h·w, D), `text` (B, L, D), `embedding` (B, D). The text is `None` after the last block.
-    pub(super) fn forward(
+    pub fn forward(
         &self,
         image: &Tensor,
         text: &Tensor,
         embedding: &Tensor,
-        rotation: &Rotation,
+        rotation: Option<&Rotation>,
     ) -> (Tensor, Option<Tensor>) {
         let y = self.condition.forward(embedding).silu();
         let (image_attended, text_attended) =

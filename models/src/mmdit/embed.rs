@@ -1,6 +1,6 @@
 //! What turns latents, times and captions into tokens, and tokens back into a latent.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::MmditConfig;
 use crate::layers::{Linear, RmsNorm};
@@ -24,8 +24,8 @@ impl PatchEmbedding {
         Self { projection, linear: Linear::new(&scope.at("patch_emb"), width, width), patch }
     }
 
-    /// (B, C, H, W) to (B, h·w, D), row-major.
-    pub(super) fn forward(&self, latent: &Tensor) -> Tensor {
+    /// (B, C, H, W) to (B, h·w, D), row-major. `positions` (h·w, D) are added before the linear layer.
+    pub(super) fn forward(&self, latent: &Tensor, positions: Option<&Tensor>) -> Tensor {
         let size = latent.size();
         let (batch, channels, patch) = (size[0], size[1], self.patch);
         let (rows, columns) = (size[2] / patch, size[3] / patch);
@@ -35,8 +35,29 @@ impl PatchEmbedding {
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch, rows * columns, channels * patch * patch]);
         let kernel = self.projection.view([self.projection.size()[0], -1]);
-        self.linear.forward(&patches.linear(&kernel, None::<&Tensor>))
+        let tokens = patches.linear(&kernel, None::<&Tensor>);
+        self.linear.forward(&positions.map_or_else(|| tokens.shallow_clone(), |positions| &tokens + positions))
     }
+}
+
+/// Side of the grid that absolute positions are taken from.
+pub(super) const GRID: i64 = 256;
+
+/// Absolute positions of `rows`×`columns` tokens, (rows·columns, width): the middle of a grid of [`GRID`]² positions half a
+/// unit apart, the column's waves first, then the row's, whatever the resolution.
+pub(super) fn absolute_positions(rows: i64, columns: i64, width: i64, device: Device) -> Tensor {
+    let options = (Kind::Double, device);
+    let quarter = width / 4;
+    let frequencies = (Tensor::arange(quarter, options) * (-(10000f64.ln()) / quarter as f64)).exp();
+    let waves = |count: i64| {
+        let start = (GRID - count).div_euclid(2);
+        let angles = (Tensor::arange(count, options) + start as f64).unsqueeze(1) * 0.5 * &frequencies;
+        Tensor::cat(&[angles.sin(), angles.cos()], -1)
+    };
+    let half = 2 * quarter;
+    let row = waves(rows).unsqueeze(1).expand([rows, columns, half], false);
+    let column = waves(columns).unsqueeze(0).expand([rows, columns, half], false);
+    Tensor::cat(&[column, row], -1).reshape([rows * columns, 2 * half]).to_kind(Kind::Float)
 }
 
 /// (B, h·w, C·p·p) to (B, C, H, W); features lie as (channel, row, column) of the patch.

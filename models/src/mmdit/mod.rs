@@ -6,16 +6,35 @@
 mod block;
 mod config;
 mod embed;
+mod reference;
 
-pub use config::MmditConfig;
+pub use block::Block;
+pub use config::{AttentionKind, FeedForwardKind, MmditConfig, MmditVariant, Positions};
 
 use tch::{Device, Tensor};
 
+use crate::ModelError;
 use crate::layers::{Linear, Modulation, Rotation};
 use crate::parameters::{ParameterSet, Scope};
 use crate::text::TextCondition;
-use block::Block;
-use embed::{PatchEmbedding, TextEmbedding, TimeEmbedding, unpatchify};
+use crate::weights::Weights;
+use embed::{GRID, PatchEmbedding, TextEmbedding, TimeEmbedding, absolute_positions, unpatchify};
+
+/// The table of absolute positions, which published checkpoints hold and which is computed here instead.
+const POSITION_TABLE: &str = "pos_enc.pos_embed";
+
+fn without_position_table(weights: Weights) -> Weights {
+    weights.renamed(|name| (name != POSITION_TABLE).then(|| name.to_owned()))
+}
+
+/// What the model says of a batch.
+#[derive(Debug)]
+pub struct Prediction {
+    /// (B, C, H, W), as the input.
+    pub velocity: Tensor,
+    /// (B, L, text features): the text, of a model trained with text loss.
+    pub text: Option<Tensor>,
+}
 
 /// A model whose parameters live in a [`ParameterSet`].
 #[derive(Debug)]
@@ -27,6 +46,7 @@ pub struct Mmdit {
     blocks: Vec<Block>,
     out_norm: Modulation,
     out_proj: Linear,
+    out_text: Option<Linear>,
 }
 
 impl Mmdit {
@@ -38,6 +58,24 @@ impl Mmdit {
     /// A parameter set for this configuration, all zero, to load weights into.
     pub fn allocate(config: &MmditConfig, device: Device) -> ParameterSet {
         ParameterSet::allocate(device, |scope| drop(Self::describe(config, scope)))
+    }
+
+    /// Fills a set that [`Mmdit::allocate`] made with published weights, strictly by name and shape.
+    pub fn load(weights: Weights, parameters: &ParameterSet) -> Result<(), ModelError> {
+        without_position_table(weights).fill(parameters.state_dict())
+    }
+
+    /// Refuses weights that are not exactly those of this configuration, without reading them.
+    pub fn check(config: &MmditConfig, weights: Weights) -> Result<(), ModelError> {
+        let expected = ParameterSet::shapes_of(|scope| drop(Self::describe(config, scope)));
+        without_position_table(weights).check(&expected)
+    }
+
+    /// The table of absolute positions, which the reference's checkpoints hold and this state dict leaves out; `None` for
+    /// models without.
+    pub fn position_table(config: &MmditConfig) -> Option<(String, Tensor)> {
+        let table = || absolute_positions(GRID, GRID, config.width, Device::Cpu).unsqueeze(0);
+        (config.variant.positions == Positions::Absolute).then(|| (POSITION_TABLE.to_owned(), table()))
     }
 
     /// Trained elements of this configuration, without allocating them.
@@ -58,11 +96,13 @@ impl Mmdit {
             patches: PatchEmbedding::new(scope, config),
             time: TimeEmbedding::new(scope, config),
             text: TextEmbedding::new(scope, config),
-            blocks: (0..config.blocks)
-                .map(|i| Block::new(&scope.at("blocks").at(i), config, i + 1 == config.blocks))
-                .collect(),
+            blocks: (0..config.blocks).map(|i| Block::new(&scope.at("blocks").at(i), config, i)).collect(),
             out_norm: Modulation::new(&scope.at("out_norm"), width),
             out_proj: Linear::starting_at(&scope.at("out_proj"), width, patch_features, config.initial_of_gates(width)),
+            out_text: config
+                .variant
+                .text_loss
+                .then(|| Linear::new(&scope.at("out_text_proj"), width, config.text_width)),
         }
     }
 
@@ -70,25 +110,71 @@ impl Mmdit {
         &self.config
     }
 
-    /// The predicted velocity, of the shape of `noisy`.
+    /// The predicted velocity, of the shape of `noisy`, and the text where the model predicts it.
     ///
     /// `noisy` (B, C, H, W) with H and W multiples of the patch size; `time` (B) in 0..=1; `condition` for B captions.
-    pub fn forward(&self, noisy: &Tensor, time: &Tensor, condition: &TextCondition) -> Tensor {
-        let size = noisy.size();
-        let patch = self.config.patch_size;
-        let (rows, columns) = (size[2] / patch, size[3] / patch);
-        let mut image = self.patches.forward(noisy);
+    pub fn forward(&self, noisy: &Tensor, time: &Tensor, condition: &TextCondition) -> Result<Prediction, ModelError> {
+        let (rows, columns) = self.grid(noisy, condition)?;
+        let MmditConfig { width, patch_size, variant, .. } = self.config;
+        let device = noisy.device();
+        let positions =
+            (variant.positions == Positions::Absolute).then(|| absolute_positions(rows, columns, width, device));
+        let scale = variant.position_scale;
+        let rotation = self.blocks.first().and_then(Block::frequencies).map(|frequencies| match variant.positions {
+            Positions::Rope => Rotation::linear(rows * columns, scale, frequencies, device),
+            Positions::Rope2dV2 => Rotation::triples(rows, columns, scale, frequencies, device),
+            _ => Rotation::axial(rows, columns, scale, frequencies, device),
+        });
+
+        let mut image = self.patches.forward(noisy, positions.as_ref());
         let mut text = self.text.forward(condition);
         let embedding = self.time.forward(time, &condition.pooled);
-        let rotation = self.blocks.first().map(|b| Rotation::axial(rows, columns, b.frequencies(), noisy.device()));
-        if let Some(rotation) = rotation {
-            for block in &self.blocks {
-                let (next_image, next_text) = block.forward(&image, &text, &embedding, &rotation);
-                image = next_image;
-                text = next_text.unwrap_or(text);
-            }
+        for block in &self.blocks {
+            let (next_image, next_text) = block.forward(&image, &text, &embedding, rotation.as_ref());
+            image = next_image;
+            text = next_text.unwrap_or(text);
         }
         let out = self.out_proj.forward(&self.out_norm.forward(&image, &embedding));
-        unpatchify(&out, rows, columns, patch)
+        Ok(Prediction {
+            velocity: unpatchify(&out, rows, columns, patch_size),
+            text: self.out_text.as_ref().map(|layer| layer.forward(&text)),
+        })
+    }
+
+    /// Rows and columns of image tokens, when the model can take this batch.
+    fn grid(&self, noisy: &Tensor, condition: &TextCondition) -> Result<(i64, i64), ModelError> {
+        let refused = |what, value: String, expected: String| Err(ModelError::Configuration { what, value, expected });
+        let config = &self.config;
+        let patch = config.patch_size;
+        let (rows, columns) = match noisy.size()[..] {
+            [_, channels, height, width]
+                if channels == config.channels
+                    && height >= patch
+                    && width >= patch
+                    && height % patch == 0
+                    && width % patch == 0 =>
+            {
+                (height / patch, width / patch)
+            }
+            ref size => {
+                let expected = format!("(batch, {}, height, width), the sides multiples of {patch}", config.channels);
+                return refused("the latents' shape", format!("{size:?}"), expected);
+            }
+        };
+        if config.variant.positions == Positions::Absolute && rows.max(columns) > GRID {
+            let expected = format!("at most {GRID} on each side: absolute positions end there");
+            return refused("rows × columns of tokens", format!("{rows} × {columns}"), expected);
+        }
+        let text: i64 = condition.tokens.iter().map(|tokens| tokens.size().get(1).copied().unwrap_or(0)).sum();
+        if config.variant.merge_keys && (rows * columns % 2 != 0 || text % 2 != 0) {
+            let expected = "even numbers of image and of text tokens, since keys are merged in pairs".to_owned();
+            return refused("tokens of image and text", format!("{} and {text}", rows * columns), expected);
+        }
+        let widths: Vec<i64> = condition.tokens.iter().filter_map(|tokens| tokens.size().get(2).copied()).collect();
+        if widths != vec![config.text_width; config.text_streams as usize] {
+            let expected = format!("{} of {} features", config.text_streams, config.text_width);
+            return refused("the text's streams", format!("{widths:?}"), expected);
+        }
+        Ok((rows, columns))
     }
 }

@@ -2,14 +2,19 @@
 //!
 //! The optimiser, the EMA, gradient clipping and (later) all-reduce act on the flat buffer as a whole; a layer sees its own
 //! parameter as a view. A model is described once, by a function that asks a [`Scope`] for its parameters: run with a
-//! collecting scope it yields the list of names and shapes, run again over the allocated set it yields the layers.
+//! collecting scope it yields the list of names and shapes, run again over the allocated set it yields the layers. A
+//! pretrained model that is only used, never trained, is described over a scope that reads each tensor from its files.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+mod scope;
+
+pub use scope::{Loaded, Scope, is_finite};
+
+use std::collections::HashMap;
 
 use tch::{Device, Kind, Tensor};
 
 use crate::random::Stream;
+use scope::Collected;
 
 /// Parameters begin at multiples of this many elements (64 bytes), so that vector loads stay aligned.
 const ALIGNMENT: i64 = 16;
@@ -92,6 +97,15 @@ impl ParameterSet {
         sizes.fold(0, i64::saturating_add)
     }
 
+    /// Names and shapes of everything that `describe` asks for, buffers too, without allocating it.
+    pub fn shapes_of(describe: impl Fn(&Scope)) -> Vec<(String, Vec<i64>)> {
+        let collector = Scope::collecting();
+        describe(&collector);
+        let Collected { parameters, buffers } = collector.into_collected();
+        let parameters = parameters.into_iter().map(|p| (p.name, p.shape));
+        parameters.chain(buffers.into_iter().map(|(name, buffer)| (name, buffer.size()))).collect()
+    }
+
     fn over(flat: Tensor, parameters: Vec<Parameter>, buffers: Vec<(String, Tensor)>) -> Self {
         let views = parameters
             .iter()
@@ -172,10 +186,10 @@ impl ParameterSet {
     /// The scope from which a model takes its layers.
     pub fn scope(&self) -> Scope {
         let tensors = self.state_dict_live();
-        Scope { source: Rc::new(RefCell::new(Source::Allocated(tensors))), prefix: String::new() }
+        Scope::allocated(tensors)
     }
 
-    fn state_dict_live(&self) -> std::collections::HashMap<String, Tensor> {
+    fn state_dict_live(&self) -> HashMap<String, Tensor> {
         let parameters = self.parameters.iter().zip(&self.views).map(|(p, v)| (p.name.clone(), v.shallow_clone()));
         parameters.chain(self.buffers.iter().map(|(n, b)| (n.clone(), b.shallow_clone()))).collect()
     }
@@ -187,85 +201,6 @@ fn aligned(elements: i64) -> i64 {
 
 fn total(parameters: &[Parameter]) -> i64 {
     parameters.iter().map(|p| aligned(p.elements())).sum()
-}
-
-#[derive(Default)]
-struct Collected {
-    parameters: Vec<Parameter>,
-    buffers: Vec<(String, Tensor)>,
-}
-
-enum Source {
-    Collecting(Collected),
-    Allocated(std::collections::HashMap<String, Tensor>),
-}
-
-/// A place in the tree of parameter names.
-#[derive(Clone)]
-pub struct Scope {
-    source: Rc<RefCell<Source>>,
-    prefix: String,
-}
-
-impl Scope {
-    fn collecting() -> Self {
-        Self { source: Rc::new(RefCell::new(Source::Collecting(Collected::default()))), prefix: String::new() }
-    }
-
-    fn into_collected(self) -> Collected {
-        match &mut *self.source.borrow_mut() {
-            Source::Collecting(collected) => std::mem::take(collected),
-            Source::Allocated(_) => Collected::default(),
-        }
-    }
-
-    /// The scope below `name`.
-    #[must_use]
-    pub fn at(&self, name: impl std::fmt::Display) -> Self {
-        Self { source: Rc::clone(&self.source), prefix: self.full_name(&name.to_string()) }
-    }
-
-    fn full_name(&self, name: &str) -> String {
-        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
-    }
-
-    /// The parameter `name`: its tensor, or a placeholder while names are being collected.
-    ///
-    /// # Panics
-    /// When the set was allocated from another description than the one asking: a mistake in the model's code.
-    pub fn parameter(&self, name: &str, shape: &[i64], initial: Initial) -> Tensor {
-        let name = self.full_name(name);
-        match &mut *self.source.borrow_mut() {
-            Source::Collecting(Collected { parameters, .. }) => {
-                let offset = parameters.last().map_or(0, |p| p.offset.saturating_add(aligned(p.elements())));
-                parameters.push(Parameter { name, shape: shape.to_vec(), initial, offset });
-                Tensor::zeros([0], (Kind::Float, Device::Cpu))
-            }
-            Source::Allocated(tensors) => take(tensors, &name),
-        }
-    }
-
-    /// A constant that is part of the state dict but never trained. `value` is where it starts.
-    ///
-    /// # Panics
-    /// As [`Scope::parameter`].
-    pub fn buffer(&self, name: &str, value: Tensor) -> Tensor {
-        let name = self.full_name(name);
-        match &mut *self.source.borrow_mut() {
-            Source::Collecting(Collected { buffers, .. }) => {
-                buffers.push((name, value.shallow_clone()));
-                value
-            }
-            Source::Allocated(tensors) => take(tensors, &name),
-        }
-    }
-}
-
-fn take(tensors: &std::collections::HashMap<String, Tensor>, name: &str) -> Tensor {
-    match tensors.get(name) {
-        Some(tensor) => tensor.shallow_clone(),
-        None => panic!("parameter {name} is not in the set: it was allocated from another description"),
-    }
 }
 
 #[cfg(test)]

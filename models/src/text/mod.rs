@@ -1,12 +1,18 @@
 //! What stands between captions and the model.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+mod hash;
+mod pretrained;
 
+pub use hash::HashEncoder;
+pub use pretrained::PretrainedEncoder;
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::random::Stream;
+use crate::ModelError;
 
 /// Captions as the model takes them. A dropped caption (the null condition) is exact zeros throughout.
 #[derive(Debug)]
@@ -60,105 +66,77 @@ impl TextCondition {
     }
 }
 
-/// Turns captions into conditions.
-pub trait TextEncoder: Send {
-    /// How many token streams it yields.
-    fn streams(&self) -> i64;
-
-    /// Features of a token.
-    fn width(&self) -> i64;
-
-    /// Features of the pooled text.
-    fn pooled_width(&self) -> i64;
-
-    /// One condition for all captions. An empty caption is the null condition.
-    fn encode(&self, captions: &[&str]) -> TextCondition;
+/// The number of tokens of `ids` (batch, tokens; int64), when the model has an embedding for each and, where it has only so
+/// many positions, one for each of those too.
+pub(crate) fn check_ids(ids: &Tensor, vocabulary: i64, positions: Option<i64>) -> Result<i64, ModelError> {
+    let tokens = ids.size().last().copied().unwrap_or(0);
+    let refused = |what, value: String, expected: String| Err(ModelError::Configuration { what, value, expected });
+    if ids.kind() != Kind::Int64 || ids.numel() == 0 {
+        let expected = "at least one, as int64".to_owned();
+        return refused("token ids", format!("{:?} of type {:?}", ids.size(), ids.kind()), expected);
+    }
+    let (lowest, highest) = (ids.min().int64_value(&[]), ids.max().int64_value(&[]));
+    if lowest < 0 || highest >= vocabulary {
+        let worst = if lowest < 0 { lowest } else { highest };
+        let expected = format!("below {vocabulary}: the tokenizer does not fit the model");
+        return refused("a token id", worst.to_string(), expected);
+    }
+    match positions {
+        Some(positions) if tokens > positions => {
+            refused("tokens of a text", tokens.to_string(), format!("at most {positions}"))
+        }
+        _ => Ok(tokens),
+    }
 }
 
-/// Which text encoder a model was trained with. Stored in every checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What an encoder yields: how many token streams, and the features of a token and of the pooled text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextShape {
+    pub streams: i64,
+    pub width: i64,
+    pub pooled: i64,
+}
+
+/// Turns captions into conditions.
+pub trait TextEncoder: Send {
+    /// One condition for all captions, float32. An empty caption is the null condition.
+    fn encode(&self, captions: &[&str]) -> Result<TextCondition, ModelError>;
+}
+
+/// Which text encoder a model is trained with. Stored in every checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TextEncoding {
     /// Fixed random features of the words: no weights to download. See [`HashEncoder`].
     Hash,
+    /// Gemma 2 and ModernBERT for the tokens, CLIP for the pooled text. See [`PretrainedEncoder`].
+    Pretrained(PretrainedText),
+}
+
+/// Folders in the Hugging Face layout, each with its tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainedText {
+    pub gemma: PathBuf,
+    pub modernbert: PathBuf,
+    pub clip: PathBuf,
 }
 
 impl TextEncoding {
-    pub fn encoder(self) -> Box<dyn TextEncoder> {
+    /// What the encoder will yield; reads configurations, no weights.
+    pub fn shape(&self) -> Result<TextShape, ModelError> {
         match self {
+            Self::Hash => Ok(HashEncoder::SHAPE),
+            Self::Pretrained(folders) => PretrainedEncoder::shape(folders),
+        }
+    }
+
+    /// Loads the encoder.
+    pub fn encoder(&self, device: Device) -> Result<Box<dyn TextEncoder>, ModelError> {
+        Ok(match self {
             Self::Hash => Box::new(HashEncoder::default()),
-        }
-    }
-}
-
-/// Each word is a Gaussian vector keyed by its hash, plus half a Gaussian vector keyed by its position; the pooled text is
-/// the mean of the words. Words are runs of letters and digits, in lower case; those past the sixteenth are left out.
-///
-/// Two captions are as similar as the words they share, and a model can learn what each word looks like, but nothing about
-/// a word it never saw: the encoder for demonstrations and tests.
-#[derive(Default)]
-pub struct HashEncoder {
-    words: Mutex<HashMap<String, Vec<f32>>>,
-}
-
-impl HashEncoder {
-    const TOKENS: usize = 16;
-    const WIDTH: usize = 128;
-
-    fn vector(&self, key: String) -> Vec<f32> {
-        let mut words = self.words.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let draw = |key: &String| {
-            let mut stream = Stream::new(0, key, &[]);
-            (0..Self::WIDTH).map(|_| stream.normal() as f32).collect()
-        };
-        let vector = words.entry(key).or_insert_with_key(draw).clone();
-        // A vocabulary grows without end over web captions; the vectors are cheap to draw again.
-        if words.len() > 100_000 {
-            words.clear();
-        }
-        vector
-    }
-}
-
-impl TextEncoder for HashEncoder {
-    fn streams(&self) -> i64 {
-        1
-    }
-
-    fn width(&self) -> i64 {
-        Self::WIDTH as i64
-    }
-
-    fn pooled_width(&self) -> i64 {
-        Self::WIDTH as i64
-    }
-
-    fn encode(&self, captions: &[&str]) -> TextCondition {
-        let shape = [captions.len(), Self::TOKENS, Self::WIDTH];
-        let mut tokens = vec![0f32; shape.iter().product()];
-        let mut pooled = vec![0f32; captions.len() * Self::WIDTH];
-        for (i, caption) in captions.iter().enumerate() {
-            let caption = caption.to_lowercase();
-            let words: Vec<&str> =
-                caption.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).take(Self::TOKENS).collect();
-            let mean = pooled.iter_mut().skip(i * Self::WIDTH).take(Self::WIDTH);
-            let mut sum = vec![0f32; Self::WIDTH];
-            for (j, word) in words.iter().enumerate() {
-                let of_word = self.vector(format!("word {word}"));
-                let of_position = self.vector(format!("position {j}"));
-                let token = tokens.iter_mut().skip((i * Self::TOKENS + j) * Self::WIDTH);
-                for (((token, sum), word), position) in token.zip(&mut sum).zip(&of_word).zip(&of_position) {
-                    *token = word + 0.5 * position;
-                    *sum += word;
-                }
-            }
-            mean.zip(&sum).for_each(|(mean, sum)| *mean = sum / words.len().max(1) as f32);
-        }
-        let shape = shape.map(|side| side as i64);
-        TextCondition {
-            tokens: vec![Tensor::from_slice(&tokens).view(shape)],
-            pooled: Tensor::from_slice(&pooled).view([shape[0], shape[2]]).to_kind(Kind::Float),
-        }
+            Self::Pretrained(folders) => Box::new(PretrainedEncoder::open(folders, device)?),
+        })
     }
 }
 
@@ -167,23 +145,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn captions_that_share_words_share_features_and_case_does_not_count() {
-        let encoder = HashEncoder::default();
-        let condition = encoder.encode(&["A red apple!", "a red pear", "", &"word ".repeat(40)]);
-        let tokens = &condition.tokens[0];
-        assert_eq!(tokens.size(), [4, 16, 128]);
-        let same = |a: i64, b: i64, j: i64| tokens.select(0, a).select(0, j) == tokens.select(0, b).select(0, j);
-        assert!(same(0, 1, 0) && same(0, 1, 1) && !same(0, 1, 2));
-        assert_eq!(tokens.select(0, 0).narrow(0, 3, 13).abs().sum(Kind::Float).double_value(&[]), 0.0);
-        assert_eq!(tokens.select(0, 2).abs().sum(Kind::Float).double_value(&[]), 0.0);
-        assert_eq!(condition.pooled.select(0, 2).abs().sum(Kind::Float).double_value(&[]), 0.0);
-        let again = HashEncoder::default().encode(&["a red pear"]);
-        assert_eq!(again.pooled.select(0, 0), condition.pooled.select(0, 1));
-    }
-
-    #[test]
     fn dropped_captions_are_exact_zeros() {
-        let condition = HashEncoder::default().encode(&["one", "two"]).keep(&[true, false]);
+        let condition = HashEncoder::default().encode(&["one", "two"]).unwrap().keep(&[true, false]);
         let norms = condition.pooled.abs().sum_dim_intlist(1i64, false, Kind::Float);
         assert!(norms.double_value(&[0]) > 0.0);
         assert_eq!(norms.double_value(&[1]), 0.0);

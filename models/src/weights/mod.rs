@@ -1,103 +1,237 @@
-//! Safetensors in and out, strictly: missing, unexpected and misshapen tensors are listed together in one error.
+//! Named tensors in files: safetensors (one file, or shards with an index), PyTorch's zip of pickles, GGUF.
+//!
+//! A file is mapped, its directory of names read and checked, and each tensor is copied out when it is asked for, so loading a
+//! model needs the memory of the model and of one tensor. What a file lacks, has too much of, or has in another shape is
+//! listed together in one error.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+mod gguf;
+mod mapping;
+mod pickle;
+mod safetensors;
+mod torch_zip;
+mod write;
 
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+pub use gguf::{GgufValue, Metadata as GgufMetadata, Quantization};
+pub use pickle::{TensorRecord, Value as TorchValue};
+pub use torch_zip::{TorchFile, write as write_torch};
+pub use write::write;
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::parameters::ParameterSet;
+use mapping::Mapping;
 
-/// Reads every tensor of a safetensors file as float32 on the CPU, by name.
+/// How a tensor's elements lie in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    Plain(Kind),
+    /// Blocks of small integers with scales, turned into float32 when read.
+    Quantized(Quantization),
+}
+
+impl std::fmt::Display for Encoding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain(kind) => f.write_str(safetensors::dtype_name(*kind)),
+            Self::Quantized(quantization) => write!(f, "{quantization}"),
+        }
+    }
+}
+
+/// Where a tensor lies. Made by a format's reader, which has checked that `range` lies within the mapping and holds what
+/// `shape` and `encoding` say.
+#[derive(Clone, Debug)]
+struct Entry {
+    mapping: Arc<Mapping>,
+    range: Range<usize>,
+    shape: Vec<i64>,
+    /// In elements from the start of `range`; `None` for a contiguous tensor.
+    strides: Option<Vec<i64>>,
+    encoding: Encoding,
+    /// The rows of a matrix belong to this many heads, and within a head neighbours are pairs (GGUF); read, they come as
+    /// halves.
+    paired_heads: Option<i64>,
+}
+
+impl Entry {
+    fn read(&self) -> Result<Tensor, ModelError> {
+        let bytes = self.mapping.bytes(self.range.clone());
+        let failed = ModelError::torch("reading a tensor");
+        let tensor = match (self.encoding, &self.strides) {
+            (Encoding::Plain(kind), None) => Tensor::f_from_data_size(bytes, &self.shape, kind).map_err(failed)?,
+            (Encoding::Plain(kind), Some(strides)) => {
+                let elements = (bytes.len() / kind.elt_size_in_bytes()) as i64;
+                let storage = Tensor::f_from_data_size(bytes, &[elements], kind).map_err(failed)?;
+                storage.as_strided(self.shape.as_slice(), strides.as_slice(), 0).contiguous()
+            }
+            (Encoding::Quantized(quantization), _) => {
+                let values = quantization.dequantize(bytes);
+                Tensor::from_slice(&values).f_view(self.shape.as_slice()).map_err(failed)?
+            }
+        };
+        self.mapping.forget(self.range.clone());
+        Ok(match (self.paired_heads, self.shape.as_slice()) {
+            (Some(heads), &[_, columns]) => {
+                tensor.view([heads, -1, 2, columns]).transpose(1, 2).reshape(self.shape.as_slice())
+            }
+            _ => tensor,
+        })
+    }
+}
+
+/// A tensor's description, without its elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    pub name: String,
+    pub shape: Vec<i64>,
+    pub encoding: Encoding,
+}
+
+/// The tensors of a model's files, by name.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    path: PathBuf,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// What a folder's weights may be called, in the order in which they are looked for.
+const IN_FOLDER: [&str; 4] = [
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+];
+
+impl Weights {
+    /// Opens a file of any known format (told by its first bytes, not by its name), a shard index (`….index.json`), or a
+    /// folder in the Hugging Face layout.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if path.is_dir() {
+            let file = IN_FOLDER.iter().map(|name| path.join(name)).find(|file| file.exists());
+            return Self::open(&file.ok_or_else(|| ModelError::Record {
+                path: path.to_owned(),
+                what: "model folder",
+                detail: format!("it has none of {}", IN_FOLDER.join(", ")),
+            })?);
+        }
+        let entries = if path.extension().is_some_and(|e| e == "json") {
+            safetensors::sharded(path)?
+        } else {
+            let mapping = Arc::new(Mapping::open(path)?);
+            match mapping.bytes(0..mapping.len().min(4)) {
+                b"GGUF" => gguf::entries(&mapping)?,
+                b"PK\x03\x04" => torch_zip::entries(&mapping)?,
+                _ => safetensors::entries(&mapping)?,
+            }
+        };
+        Ok(Self { path: path.to_owned(), entries })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every tensor, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorInfo> {
+        self.entries.iter().map(|(name, entry)| TensorInfo {
+            name: name.clone(),
+            shape: entry.shape.clone(),
+            encoding: entry.encoding,
+        })
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The tensor's shape.
+    pub fn shape(&self, name: &str) -> Option<&[i64]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The tensor `name`, on the CPU, in the file's own type (float32 where that is quantised).
+    pub fn read(&self, name: &str) -> Result<Option<Tensor>, ModelError> {
+        self.entries.get(name).map(Entry::read).transpose()
+    }
+
+    /// The same tensors under other names; those for which `rename` gives `None` are left out.
+    #[must_use]
+    pub fn renamed(self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        let entries = self.entries.into_iter().filter_map(|(name, entry)| Some((rename(&name)?, entry))).collect();
+        Self { path: self.path, entries }
+    }
+
+    /// The same tensors, where the rows of those for which `heads` gives a number are put into the order of halves: rotary
+    /// features 2m and 2m + 1 of a head become m and m + half. A matrix that has no such rows is left alone: its shape is
+    /// refused when it is used.
+    #[must_use]
+    pub fn with_split_heads(mut self, heads: impl Fn(&str) -> Option<i64>) -> Self {
+        for (name, entry) in &mut self.entries {
+            let rows = entry.shape.first().copied().unwrap_or(0);
+            entry.paired_heads = heads(name).filter(|&heads| entry.shape.len() == 2 && rows % (2 * heads) == 0);
+        }
+        self
+    }
+
+    /// Refuses weights whose names and shapes are not exactly these; the error lists all differences.
+    pub fn check(&self, expected: &[(String, Vec<i64>)]) -> Result<(), ModelError> {
+        let mut problems = Vec::new();
+        for (name, shape) in expected {
+            match self.entries.get(name) {
+                None => problems.push(missing(name, shape)),
+                Some(entry) if entry.shape != *shape => problems.push(misshapen(name, &entry.shape, shape)),
+                Some(_) => {}
+            }
+        }
+        let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let left = self.entries.iter().filter(|(name, _)| !known.contains(name.as_str()));
+        problems.extend(left.map(|(name, entry)| unexpected(name, &entry.shape)));
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(ModelError::StateDict { path: self.path.clone(), problems })
+    }
+
+    /// Copies every tensor into `targets`, which must have the same names and shapes.
+    pub fn fill(&self, targets: Vec<(String, Tensor)>) -> Result<(), ModelError> {
+        self.check(&targets.iter().map(|(name, target)| (name.clone(), target.size())).collect::<Vec<_>>())?;
+        for (name, mut target) in targets {
+            if let Some(tensor) = self.read(&name)? {
+                tch::no_grad(|| target.copy_(&tensor));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lines of [`ModelError::StateDict`].
+pub(crate) fn missing(name: &str, shape: &[i64]) -> String {
+    format!("  missing     {name} {shape:?}")
+}
+
+pub(crate) fn misshapen(name: &str, in_file: &[i64], in_model: &[i64]) -> String {
+    format!("  misshapen   {name}: {in_file:?} in the file, {in_model:?} in the model")
+}
+
+pub(crate) fn unexpected(name: &str, shape: &[i64]) -> String {
+    format!("  unexpected  {name} {shape:?}")
+}
+
+/// Reads every tensor of a file as float32 on the CPU, by name.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
-    let bytes = std::fs::read(path).map_err(ModelError::io("read", path))?;
-    let damaged = |detail: String| ModelError::Safetensors { path: path.to_owned(), detail };
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.tensors() {
-        let kind = kind(view.dtype()).ok_or_else(|| damaged(format!("{name} has the type {:?}", view.dtype())))?;
-        let shape: Vec<i64> = view.shape().iter().map(|&side| side as i64).collect();
-        let tensor =
-            Tensor::f_from_data_size(view.data(), &shape, kind).map_err(ModelError::torch("reading a tensor"))?;
-        tensors.insert(name, tensor.to_kind(Kind::Float));
-    }
-    Ok(tensors)
-}
-
-fn kind(dtype: Dtype) -> Option<Kind> {
-    Some(match dtype {
-        Dtype::F32 => Kind::Float,
-        Dtype::F64 => Kind::Double,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::U8 => Kind::Uint8,
-        Dtype::I64 => Kind::Int64,
-        Dtype::I32 => Kind::Int,
-        _ => return None,
-    })
-}
-
-/// Writes float32 tensors; durable when it returns. The file must not exist.
-pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), ModelError> {
-    let mut contents = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let tensor = tensor.to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
-        let elements = tensor.numel();
-        let mut bytes = vec![0u8; elements * 4];
-        tensor
-            .view([-1])
-            .view_dtype(Kind::Uint8)
-            .f_copy_data_u8(&mut bytes, elements * 4)
-            .map_err(ModelError::torch("copying a tensor"))?;
-        let shape: Vec<usize> = tensor.size().iter().map(|&side| side as usize).collect();
-        contents.push((name.as_str(), shape, bytes));
-    }
-    let invalid = |detail: String| ModelError::Safetensors { path: path.to_owned(), detail };
-    let mut views = Vec::with_capacity(contents.len());
-    for (name, shape, bytes) in &contents {
-        views.push((*name, TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(|e| invalid(e.to_string()))?));
-    }
-    let bytes = safetensors::serialize(views, None).map_err(|e| invalid(e.to_string()))?;
-    let mut file = File::create_new(path).map_err(ModelError::io("create", path))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(ModelError::io("write", path))
+    let weights = Weights::open(path)?;
+    weights.entries.iter().map(|(name, entry)| Ok((name.clone(), entry.read()?.to_kind(Kind::Float)))).collect()
 }
 
 /// Fills a parameter set from a file whose names and shapes must be exactly its own.
 pub fn load(path: &Path, set: &ParameterSet) -> Result<(), ModelError> {
-    assign(read(path)?, set.state_dict(), path)
-}
-
-/// Copies `source` into `targets`, which must have the same names and shapes. `path` is for the error.
-pub fn assign(
-    mut source: BTreeMap<String, Tensor>,
-    targets: Vec<(String, Tensor)>,
-    path: &Path,
-) -> Result<(), ModelError> {
-    let mut problems = Vec::new();
-    let mut pairs = Vec::with_capacity(targets.len());
-    for (name, target) in targets {
-        match source.remove(&name) {
-            None => problems.push(format!("  missing     {name} {:?}", target.size())),
-            Some(tensor) if tensor.size() != target.size() => {
-                problems.push(format!(
-                    "  misshapen   {name}: {:?} in the file, {:?} in the model",
-                    tensor.size(),
-                    target.size()
-                ));
-            }
-            Some(tensor) => pairs.push((target, tensor)),
-        }
-    }
-    problems.extend(source.iter().map(|(name, tensor)| format!("  unexpected  {name} {:?}", tensor.size())));
-    if !problems.is_empty() {
-        return Err(ModelError::StateDict { path: path.to_owned(), problems });
-    }
-    tch::no_grad(|| pairs.into_iter().for_each(|(mut target, tensor)| target.copy_(&tensor)));
-    Ok(())
+    Weights::open(path)?.fill(set.state_dict())
 }
 
 #[cfg(test)]
@@ -129,13 +263,5 @@ mod tests {
         for part in ["missing     c", "misshapen   a", "unexpected  b"] {
             assert!(error.contains(part), "{error}");
         }
-    }
-
-    #[test]
-    fn a_torn_file_is_an_error_with_its_path() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("torn.safetensors");
-        std::fs::write(&path, [200u8; 40]).unwrap();
-        assert!(read(&path).unwrap_err().to_string().contains("torn.safetensors"));
     }
 }

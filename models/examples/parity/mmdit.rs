@@ -1,0 +1,208 @@
+//! The MMDiT: outputs, loss and gradients, samplers, and a few steps of training.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+
+use models::mmdit::{Mmdit, MmditConfig};
+use models::parameters::ParameterSet;
+use models::settings::Settings;
+use models::text::TextCondition;
+use models::weights::Weights;
+use sampler::guidance::Guided;
+use sampler::solver::{Solver, follow, times};
+use tch::{Device, Kind, Tensor};
+use trainer::config::{Decay, TrainConfig};
+use trainer::objective;
+use trainer::optimizer::{Optimizer, gradient};
+use trainer::schedule::learning_rate;
+
+use crate::check::{Compared, Reference, TOLERANCE, tensors};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const GRADIENT_TOLERANCE: f64 = 1e-3;
+
+pub(crate) fn compare(folder: &Path, settings: &Settings, io: &Reference) -> Result<Vec<Compared>> {
+    let weights = Weights::open(&folder.join("weights.safetensors"))?;
+    let config = MmditConfig::from_reference(&folder.join("config.json"), &weights)?;
+    let parameters = Mmdit::allocate(&config, Device::Cpu);
+    // Strict: a name or a shape too many or too few is an error.
+    Mmdit::load(weights, &parameters)?;
+    let model = Mmdit::over(&config, &parameters);
+    if io.has("noise") {
+        samplers(settings, &model, io)
+    } else if io.has("0.x0") {
+        training(folder, settings, &model, &parameters, io)
+    } else {
+        let mut compared = forward_and_backward(folder, &model, &parameters, io)?;
+        compared.extend(published_files(folder, &config, &parameters)?);
+        Ok(compared)
+    }
+}
+
+/// `tensor` (batch, …) with the rows zeroed whose entry in `null` is 1.
+fn drop_rows(tensor: &Tensor, null: &Tensor) -> Tensor {
+    let mut shape = vec![1i64; tensor.dim()];
+    shape[0] = -1;
+    let keep: Tensor = 1.0 - null.to_kind(Kind::Float);
+    tensor * keep.view(shape.as_slice())
+}
+
+/// The condition in `io`, whose names begin with `prefix`.
+fn condition(io: &Reference, prefix: &str, with_drops: bool) -> Result<TextCondition> {
+    let of = |name: &str| io.float(&format!("{prefix}{name}"));
+    let (text, pooled) = (of("text")?, of("pooled")?);
+    let half = text.size()[1] / 2;
+    let (gemma, bert) = (text.narrow(1, 0, half), text.narrow(1, half, half));
+    if !with_drops {
+        return Ok(TextCondition { tokens: vec![gemma, bert], pooled });
+    }
+    let tokens = vec![drop_rows(&gemma, &of("null_gemma")?), drop_rows(&bert, &of("null_bert")?)];
+    Ok(TextCondition { tokens, pooled: drop_rows(&pooled, &of("null_pooled")?) })
+}
+
+fn forward_and_backward(
+    folder: &Path,
+    model: &Mmdit,
+    parameters: &ParameterSet,
+    io: &Reference,
+) -> Result<Vec<Compared>> {
+    let close = |output: &str, ours: &Tensor| {
+        Ok::<_, Box<dyn Error>>(Compared::tensors(output, ours, &io.float(output)?, TOLERANCE))
+    };
+    let (noisy, time) = (io.float("x_t")?, io.float("t")?);
+    let conditional = model.forward(&noisy, &time, &condition(io, "", false)?)?;
+    let null = model.forward(&noisy, &time, &condition(io, "", true)?)?;
+    let mut compared = vec![close("v_cond", &conditional.velocity)?, close("v_null", &null.velocity)?];
+    for (output, text) in [("text_cond", &conditional.text), ("text_null", &null.text)] {
+        match text {
+            Some(text) => compared.push(close(output, text)?),
+            None if io.has(output) => return Err(format!("the model predicts no {output}").into()),
+            None => {}
+        }
+    }
+    let loss = objective::loss(model, &io.float("x0")?, &condition(io, "", true)?, &time, &io.float("eps")?)?;
+    compared.push(close("loss", &loss.view([1]))?);
+
+    // The largest of all parameters, by name.
+    let norms = tensors(&folder.join("grad_norms.safetensors"))?;
+    let gradients = Tensor::run_backward(&[loss], parameters.views(), false, false);
+    let mut worst: Option<Compared> = None;
+    let mut found = 0;
+    for (parameter, gradient) in parameters.parameters().iter().zip(&gradients) {
+        let Some(reference) = norms.get(&parameter.name) else { continue };
+        found += 1;
+        let norm = if gradient.defined() { gradient.norm().double_value(&[]) } else { 0.0 };
+        let name = format!("gradients (worst: {})", parameter.name);
+        let one = Compared::numbers(name, norm, reference.view([]).double_value(&[]), GRADIENT_TOLERANCE);
+        if worst.as_ref().is_none_or(|worst| one.relative >= worst.relative || !one.is_ok()) {
+            worst = Some(one);
+        }
+    }
+    compared.push(Compared::numbers("gradients compared", f64::from(found), norms.len() as f64, 0.0));
+    compared.extend(worst);
+    Ok(compared)
+}
+
+/// The reference system's own files, where the folder has them: the same configuration and the same weights.
+fn published_files(folder: &Path, config: &MmditConfig, parameters: &ParameterSet) -> Result<Vec<Compared>> {
+    let mut compared = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("model_ema_") {
+            let weights = Weights::open(&path)?;
+            let json = folder.join(name.replace("model_ema_", "model_params_").replace(".pkl", ".json"));
+            let published = MmditConfig::from_reference(&json, &weights)?;
+            if published != *config {
+                return Err(format!("{} says another model than config.json", json.display()).into());
+            }
+            let other = Mmdit::allocate(&published, Device::Cpu);
+            Mmdit::load(weights, &other)?;
+            compared.push(Compared::tensors(name, other.flat(), parameters.flat(), 0.0));
+        }
+    }
+    Ok(compared)
+}
+
+fn samplers(settings: &Settings, model: &Mmdit, io: &Reference) -> Result<Vec<Compared>> {
+    let noise = io.float("noise")?;
+    let batch = noise.size()[0];
+    let expand = |condition: TextCondition| TextCondition {
+        tokens: condition.tokens.iter().map(|t| t.expand([batch, t.size()[1], t.size()[2]], false)).collect(),
+        pooled: condition.pooled.expand([batch, condition.pooled.size()[1]], false),
+    };
+    // The reference's scale w stands for the usual w + 1.
+    let guidance = settings.number("cfg_scale", 0.0)? + 1.0;
+    let condition = expand(condition(io, "", false)?);
+    let guided = Guided::new(model, &condition, guidance);
+    let times = times(settings.size("steps", None)? as u32, 1.0);
+    let step_noise = if io.has("step_noise") { Some(io.float("step_noise")?) } else { None };
+    let mut compared = Vec::new();
+    for (solver, name) in
+        [(Solver::Euler, "euler"), (Solver::Heun, "heun"), (Solver::EulerStochastic, "euler_stochastic")]
+    {
+        if !io.has(name) {
+            continue;
+        }
+        let fresh = |step: usize| step_noise.as_ref().map_or_else(|| noise.zeros_like(), |n| n.select(0, step as i64));
+        let latents = follow(solver, &times, &noise, |x, t| guided.velocity(x, t), fresh, |_| ())?;
+        compared.push(Compared::tensors(name, &latents, &io.float(name)?, TOLERANCE));
+    }
+    Ok(compared)
+}
+
+fn training(
+    folder: &Path,
+    settings: &Settings,
+    model: &Mmdit,
+    parameters: &ParameterSet,
+    io: &Reference,
+) -> Result<Vec<Compared>> {
+    let config = TrainConfig {
+        learning_rate: settings.number("lr", None)?,
+        warmup_steps: settings.size("warmup_updates", None)? as u64,
+        weight_decay: settings.number("weight_decay", None)?,
+        decay: Decay::All,
+        clip_norm: settings.number("clip_norm", None)?,
+        ema_decay: settings.number("ema_decay", None)?,
+        ..TrainConfig::default()
+    };
+    let list = |field: &str| -> Vec<f64> {
+        let values = settings.get(field).and_then(|v| v.as_array()).cloned().unwrap_or_default();
+        values.iter().filter_map(serde_json::Value::as_f64).collect()
+    };
+    let (losses, norms) = (list("losses"), list("grad_norms_before_clip"));
+    let accumulation = settings.size("accumulation", None)? as usize;
+    let ema = parameters.duplicate();
+    let mut optimizer = Optimizer::new(&config, parameters);
+    let mut compared = Vec::new();
+    for (update, &reference_norm) in norms.iter().enumerate() {
+        let mut accumulated = parameters.flat().zeros_like();
+        for micro in update * accumulation..(update + 1) * accumulation {
+            let of = |name: &str| io.float(&format!("{micro}.{name}"));
+            let condition = condition(io, &format!("{micro}."), true)?;
+            let loss = objective::loss(model, &of("x0")?, &condition, &of("t")?, &of("eps")?)?;
+            let reference = *losses.get(micro).ok_or("config.json has too few losses")?;
+            compared.push(Compared::numbers(format!("loss {micro}"), loss.double_value(&[]), reference, TOLERANCE));
+            accumulated += gradient(&(loss / accumulation as f64), parameters);
+        }
+        let rate = learning_rate(&config, update as u64);
+        let norm = optimizer.step(update as u64, rate, &accumulated, parameters, &ema);
+        compared.push(Compared::numbers(format!("norm {update}"), norm, reference_norm, GRADIENT_TOLERANCE));
+    }
+    for (set, file) in [(parameters, "weights_after"), (&ema, "ema_after")] {
+        let ours: BTreeMap<String, Tensor> = set.state_dict().into_iter().collect();
+        let mut worst = Compared::numbers(file, 0.0, 0.0, 0.0);
+        for (name, reference) in tensors(&folder.join(format!("{file}.safetensors")))? {
+            let ours = ours.get(&name).ok_or_else(|| format!("{file} has {name}, the model has not"))?;
+            let one = Compared::tensors(file, ours, &reference, 2e-5);
+            if one.absolute >= worst.absolute {
+                worst = one;
+            }
+        }
+        compared.push(worst);
+    }
+    Ok(compared)
+}

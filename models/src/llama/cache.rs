@@ -1,0 +1,111 @@
+//! Keys and values of sequences that are being continued.
+
+use tch::{Device, Kind, Tensor};
+
+use super::LlamaConfig;
+
+/// One layer's keys and values, each (slots, key heads, capacity, features).
+#[derive(Debug)]
+struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
+}
+
+/// A fixed number of slots, each with room for one sequence. The sequences being continued lie in the first slots.
+#[derive(Debug)]
+pub struct Cache {
+    layers: Vec<LayerCache>,
+    lengths: Vec<i64>,
+    device: Device,
+    kind: Kind,
+}
+
+/// What is the same for all layers when each sequence takes one more token.
+#[derive(Debug)]
+pub(super) struct Step {
+    /// Where each sequence's new token goes, (sequences).
+    pub(super) positions: Tensor,
+    /// Added to the scores, (sequences, 1, 1, positions); `None` where all sequences are equally long.
+    pub(super) mask: Option<Tensor>,
+    slots: Tensor,
+    count: i64,
+    longest: i64,
+}
+
+impl Cache {
+    /// For `slots` sequences of at most `capacity` tokens each.
+    pub fn new(config: &LlamaConfig, slots: i64, capacity: i64, device: Device, kind: Kind) -> Self {
+        let shape = [slots, config.key_heads, capacity, config.head_features];
+        let zeros = || Tensor::zeros(shape, (kind, device));
+        let layers = (0..config.layers).map(|_| LayerCache { keys: zeros(), values: zeros() }).collect();
+        Self { layers, lengths: vec![0; slots as usize], device, kind }
+    }
+
+    /// Tokens in each slot.
+    pub fn lengths(&self) -> &[i64] {
+        &self.lengths
+    }
+
+    /// Writes the keys and values of whole sequences into the slots from `first` on.
+    pub(super) fn fill(&mut self, layer: usize, first: i64, keys: &Tensor, values: &Tensor) {
+        let Some(layer) = self.layers.get_mut(layer) else { return };
+        let (sequences, tokens) = (keys.size()[0], keys.size()[2]);
+        for (cache, new) in [(&layer.keys, keys), (&layer.values, values)] {
+            cache.narrow(0, first, sequences).narrow(2, 0, tokens).copy_(new);
+        }
+    }
+
+    pub(super) fn set_lengths(&mut self, first: i64, lengths: &[i64]) {
+        for (slot, &length) in self.lengths.iter_mut().skip(first as usize).zip(lengths) {
+            *slot = length;
+        }
+    }
+
+    pub(super) fn begin_step(&self, count: i64) -> Step {
+        let lengths = self.lengths.get(..count as usize).unwrap_or(&self.lengths);
+        let longest = lengths.iter().max().map_or(1, |length| length + 1);
+        let positions = Tensor::from_slice(lengths).to_device(self.device);
+        let uneven = lengths.iter().any(|&length| length + 1 < longest);
+        let mask = uneven.then(|| {
+            let places = Tensor::arange(longest, (Kind::Int64, self.device)).unsqueeze(0);
+            let unseen = places.gt_tensor(&positions.unsqueeze(1));
+            let zeros = Tensor::zeros([count, longest], (self.kind, self.device));
+            zeros.masked_fill(&unseen, f64::NEG_INFINITY).unsqueeze(1).unsqueeze(1)
+        });
+        let slots = Tensor::arange(count, (Kind::Int64, self.device));
+        Step { positions, mask, slots, count, longest }
+    }
+
+    /// Adds one key and value, (sequences, key heads, 1, features), to each sequence, and returns all of them, (sequences, key
+    /// heads, positions, features).
+    pub(super) fn append(&mut self, layer: usize, step: &Step, key: &Tensor, value: &Tensor) -> (Tensor, Tensor) {
+        let Some(layer) = self.layers.get_mut(layer) else { return (key.shallow_clone(), value.shallow_clone()) };
+        let place = [Some(&step.slots), None, Some(&step.positions)];
+        let seen = |cache: &mut Tensor, new: &Tensor| {
+            let _ = cache.index_put_(&place, &new.squeeze_dim(2), false);
+            cache.narrow(0, 0, step.count).narrow(2, 0, step.longest)
+        };
+        (seen(&mut layer.keys, key), seen(&mut layer.values, value))
+    }
+
+    pub(super) fn end_step(&mut self, step: &Step) {
+        self.lengths.iter_mut().take(step.count as usize).for_each(|length| *length += 1);
+    }
+
+    /// Moves slot `from` over slot `to`: how a finished sequence makes room.
+    pub fn replace(&mut self, to: usize, from: usize) {
+        if to == from {
+            return;
+        }
+        for layer in &self.layers {
+            for cache in [&layer.keys, &layer.values] {
+                cache.select(0, to as i64).copy_(&cache.select(0, from as i64));
+            }
+        }
+        if let Some(&length) = self.lengths.get(from)
+            && let Some(slot) = self.lengths.get_mut(to)
+        {
+            *slot = length;
+        }
+    }
+}

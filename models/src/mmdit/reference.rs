@@ -1,0 +1,148 @@
+//! The configuration file of the reference system (`model_params_*.json`), which lies beside its weights.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{AttentionKind, FeedForwardKind, MmditConfig, MmditVariant, Positions};
+use crate::ModelError;
+use crate::weights::Weights;
+
+/// The reference's own names. Keys that say nothing about the model (`device`, `wandb_id`, …) are passed over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Parameters {
+    #[serde(rename = "inCh")]
+    channels: i64,
+    class_dim: i64,
+    patch_size: i64,
+    dim: i64,
+    hidden_scale: f64,
+    num_heads: i64,
+    attn_type: String,
+    /// Files from before there was a choice have none.
+    #[serde(rename = "MLP_type", default = "swiglu_old")]
+    mlp_type: String,
+    num_blocks: i64,
+    positional_encoding: String,
+    #[serde(default = "side")]
+    max_res_orig: f64,
+    #[serde(default = "side")]
+    max_res: f64,
+    #[serde(default)]
+    kv_merge_attn: bool,
+    #[serde(default)]
+    qk_half_dim: bool,
+    #[serde(default)]
+    text_loss: bool,
+}
+
+fn swiglu_old() -> String {
+    "swiglu_old".into()
+}
+
+fn side() -> f64 {
+    256.0
+}
+
+/// The element of `table` with that name, or an error that lists the names.
+fn choose<T: Copy>(what: &'static str, name: &str, table: &[(&str, T)]) -> Result<T, ModelError> {
+    table.iter().find(|(known, _)| *known == name).map(|(_, value)| *value).ok_or_else(|| ModelError::Configuration {
+        what,
+        value: format!("{name:?}"),
+        expected: format!("one of {}", table.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ")),
+    })
+}
+
+const POSITIONS: [(&str, Positions); 5] = [
+    ("RoPE2d", Positions::Rope2d),
+    ("RoPE", Positions::Rope),
+    ("RoPE2dV2", Positions::Rope2dV2),
+    ("absolute", Positions::Absolute),
+    ("NoPE", Positions::None),
+];
+const ATTENTION: [(&str, AttentionKind); 4] = [
+    ("softmax_flash", AttentionKind::Softmax),
+    ("softmax", AttentionKind::Softmax),
+    ("cosine", AttentionKind::Cosine),
+    ("both", AttentionKind::Both),
+];
+const FEED_FORWARD: [(&str, FeedForwardKind); 3] =
+    [("swiglu", FeedForwardKind::SwiGlu), ("swiglu_old", FeedForwardKind::SwiGluOld), ("gelu", FeedForwardKind::Gelu)];
+
+impl MmditConfig {
+    /// Reads the reference's configuration file. What it does not say (the width of the text) is taken from the weights.
+    pub fn from_reference(path: &Path, weights: &Weights) -> Result<Self, ModelError> {
+        let bytes = std::fs::read(path).map_err(ModelError::io("read", path))?;
+        let damaged = |detail: String| ModelError::Record { path: path.to_owned(), what: "model_params file", detail };
+        let parameters: Parameters = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let text_width = weights.shape("c_proj.weight").and_then(|shape| shape.get(1)).copied().ok_or_else(|| {
+            damaged(format!("{} has no c_proj.weight to take the width of the text from", weights.path().display()))
+        })?;
+        parameters.config(text_width).map_err(|e| damaged(e.to_string()))
+    }
+}
+
+/// The name of `value` in a table; the first that stands for it.
+fn name_of<T: PartialEq>(value: &T, table: &[(&str, T)]) -> String {
+    table.iter().find(|(_, known)| known == value).map_or_else(String::new, |(name, _)| (*name).to_owned())
+}
+
+impl MmditConfig {
+    /// The contents of the reference's configuration file for this model. It has no names for a single text stream or for
+    /// gates that start at zero: those are lost.
+    pub fn to_reference(&self) -> Value {
+        let variant = self.variant;
+        let parameters = Parameters {
+            channels: self.channels,
+            class_dim: self.pooled_width,
+            patch_size: self.patch_size,
+            dim: self.width,
+            hidden_scale: self.hidden as f64 / self.width as f64,
+            num_heads: self.heads,
+            attn_type: name_of(&variant.attention, &ATTENTION),
+            mlp_type: name_of(&variant.feed_forward, &FEED_FORWARD),
+            num_blocks: self.blocks,
+            positional_encoding: name_of(&variant.positions, &POSITIONS),
+            max_res_orig: side(),
+            max_res: side() / variant.position_scale,
+            kv_merge_attn: variant.merge_keys,
+            qk_half_dim: variant.half_queries,
+            text_loss: variant.text_loss,
+        };
+        serde_json::to_value(parameters).unwrap_or_default()
+    }
+}
+
+impl Parameters {
+    fn config(&self, text_width: i64) -> Result<MmditConfig, ModelError> {
+        let positions = choose("positional_encoding", &self.positional_encoding, &POSITIONS)?;
+        let config = MmditConfig {
+            channels: self.channels,
+            patch_size: self.patch_size,
+            width: self.dim,
+            blocks: self.num_blocks,
+            heads: self.num_heads,
+            hidden: (self.hidden_scale * self.dim as f64).round() as i64,
+            text_streams: 2,
+            text_width,
+            pooled_width: self.class_dim,
+            zero_gates: false,
+            variant: MmditVariant {
+                positions,
+                // Its interpolation has no effect on RoPE2d: positions are whole numbers at every resolution.
+                position_scale: match positions {
+                    Positions::Rope | Positions::Rope2dV2 => self.max_res_orig / self.max_res,
+                    _ => 1.0,
+                },
+                attention: choose("attn_type", &self.attn_type, &ATTENTION)?,
+                feed_forward: choose("MLP_type", &self.mlp_type, &FEED_FORWARD)?,
+                merge_keys: self.kv_merge_attn,
+                half_queries: self.qk_half_dim,
+                text_loss: self.text_loss,
+            },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}

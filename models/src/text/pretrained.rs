@@ -1,0 +1,119 @@
+//! The text encoders of the published models, put together.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use super::{PretrainedText, TextCondition, TextEncoder, TextShape};
+use crate::ModelError;
+use crate::clip::Clip;
+use crate::gemma2::{Gemma2, Gemma2Config};
+use crate::modernbert::{ModernBert, ModernBertConfig};
+use crate::parameters::Loaded;
+use crate::settings::Settings;
+use crate::tokenizer::Tokenizer;
+
+/// Tokens of each stream.
+const TOKENS: usize = 77;
+
+/// Gemma 2 and ModernBERT give a stream of 77 tokens each, CLIP's text half the pooled text (item 4 of the model's equations).
+///
+/// Texts are padded behind; states past their end are exact zeros, and so is everything of an empty caption. The narrower
+/// stream is filled up with zeros to the width of the wider one.
+pub struct PretrainedEncoder {
+    gemma: Gemma2,
+    gemma_tokenizer: Tokenizer,
+    modernbert: ModernBert,
+    modernbert_tokenizer: Tokenizer,
+    clip: Clip,
+    clip_tokenizer: Tokenizer,
+    device: Device,
+}
+
+/// A model without NaNs.
+fn sound<M>(loaded: Loaded<M>, folder: &Path) -> Result<M, ModelError> {
+    loaded.refuse_not_finite(folder)?;
+    Ok(loaded.model)
+}
+
+/// A tokenizer that fits a model with that many embeddings.
+fn tokenizer(folder: &Path, vocabulary: i64) -> Result<Tokenizer, ModelError> {
+    let tokenizer = Tokenizer::open(folder)?;
+    tokenizer.check_fits(vocabulary)?;
+    Ok(tokenizer)
+}
+
+impl PretrainedEncoder {
+    /// Loads all three: as bfloat16 on a GPU, float32 on the CPU.
+    pub fn open(folders: &PretrainedText, device: Device) -> Result<Self, ModelError> {
+        let kind = if device == Device::Cpu { Kind::Float } else { Kind::BFloat16 };
+        let gemma = sound(Gemma2::open(&folders.gemma, device, kind)?, &folders.gemma)?;
+        let modernbert = sound(ModernBert::open(&folders.modernbert, device, kind)?, &folders.modernbert)?;
+        let clip = sound(Clip::open(&folders.clip, device, kind)?, &folders.clip)?;
+        let (Some(text), Some(_)) = (&clip.text, &clip.text_projection) else {
+            let detail = "it has no text half with a projection".to_owned();
+            return Err(ModelError::Record { path: folders.clip.clone(), what: "CLIP model", detail });
+        };
+        Ok(Self {
+            gemma_tokenizer: tokenizer(&folders.gemma, gemma.config().vocabulary)?,
+            modernbert_tokenizer: tokenizer(&folders.modernbert, modernbert.config().vocabulary)?,
+            clip_tokenizer: tokenizer(&folders.clip, text.config().vocabulary)?,
+            gemma,
+            modernbert,
+            clip,
+            device,
+        })
+    }
+
+    pub(super) fn shape(folders: &PretrainedText) -> Result<TextShape, ModelError> {
+        let gemma = Gemma2Config::read(&Settings::in_folder(&folders.gemma)?)?.width;
+        let modernbert = ModernBertConfig::read(&Settings::in_folder(&folders.modernbert)?)?.width;
+        let pooled = Settings::in_folder(&folders.clip)?.size("projection_dim", 512)?;
+        Ok(TextShape { streams: 2, width: gemma.max(modernbert), pooled })
+    }
+
+    /// States times mask, float32, filled up to `width` features.
+    fn stream(states: &Tensor, mask: &Tensor, width: i64) -> Tensor {
+        let states = states.to_kind(Kind::Float) * mask.unsqueeze(-1);
+        let missing = width - states.size().last().copied().unwrap_or(width);
+        if missing > 0 { states.constant_pad_nd([0, missing]) } else { states }
+    }
+
+    /// Ids and mask of every caption, on the device.
+    fn ids(&self, tokenizer: &Tokenizer, captions: &[&str], padding: i64) -> Result<(Tensor, Tensor), ModelError> {
+        let (ids, mask) = tokenizer.padded(captions, TOKENS, padding)?;
+        Ok((ids.to_device(self.device), mask.to_device(self.device)))
+    }
+}
+
+impl TextEncoder for PretrainedEncoder {
+    fn encode(&self, captions: &[&str]) -> Result<TextCondition, ModelError> {
+        let _guard = tch::no_grad_guard();
+        let width = self.gemma.config().width.max(self.modernbert.config().width);
+        let (ids, mask) = self.ids(&self.gemma_tokenizer, captions, 0)?;
+        let gemma = Self::stream(&self.gemma.forward(&ids, &mask)?, &mask, width);
+        let (ids, mask) = self.ids(&self.modernbert_tokenizer, captions, 0)?;
+        let modernbert = Self::stream(&self.modernbert.forward(&ids, &mask)?, &mask, width);
+        let (Some(text), Some(projection)) = (&self.clip.text, &self.clip.text_projection) else {
+            let expected = "a text half with a projection".to_owned();
+            return Err(ModelError::Configuration { what: "the CLIP model", value: "another".into(), expected });
+        };
+        let (ids, mask) = self.ids(&self.clip_tokenizer, captions, text.config().padding())?;
+        let pooled = projection.forward(&text.forward(&ids, &mask)?.pooled).to_kind(Kind::Float);
+        let condition = TextCondition { tokens: vec![gemma, modernbert], pooled };
+        Ok(condition.keep(&captions.iter().map(|caption| !caption.is_empty()).collect::<Vec<_>>()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_narrower_stream_is_filled_up_and_what_follows_a_text_is_zero() {
+        let states = Tensor::ones([1, 3, 2], (Kind::BFloat16, Device::Cpu));
+        let stream = PretrainedEncoder::stream(&states, &Tensor::from_slice(&[1i64, 1, 0]).unsqueeze(0), 4);
+        let expected = Tensor::from_slice(&[1f32, 1., 0., 0., 1., 1., 0., 0., 0., 0., 0., 0.]).view([1, 3, 4]);
+        assert_eq!(stream, expected);
+    }
+}

@@ -1,0 +1,97 @@
+//! Weights from elsewhere: `convert` and `encode`.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::{folder, run, text};
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/fixtures").join(path)
+}
+
+fn convert(arguments: &[&Path]) -> std::process::Output {
+    let arguments: Vec<String> = arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+    run(&[&["convert"], arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice()].concat())
+}
+
+#[test]
+fn a_published_checkpoint_becomes_safetensors_and_comes_back_unchanged() {
+    let folder = folder();
+    let pickle = fixture("mmdit/rope2d_swiglu/model_ema_7s.pkl");
+    let safetensors = folder.path().join("model_ema_7s.safetensors");
+    let there = convert(&[&pickle, &safetensors]);
+    assert!(there.status.success(), "{}", text(&there.stderr));
+    let listed = text(&there.stdout);
+    for part in [
+        "blocks.0.attn.rotary_emb.freqs",
+        "F32",
+        "[32, 16, 2, 2]",
+        "Exactly the tensors of its model: width 32, 2 blocks",
+    ] {
+        assert!(listed.contains(part), "{part}: {listed}");
+    }
+    assert!(folder.path().join("model_params_7s.json").exists());
+
+    let back = folder.path().join("model_ema_8s.pkl");
+    let and_back = convert(&[&safetensors, &back]);
+    assert!(and_back.status.success(), "{}", text(&and_back.stderr));
+    let without_paths = |output: &[u8]| -> Vec<String> {
+        text(output).lines().filter(|line| !line.starts_with("wrote")).map(str::to_owned).collect()
+    };
+    assert_eq!(without_paths(&there.stdout), without_paths(&and_back.stdout));
+    assert_eq!(without_paths(&convert(&[&back]).stdout), without_paths(&there.stdout));
+
+    // Nothing that is there is written over.
+    let again = convert(&[&pickle, &safetensors]);
+    assert!(!again.status.success() && text(&again.stderr).contains("model_ema_7s.safetensors"));
+}
+
+#[test]
+fn weights_that_are_not_their_models_are_listed_and_nothing_is_written() {
+    let folder = folder();
+    let json = folder.path().join("model_params_1s.json");
+    let original = std::fs::read_to_string(fixture("mmdit/rope2d_swiglu/model_params_7s.json")).unwrap();
+    std::fs::write(&json, original.replace("\"hidden_scale\": 4.0", "\"hidden_scale\": 3.0")).unwrap();
+    let out = folder.path().join("out.safetensors");
+    let model = json.to_string_lossy().into_owned();
+    let output =
+        convert(&[&fixture("mmdit/rope2d_swiglu/model_ema_7s.pkl"), &out, Path::new("--model"), Path::new(&model)]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for part in ["misshapen   blocks.0.MLP_x.MLP.w12.weight: [256, 32] in the file, [192, 32]", "blocks.1.MLP_x"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(!out.exists());
+    let output = convert(&[&fixture("mmdit/rope2d_swiglu/weights.safetensors"), &folder.path().join("out.onnx")]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains(".safetensors"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn prompts_and_pictures_can_be_encoded_and_looked_at() {
+    let folder = folder();
+    let picture = image::RgbImage::from_fn(37, 20, |x, y| image::Rgb([x as u8 * 6, y as u8 * 12, 90]));
+    let path = folder.path().join("a picture.png");
+    picture.save(&path).unwrap();
+    let out = folder.path().join("out");
+    let (image, out_text) = (path.to_string_lossy(), out.to_string_lossy());
+    for _ in 0..2 {
+        let output = run(&["encode", "--prompt", "a fox", "--prompt", "", "--image", &image, "--out", &out_text]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let said = text(&output.stdout);
+        assert!(said.contains("tokens.0  [2, 16, 128]") && said.contains("latent  [1, 12, 10, 18]"), "{said}");
+    }
+    let decoded = image::open(out.join("0000-a picture-decoded.png")).unwrap().into_rgb8();
+    let middle = image::imageops::crop_imm(&picture, 0, 0, 36, 20).to_image();
+    assert_eq!(decoded, middle);
+    assert!(out.join("0000-a picture-latent.png").exists() && out.join("prompts.safetensors").exists());
+
+    assert_eq!(run(&["encode"]).status.code(), Some(2));
+    let output = run(&["encode", "--prompt", "x", "--gemma", "nowhere"]);
+    assert_eq!(output.status.code(), Some(2), "three models are needed, not one");
+    let output = run(&["encode", "--prompt", "x", "--gemma", "no", "--modernbert", "no", "--clip", "no"]);
+    assert!(
+        output.status.code() == Some(1) && text(&output.stderr).contains("no/config.json"),
+        "{}",
+        text(&output.stderr)
+    );
+}
