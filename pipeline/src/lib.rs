@@ -9,14 +9,20 @@
 //! - [`plan`], [`ledger`]: what would run, and why.
 //! - [`run`]: partitions in parallel, committed one by one.
 //! - [`stages`]: download, filter, bucket, index.
-//! - [`report`]: one self-contained page about a workdir.
+//! - [`report`]: one self-contained page about a workdir. [`graph`]: the DAG, drawn.
+//! - [`explain`], [`query`], [`verify`], [`garbage`]: looking into what is committed, and clearing away what is not needed.
 
 pub mod decode;
+pub mod explain;
+pub mod garbage;
+pub mod graph;
 pub mod ledger;
 pub mod manifest;
 pub mod plan;
 pub mod quarantine;
+pub mod query;
 pub mod report;
 pub mod run;
 pub mod stage;
 pub mod stages;
+pub mod verify;

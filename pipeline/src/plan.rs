@@ -47,6 +47,16 @@ pub struct PlannedPartition {
     pub state: PartitionState,
 }
 
+impl PlannedPartition {
+    /// Its committed record, unless it has to be made.
+    pub fn sidecar(&self) -> Option<&Arc<Sidecar>> {
+        match &self.state {
+            PartitionState::UpToDate(sidecar) => Some(sidecar),
+            PartitionState::Run(_) => None,
+        }
+    }
+}
+
 /// Whether a partition has to be made.
 #[derive(Clone, Debug)]
 pub enum PartitionState {
@@ -226,10 +236,7 @@ impl PlannedStage {
 
     /// The committed records of its current partitions.
     pub fn committed(&self) -> impl Iterator<Item = &Arc<Sidecar>> {
-        self.partitions.iter().filter_map(|p| match &p.state {
-            PartitionState::UpToDate(sidecar) => Some(sidecar),
-            PartitionState::Run(_) => None,
-        })
+        self.partitions.iter().filter_map(PlannedPartition::sidecar)
     }
 
     /// The state of a partition whose inputs are there.

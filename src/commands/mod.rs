@@ -6,6 +6,8 @@ mod demo;
 mod encode;
 mod evaluate;
 #[cfg(feature = "pipeline")]
+mod inspect;
+#[cfg(feature = "pipeline")]
 mod manifest;
 mod sample;
 mod train;
@@ -38,6 +40,21 @@ enum Command {
     /// Write one page about a workdir: counts, refused rows, curves, pictures.
     #[cfg(feature = "pipeline")]
     Report(manifest::Report),
+    /// Draw a manifest's stages, with what is committed of each.
+    #[cfg(feature = "pipeline")]
+    Graph(inspect::Graph),
+    /// Tell a row's story through every stage, or show what a stage refused.
+    #[cfg(feature = "pipeline")]
+    Explain(inspect::Explain),
+    /// Read everything that is committed and compare it with its records.
+    #[cfg(feature = "pipeline")]
+    Verify(inspect::Verify),
+    /// List, and delete if asked, what the manifest no longer needs.
+    #[cfg(feature = "pipeline")]
+    Gc(inspect::Gc),
+    /// Ask SQL of everything a workdir holds.
+    #[cfg(feature = "pipeline")]
+    Query(inspect::Query),
     /// Print the JSON schema of manifests.
     #[cfg(feature = "pipeline")]
     Schema,
@@ -66,6 +83,16 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Status(status) => status.run(),
         #[cfg(feature = "pipeline")]
         Command::Report(report) => report.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Graph(graph) => graph.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Explain(explain) => explain.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Verify(verify) => verify.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Gc(gc) => gc.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Query(query) => query.run(),
         #[cfg(feature = "pipeline")]
         Command::Schema => manifest::schema(),
         Command::Train(train) => train.run(),

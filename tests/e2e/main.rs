@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod demo;
+mod inspect;
 mod interruption;
 mod support;
 mod weights;

@@ -1,0 +1,134 @@
+//! One row's story through every stage.
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::DataType;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use shards::reader::Shard;
+use shards::sidecar::DataFile;
+use shards::{ShardError, columns};
+
+use crate::plan::{Plan, PlannedStage};
+use crate::stage::Cancel;
+
+/// What a stage did with the row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is in this file, at this row, with these values (the image is its size).
+    Kept { file: String, row: u64, values: Vec<(String, String)> },
+    /// It was refused; the quarantine says why.
+    Refused { reason: String, detail: String },
+    /// Nothing of the stage has been made yet.
+    NotMade,
+    /// It is neither among the stage's rows nor among those it refused and kept.
+    Absent,
+    /// The stage's data are not rows with keys (an index, a checkpoint, pictures).
+    NotRows,
+}
+
+/// A stage, and what it did with the row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chapter {
+    pub stage: String,
+    pub kind: String,
+    pub verdict: Verdict,
+}
+
+/// What each stage of the plan did with the row `key`. Reads the key column of what is committed; stops early, with what it
+/// has, when cancelled.
+pub fn explain(plan: &Plan, key: &str, cancel: &Cancel) -> Result<Vec<Chapter>, ShardError> {
+    let mut story = Vec::new();
+    for stage in &plan.stages {
+        if cancel.is_cancelled() {
+            break;
+        }
+        story.push(Chapter { stage: stage.name.clone(), kind: stage.kind.clone(), verdict: verdict(stage, key)? });
+    }
+    Ok(story)
+}
+
+fn verdict(stage: &PlannedStage, key: &str) -> Result<Verdict, ShardError> {
+    if stage.committed().next().is_none() {
+        return Ok(Verdict::NotMade);
+    }
+    let mut has_keys = false;
+    for sidecar in stage.committed() {
+        for file in sidecar.data.iter().filter(|file| file.file.ends_with(".parquet")) {
+            let Some(shard) = keyed(stage, file)? else { continue };
+            has_keys = true;
+            if let Some(row) = find(&shard, key)? {
+                let names: Vec<&str> = shard.schema().fields().iter().map(|field| field.name().as_str()).collect();
+                let values = values(&shard.rows_at(&[row], &names)?, &shard)?;
+                return Ok(Verdict::Kept { file: file.file.clone(), row, values });
+            }
+        }
+        if let Some(file) = &sidecar.quarantine
+            && let Some(shard) = keyed(stage, file)?
+        {
+            has_keys = true;
+            if let Some(row) = find(&shard, key)? {
+                let batch = shard.rows_at(&[row], &[columns::REASON, columns::ERROR_MESSAGE])?;
+                let text = |column| shard.text(&batch, column).map(|texts| texts.value(0).to_owned());
+                return Ok(Verdict::Refused { reason: text(columns::REASON)?, detail: text(columns::ERROR_MESSAGE)? });
+            }
+        }
+    }
+    Ok(if has_keys { Verdict::Absent } else { Verdict::NotRows })
+}
+
+/// The shard, when its rows have keys.
+fn keyed(stage: &PlannedStage, file: &DataFile) -> Result<Option<Shard>, ShardError> {
+    let shard = Shard::open(&stage.folder.path().join(&file.file))?;
+    let is_text = |field: &arrow::datatypes::Field| *field.data_type() == DataType::Utf8;
+    Ok(shard.schema().field_with_name(columns::KEY).is_ok_and(is_text).then_some(shard))
+}
+
+/// The row of `key`.
+fn find(shard: &Shard, key: &str) -> Result<Option<u64>, ShardError> {
+    let mut before = 0;
+    for batch in shard.batches(Some(&[columns::KEY]), 65_536)? {
+        let batch = batch?;
+        let keys = shard.text(&batch, columns::KEY)?;
+        if let Some(row) = keys.iter().position(|found| found == Some(key)) {
+            return Ok(Some(before + row as u64));
+        }
+        before += batch.num_rows() as u64;
+    }
+    Ok(None)
+}
+
+/// Names and values of the only row of `batch`, as people read them.
+fn values(batch: &RecordBatch, shard: &Shard) -> Result<Vec<(String, String)>, ShardError> {
+    let options = FormatOptions::default().with_null("null");
+    let value = |array: &dyn Array| -> Result<String, ShardError> {
+        if let Some(bytes) = array.as_binary_opt::<i32>() {
+            return Ok(format!("{} bytes", bytes.value(0).len()));
+        }
+        let formatter = ArrayFormatter::try_new(array, &options).map_err(ShardError::arrow(shard.path()))?;
+        Ok(formatter.value(0).to_string())
+    };
+    let schema = batch.schema();
+    schema.fields().iter().zip(batch.columns()).map(|(f, a)| Ok((f.name().clone(), value(a)?))).collect()
+}
+
+/// Some of the rows that a stage refused and kept, by reason: (reason, key, detail), at most `each` of a reason.
+pub fn refused(stage: &PlannedStage, each: usize) -> Result<Vec<[String; 3]>, ShardError> {
+    let mut rows: Vec<[String; 3]> = Vec::new();
+    let mut counts: std::collections::BTreeMap<String, usize> = std::collections::BTreeMap::new();
+    for file in stage.committed().filter_map(|sidecar| sidecar.quarantine.as_ref()) {
+        let shard = Shard::open(&stage.folder.path().join(&file.file))?;
+        for batch in shard.batches(Some(&[columns::REASON, columns::KEY, columns::ERROR_MESSAGE]), 8192)? {
+            let batch = batch?;
+            let text = |column| shard.text(&batch, column);
+            let (reasons, keys, details) = (text(columns::REASON)?, text(columns::KEY)?, text(columns::ERROR_MESSAGE)?);
+            for i in 0..batch.num_rows() {
+                let count = counts.entry(reasons.value(i).to_owned()).or_default();
+                *count += 1;
+                if *count <= each {
+                    rows.push([reasons, keys, details].map(|column| column.value(i).to_owned()));
+                }
+            }
+        }
+    }
+    rows.sort();
+    Ok(rows)
+}

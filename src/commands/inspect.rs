@@ -1,0 +1,289 @@
+//! `graph`, `explain`, `verify`, `gc`, `query`: looking into a workdir.
+
+use std::cell::Cell;
+use std::io::Write;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use pipeline::explain::{self, Verdict};
+use pipeline::graph;
+use pipeline::plan::PlannedStage;
+use pipeline::stage::Cancel;
+use pipeline::{garbage, verify};
+use serde_json::json;
+use shards::event::Event;
+
+use super::manifest::Source;
+use crate::errors::{FAILED, INTERRUPTED, OK, Usage};
+use crate::settings::on_interrupt;
+use crate::watch::{self, Style};
+
+/// Is cancelled by Ctrl-C.
+fn cancelled_by_interrupt() -> Result<Cancel> {
+    let cancel = Cancel::default();
+    let handler = cancel.clone();
+    on_interrupt(move || handler.cancel())?;
+    Ok(cancel)
+}
+
+/// 1.5 GB
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "KB", "MB", "GB", "TB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    if unit == 0 { format!("{bytes} {name}") } else { format!("{value:.1} {name}") }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Graph {
+    #[command(flatten)]
+    source: Source,
+    #[arg(long, value_enum, default_value_t = GraphFormat::Text)]
+    format: GraphFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GraphFormat {
+    /// Lines for a terminal.
+    Text,
+    /// For Markdown pages that render it.
+    Mermaid,
+    /// For Graphviz.
+    Dot,
+    /// A picture.
+    Svg,
+}
+
+impl Graph {
+    pub(crate) fn run(&self) -> Result<u8> {
+        let format = match self.format {
+            GraphFormat::Text => graph::Format::Text,
+            GraphFormat::Mermaid => graph::Format::Mermaid,
+            GraphFormat::Dot => graph::Format::Dot,
+            GraphFormat::Svg => graph::Format::Svg,
+        };
+        write!(std::io::stdout(), "{}", graph::draw(&self.source.plan()?, format))?;
+        Ok(OK)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    #[command(flatten)]
+    source: Source,
+    /// The row's key, as in the column `key`.
+    #[arg(required_unless_present = "dropped", conflicts_with = "dropped")]
+    key: Option<String>,
+    /// Instead of a row: some of the rows that this stage refused, by reason.
+    #[arg(long, value_name = "STAGE")]
+    dropped: Option<String>,
+    /// How many rows of each reason.
+    #[arg(long, default_value_t = 3, requires = "dropped")]
+    limit: usize,
+}
+
+impl Explain {
+    pub(crate) fn run(&self) -> Result<u8> {
+        let plan = self.source.plan()?;
+        let mut out = std::io::stdout().lock();
+        if let Some(name) = &self.dropped {
+            let Some(stage) = plan.stages.iter().find(|stage| stage.name == *name) else {
+                let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name.as_str()).collect();
+                let text = format!("{name} is no stage of this manifest; its stages: {}", names.join(", "));
+                return Err(Usage(text).into());
+            };
+            return self.dropped(stage, &mut out);
+        }
+        let key = self.key.clone().unwrap_or_default();
+        let story = explain::explain(&plan, &key, &cancelled_by_interrupt()?)?;
+        if !story.iter().any(|chapter| matches!(chapter.verdict, Verdict::Kept { .. } | Verdict::Refused { .. })) {
+            bail!(
+                "no stage has a row with the key {key:?} (keys are in the column `key`: try `ferrotype query M \"SELECT key FROM …\"`)"
+            );
+        }
+        writeln!(out, "{key}")?;
+        let mut known: Vec<(String, String)> = Vec::new();
+        for chapter in story {
+            let heading = format!("  {:<10} {:<12}", chapter.stage, chapter.kind);
+            match chapter.verdict {
+                Verdict::NotRows => {}
+                Verdict::NotMade => writeln!(out, "{heading} not made yet")?,
+                Verdict::Absent => writeln!(out, "{heading} not there")?,
+                Verdict::Refused { reason, detail } => writeln!(out, "{heading} refused: {reason} ({detail})")?,
+                Verdict::Kept { file, row, values } => {
+                    writeln!(out, "{heading} kept: {file}, row {row}")?;
+                    // What an earlier stage said already is not said again.
+                    for (name, value) in values {
+                        if !known.contains(&(name.clone(), value.clone())) {
+                            writeln!(out, "      {name:<16} {value}")?;
+                            known.retain(|(known, _)| *known != name);
+                            known.push((name, value));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(OK)
+    }
+
+    fn dropped(&self, stage: &PlannedStage, out: &mut impl Write) -> Result<u8> {
+        let rows = explain::refused(stage, self.limit)?;
+        for counted in pipeline::report::refused(stage)? {
+            writeln!(out, "{} {}", counted.reason, counted.rows)?;
+            for [_, key, detail] in rows.iter().filter(|[reason, ..]| *reason == counted.reason) {
+                writeln!(out, "    {key}  {detail}")?;
+            }
+        }
+        Ok(OK)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    source: Source,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    pub(crate) fn run(&self) -> Result<u8> {
+        let plan = self.source.plan()?;
+        let cancel = cancelled_by_interrupt()?;
+        let events = watch::sink(Style::Lines { quiet: self.json, verbose: false });
+        let total = plan
+            .stages
+            .iter()
+            .flat_map(PlannedStage::committed)
+            .flat_map(|s| s.data.iter().chain(&s.quarantine))
+            .map(|file| file.bytes >> 20)
+            .sum();
+        let progress = |bytes: u64| {
+            events.send(Event::Progress {
+                stage: "verify".to_owned(),
+                unit: "MB",
+                done: bytes >> 20,
+                total: Some(total),
+                outcomes: std::collections::BTreeMap::new(),
+                note: String::new(),
+            });
+        };
+        let verified = match verify::verify(&plan, &cancel, progress) {
+            Err(pipeline::stage::StageError::Cancelled) => return Ok(INTERRUPTED),
+            other => other?,
+        };
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            let findings = verified.findings.iter().map(
+                |finding| json!({ "stage": finding.stage, "partition": finding.partition, "problem": finding.problem }),
+            );
+            let report = json!({ "partitions": verified.partitions, "files": verified.files, "bytes": verified.bytes,
+                "findings": findings.collect::<Vec<_>>() });
+            writeln!(out, "{report:#}")?;
+        } else {
+            for finding in &verified.findings {
+                writeln!(out, "{}, {}: {}", finding.stage, finding.partition, finding.problem)?;
+            }
+            let (partitions, files, bytes) = (verified.partitions, verified.files, size(verified.bytes));
+            let verdict = match verified.findings.len() {
+                0 => "all as recorded, and the rows add up".to_owned(),
+                1 => "1 problem".to_owned(),
+                many => format!("{many} problems"),
+            };
+            writeln!(out, "{partitions} partitions, {files} files, {bytes}: {verdict}")?;
+            if !verified.findings.is_empty() {
+                writeln!(out, "Delete the damaged files and run again: what is missing is made anew.")?;
+            }
+        }
+        Ok(if verified.findings.is_empty() { OK } else { FAILED })
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    #[command(flatten)]
+    source: Source,
+    /// Delete what is listed. Without it nothing is touched.
+    #[arg(long)]
+    delete: bool,
+}
+
+impl Gc {
+    pub(crate) fn run(&self) -> Result<u8> {
+        let plan = self.source.plan()?;
+        let found = garbage::find(&plan)?;
+        let mut out = std::io::stdout().lock();
+        for garbage in &found {
+            writeln!(out, "{:>10}  {}  ({})", size(garbage.bytes), garbage.path.display(), garbage.why)?;
+        }
+        let total = size(found.iter().map(|garbage| garbage.bytes).sum());
+        if found.is_empty() {
+            writeln!(out, "Nothing to delete: everything belongs to the manifest as it is.")?;
+        } else if self.delete {
+            garbage::delete(&plan, &found)?;
+            writeln!(out, "Deleted {total}.")?;
+        } else {
+            writeln!(out, "{total} in all. Nothing was deleted: `gc --delete` does it.")?;
+        }
+        Ok(OK)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Query {
+    #[command(flatten)]
+    source: Source,
+    /// A SELECT over the stages' rows (tables named like the stages), what they refused (STAGE_quarantine) and `partitions`.
+    sql: String,
+    #[arg(long, value_enum, default_value_t = QueryFormat::Table)]
+    format: QueryFormat,
+    /// At most so many rows [a table: 100; otherwise all].
+    #[arg(long)]
+    limit: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum QueryFormat {
+    Table,
+    Csv,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Query {
+    pub(crate) fn run(&self) -> Result<u8> {
+        let plan = self.source.plan()?;
+        let limit = self.limit.unwrap_or(if self.format == QueryFormat::Table { 100 } else { usize::MAX });
+        let mut printer = pipeline::query::Printer::new(match self.format {
+            QueryFormat::Table => pipeline::query::Format::Table,
+            QueryFormat::Csv => pipeline::query::Format::Csv,
+            QueryFormat::Json => pipeline::query::Format::Json,
+        });
+        let (left, failed) = (Cell::new(limit), Cell::new(None));
+        let mut more = false;
+        let mut out = std::io::stdout().lock();
+        let schema = pipeline::query::query(&plan, &self.sql, |batch| {
+            let rows = batch.num_rows().min(left.get());
+            more |= rows < batch.num_rows();
+            left.set(left.get() - rows);
+            if let Err(error) = printer.print(&batch.slice(0, rows), &mut out) {
+                failed.set(Some(error));
+                return false;
+            }
+            !more
+        })?;
+        if let Some(error) = failed.take() {
+            return Err(error).context("cannot print the result");
+        }
+        printer.finish(&schema, &mut out).context("cannot print the result")?;
+        if more {
+            eprintln!("(the first {limit} rows; --limit N shows more)");
+        }
+        Ok(OK)
+    }
+}
