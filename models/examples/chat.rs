@@ -70,7 +70,7 @@ fn time(model: &Llama, reference: &Path) -> Result<(), Box<dyn Error>> {
         reference["prompts"].as_array().into_iter().flatten().map(|prompt| ids(&prompt["ids"])).collect();
     let _guard = tch::no_grad_guard();
     let prefill = best(|| {
-        let mut cache = Cache::new(model.config(), 1, page.len() as i64, Device::Cpu, Kind::Float);
+        let mut cache = Cache::new(model.config(), 1, page.len() as i64, Device::Cpu, Kind::Float)?;
         let embeddings = model.embed(&Tensor::from_slice(&page).unsqueeze(0))?;
         let _ = model.prefill(&mut cache, 0, &embeddings, &[page.len() as i64]);
         Ok(())

@@ -67,6 +67,11 @@ pub fn folder_name(step: u64) -> String {
 }
 
 impl Checkpoint {
+    /// Whether `path` is a checkpoint, or a run's folder that has one.
+    pub fn is_at(path: &Path) -> bool {
+        path.join(STATE).exists() || path.join(LATEST).exists()
+    }
+
     /// Opens `path`: a checkpoint, or a run's folder, whose latest checkpoint is meant.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let folder = if path.join(STATE).exists() { path.to_owned() } else { Self::latest_folder(path)? };

@@ -49,6 +49,7 @@ impl Gemma2Config {
             return Err(settings.refuse("num_key_value_heads", detail));
         }
         let head_features = settings.size("head_dim", 256)?;
+        settings.refuse_odd_heads(head_features)?;
         Ok(Self {
             vocabulary: settings.size("vocab_size", 256_000)?,
             width: settings.size("hidden_size", 2304)?,
@@ -57,14 +58,14 @@ impl Gemma2Config {
             key_heads,
             head_features,
             windows: windows.collect::<Result<_, _>>()?,
-            scale: 1.0 / settings.number("query_pre_attn_scalar", 256.0)?.max(f64::MIN_POSITIVE).sqrt(),
+            scale: 1.0 / settings.positive("query_pre_attn_scalar", 256.0)?.sqrt(),
             cap: if settings.has_null("attn_logit_softcapping") {
                 None
             } else {
-                Some(settings.number("attn_logit_softcapping", 50.0)?)
+                Some(settings.positive("attn_logit_softcapping", 50.0)?)
             },
-            epsilon: settings.number("rms_norm_eps", 1e-6)?,
-            activation: settings.activation(&["hidden_activation", "hidden_act"], Activation::GeluTanh)?,
+            epsilon: settings.positive("rms_norm_eps", 1e-6)?,
+            activation: settings.activation(&["hidden_activation"], Activation::GeluTanh)?,
             bias: settings.flag("attention_bias", false)?,
             rotary: RotarySettings::read(settings, None, "rope_theta", 10_000.0, head_features)?,
         })
@@ -144,7 +145,8 @@ impl Gemma2 {
         let config = Gemma2Config::read(&settings)?;
         let weights = Weights::open(folder)?.renamed(|name| {
             let name = name.strip_prefix("model.").unwrap_or(name);
-            (!name.starts_with("lm_head.") && !name.ends_with("inv_freq")).then(|| name.to_owned())
+            (!name.starts_with("lm_head.") && !name.starts_with("score.") && !name.ends_with("inv_freq"))
+                .then(|| name.to_owned())
         });
         Scope::read(weights, device, kind, |scope| Self::new(scope, &config))
     }
@@ -167,13 +169,12 @@ impl Gemma2 {
     /// The last hidden state, (batch, tokens, width). `ids` (batch, tokens; int64), `mask` likewise, 1 where there is a token.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor, ModelError> {
         let config = &self.config;
-        let tokens = check_ids(ids, config.vocabulary, None)?;
+        let tokens = check_ids(ids, Some(mask), config.vocabulary, None)?;
         let kind = self.embedding.kind();
         // The factor is rounded to the model's type, as the reference does.
         let factor = Tensor::from((config.width as f64).sqrt()).to_device(ids.device()).to_kind(kind);
         let mut x = Tensor::embedding(&self.embedding, ids, -1, false, false) * factor;
-        let rotary = &config.rotary;
-        let rotation = HalfRotation::sequence(tokens, &rotary.tensor(), rotary.amplitude, kind, ids.device());
+        let rotation = HalfRotation::sequence(tokens, &config.rotary.tensor(), kind, ids.device());
         let present = mask.to_kind(Kind::Bool);
         let full = padding_mask(&present, kind, |query, key| key.le_tensor(query));
         let windowed = |window: i64| {

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::autoencoder::{Affine, Autoencoder, AutoencoderConfig};
-use crate::settings::Settings;
+use crate::autoencoder::{Affine, Autoencoder, AutoencoderConfig, Tiling};
+use crate::settings::{Settings, folder_digest};
 
 /// What latents look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,14 @@ impl Latents {
         }
     }
 
+    /// What latents depend on, for fingerprints: contents, and no paths.
+    pub fn identity(&self) -> Result<Value, ModelError> {
+        Ok(match self {
+            Self::Pixels => json!("pixels"),
+            Self::Autoencoder(of) => json!({"autoencoder": folder_digest(&of.folder)?, "affine": of.affine}),
+        })
+    }
+
     /// Loads the codec.
     pub fn codec(&self, device: Device) -> Result<Box<dyn LatentCodec>, ModelError> {
         Ok(match self {
@@ -70,7 +79,8 @@ impl Latents {
             Self::Autoencoder(of) => {
                 let loaded = Autoencoder::open(&of.folder, of.affine, device, Kind::Float)?;
                 loaded.refuse_not_finite(&of.folder)?;
-                Box::new(AutoencoderCodec { model: loaded.model, device })
+                // Pictures up to a tile are not cut; larger ones would not fit into memory.
+                Box::new(AutoencoderCodec { model: loaded.model.with_tiling(Tiling::default()), device })
             }
         })
     }

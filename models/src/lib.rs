@@ -28,7 +28,9 @@ pub mod text;
 pub mod tokenizer;
 pub mod weights;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 /// What can go wrong between a model and its files or inputs.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +40,7 @@ pub enum ModelError {
     #[error("{path} is not a readable {what}: {detail}")]
     Record { path: PathBuf, what: &'static str, detail: String },
     /// All differences between a file's tensors and the model's, at once.
-    #[error("{path} does not fit the model:\n{}", problems.join("\n"))]
+    #[error("{path} does not fit the model:\n{}", first_lines(problems))]
     StateDict { path: PathBuf, problems: Vec<String> },
     #[error("{what} = {value} is not possible: {expected}")]
     Configuration { what: &'static str, value: String, expected: String },
@@ -46,6 +48,28 @@ pub enum ModelError {
     Torch { operation: &'static str, source: tch::TchError },
     #[error(transparent)]
     Shard(#[from] shards::ShardError),
+}
+
+/// The first lines of a list that may have millions.
+fn first_lines(lines: &[String]) -> String {
+    const MOST: usize = 60;
+    let mut shown = lines.get(..MOST).unwrap_or(lines).to_vec();
+    if lines.len() > MOST {
+        shown.push(format!("  … and {} more", lines.len() - MOST));
+    }
+    shown.join("\n")
+}
+
+/// The contents of a file that nobody needs to be longer than `limit` bytes.
+pub(crate) fn read_at_most(path: &Path, limit: u64, what: &'static str) -> Result<Vec<u8>, ModelError> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(ModelError::io("open", path))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(ModelError::io("read", path))?;
+    if bytes.len() as u64 > limit {
+        let detail = format!("it is longer than {} megabytes", limit >> 20);
+        return Err(ModelError::Record { path: path.to_owned(), what, detail });
+    }
+    Ok(bytes)
 }
 
 impl ModelError {

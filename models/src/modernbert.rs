@@ -5,7 +5,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::layers::{Activation, HalfRotation, LayerNorm, Linear, attend, padding_mask};
+use crate::layers::{Activation, HalfRotation, LayerNorm, Linear, attend, padding_mask, presence_mask};
 use crate::parameters::{Initial, Loaded, Scope};
 use crate::settings::{RotarySettings, Settings};
 use crate::text::check_ids;
@@ -61,7 +61,7 @@ impl ModernBertConfig {
             heads,
             global,
             window: settings.size("local_attention", 128)? / 2,
-            epsilon: settings.number("norm_eps", 1e-5)?,
+            epsilon: settings.positive("norm_eps", 1e-5)?,
             activation: settings.activation(&["hidden_activation"], Activation::Gelu)?,
             biases: [
                 settings.flag("attention_bias", false)?,
@@ -167,17 +167,15 @@ impl ModernBert {
     /// The last hidden state, (batch, tokens, width). `ids` (batch, tokens; int64), `mask` likewise, 1 where there is a token.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Result<Tensor, ModelError> {
         let config = &self.config;
-        let tokens = check_ids(ids, config.vocabulary, None)?;
+        let tokens = check_ids(ids, Some(mask), config.vocabulary, None)?;
         let kind = self.embedding.kind();
         let mut x = self.embedding_norm.forward(&Tensor::embedding(&self.embedding, ids, -1, false, false));
-        let rotation = |rotary: &RotarySettings| {
-            HalfRotation::sequence(tokens, &rotary.tensor(), rotary.amplitude, kind, ids.device())
-        };
+        let rotation = |rotary: &RotarySettings| HalfRotation::sequence(tokens, &rotary.tensor(), kind, ids.device());
         let rotations = [rotation(&config.rotary_local), rotation(&config.rotary_global)];
         let present = mask.to_kind(Kind::Bool);
         let masks = [
             padding_mask(&present, kind, |query, key| (query - key).abs().le(config.window)),
-            padding_mask(&present, kind, |query, key| (query - key).ge(-tokens)),
+            presence_mask(&present, kind),
         ];
         for layer in &self.layers {
             let [local, global] = &rotations;

@@ -3,16 +3,22 @@
 //! Fields are asked for one by one, since versions of the library that writes these files name, nest and leave out different
 //! ones. An error names the file and the field.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
+use shards::digest::DigestBuilder;
 
 use crate::ModelError;
 use crate::layers::{Activation, frequencies};
 
 /// No size in a configuration may be larger: it may come from a stranger.
 const LARGEST: i64 = 1 << 24;
+
+/// Bytes of a configuration file.
+const LONGEST: u64 = 16 << 20;
 
 /// A configuration file, or a table in it.
 #[derive(Clone, Debug)]
@@ -30,7 +36,7 @@ impl Settings {
     }
 
     pub fn read(path: &Path) -> Result<Self, ModelError> {
-        let bytes = std::fs::read(path).map_err(ModelError::io("read", path))?;
+        let bytes = crate::read_at_most(path, LONGEST, "configuration")?;
         let values: Value = serde_json::from_slice(&bytes).map_err(|e| ModelError::Record {
             path: path.to_owned(),
             what: "configuration",
@@ -53,6 +59,17 @@ impl Settings {
     pub fn table(&self, field: &str) -> Self {
         let values = self.values.get(field).cloned().unwrap_or(Value::Null);
         Self { values, path: self.path.clone(), place: format!("{}{field}.", self.place) }
+    }
+
+    /// These settings, and those of `other` in place of the same ones here.
+    #[must_use]
+    pub fn overlaid(mut self, other: &Self) -> Self {
+        if let Value::Object(over) = &other.values {
+            let mut values = self.values.as_object().cloned().unwrap_or_default();
+            values.extend(over.clone());
+            self.values = Value::Object(values);
+        }
+        self
     }
 
     /// An error about `field`.
@@ -112,6 +129,12 @@ impl Settings {
         self.take(field, default.into(), "a number", convert)
     }
 
+    /// A number above zero.
+    pub fn positive(&self, field: &str, default: impl Into<Option<f64>>) -> Result<f64, ModelError> {
+        let convert = |value: &Value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
+        self.take(field, default.into(), "a number above zero", convert)
+    }
+
     pub fn flag(&self, field: &str, default: bool) -> Result<bool, ModelError> {
         self.take(field, Some(default), "true or false", Value::as_bool)
     }
@@ -144,6 +167,14 @@ impl Settings {
         Activation::named(&name).map_err(|error| self.refuse(field, error))
     }
 
+    /// Refuses heads whose features cannot be paired.
+    pub fn refuse_odd_heads(&self, head_features: i64) -> Result<(), ModelError> {
+        if head_features % 2 == 0 {
+            return Ok(());
+        }
+        Err(self.refuse("head_dim", format_args!("{head_features} is odd: rotary positions need pairs")))
+    }
+
     /// Refuses a number of layers that nobody built.
     pub fn layers(&self, field: &str, default: impl Into<Option<i64>>) -> Result<i64, ModelError> {
         let layers = self.size(field, default)?;
@@ -154,13 +185,43 @@ impl Settings {
     }
 }
 
+/// What tells two model folders apart, wherever they lie: every small file whole, and of large ones the length and blocks
+/// spread evenly over them, since training changes weights everywhere.
+pub fn folder_digest(folder: &Path) -> Result<String, ModelError> {
+    const WHOLE: u64 = 16 << 20;
+    const BLOCKS: u64 = 64;
+    const BLOCK: u64 = 1 << 16;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(ModelError::io("list", folder))? {
+        let entry = entry.map_err(ModelError::io("list", folder))?;
+        names.extend(entry.path().is_file().then(|| entry.path()));
+    }
+    names.sort_unstable();
+    let mut digest = DigestBuilder::new();
+    for path in names {
+        let failed = |error| ModelError::io("read", &path)(error);
+        let mut file = File::open(&path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        digest = digest.part(name).part(length.to_string());
+        let starts: Vec<u64> =
+            if length <= WHOLE { vec![0] } else { (0..BLOCKS).map(|i| (length - BLOCK) / (BLOCKS - 1) * i).collect() };
+        for start in starts {
+            let mut bytes = Vec::new();
+            file.seek(SeekFrom::Start(start)).map_err(failed)?;
+            let most = if length <= WHOLE { WHOLE } else { BLOCK };
+            (&mut file).take(most).read_to_end(&mut bytes).map_err(failed)?;
+            digest.add(&bytes);
+        }
+    }
+    Ok(digest.finish().to_string())
+}
+
 /// How rotary positions turn.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RotarySettings {
     /// (features of a head / 2)
     pub frequencies: Vec<f64>,
-    /// Factor on both waves.
-    pub amplitude: f64,
 }
 
 impl RotarySettings {
@@ -182,17 +243,14 @@ impl RotarySettings {
         let older = settings.table("rope_scaling");
         let has_parameters = parameters.get("rope_theta").is_some() || parameters.get("rope_type").is_some();
         let scaling = if has_parameters { parameters.clone() } else { older };
-        let theta = parameters.number("rope_theta", settings.number(theta_field, default_theta)?)?;
-        if theta <= 0.0 {
-            return Err(settings.refuse(theta_field, format_args!("{theta} is not positive")));
-        }
+        let theta = parameters.positive("rope_theta", settings.positive(theta_field, default_theta)?)?;
         let kind = scaling.text("type", Some("default"))?;
         let kind = scaling.text("rope_type", Some(&kind))?;
         let plain = frequencies(features, theta);
         let frequencies = match kind.as_str() {
             "default" => plain,
             "linear" => {
-                let factor = scaling.number("factor", None)?;
+                let factor = scaling.positive("factor", None)?;
                 plain.into_iter().map(|f| f / factor).collect()
             }
             "llama3" => llama3(&scaling, plain)?,
@@ -201,7 +259,7 @@ impl RotarySettings {
                 return Err(scaling.refuse("rope_type", detail));
             }
         };
-        Ok(Self { frequencies, amplitude: 1.0 })
+        Ok(Self { frequencies })
     }
 
     pub fn tensor(&self) -> tch::Tensor {

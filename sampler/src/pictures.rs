@@ -9,7 +9,11 @@ const GAP: u32 = 2;
 
 /// `pixels` (batch, 3, height, width), −1..=1 and what lies outside cut off, to pictures, rounded to the nearest of 256.
 pub fn from_tensor(pixels: &Tensor) -> Result<Vec<RgbImage>, ModelError> {
-    let (batch, _, height, width) = pixels.size4().map_err(ModelError::torch("making a picture"))?;
+    let (batch, channels, height, width) = pixels.size4().map_err(ModelError::torch("making a picture"))?;
+    if channels != 3 {
+        let expected = "3: red, green and blue".to_owned();
+        return Err(ModelError::Configuration { what: "channels of a picture", value: channels.to_string(), expected });
+    }
     let bytes =
         ((pixels + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8).permute([0, 2, 3, 1]).contiguous();
     let mut pictures = Vec::with_capacity(batch as usize);

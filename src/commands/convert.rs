@@ -1,5 +1,6 @@
 //! `convert`: the same weights in another format.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -26,7 +27,11 @@ pub(crate) struct Convert {
 impl Convert {
     pub(crate) fn run(self) -> Result<u8> {
         let format = self.output.as_deref().map(Format::of).transpose()?;
-        let (weights, config) = self.open()?;
+        // Before anything large is read.
+        if let Some(output) = self.output.as_deref().filter(|output| output.exists()) {
+            return Err(Usage(format!("{} exists already: remove it, or choose another name", output.display())).into());
+        }
+        let (weights, config, source) = self.open()?;
         let tensors: Vec<TensorInfo> = weights.tensors().collect();
         list(&tensors);
         if let Some(config) = &config {
@@ -38,7 +43,7 @@ impl Convert {
         for TensorInfo { name, .. } in tensors {
             let Some(tensor) = weights.read(&name)? else { continue };
             if !models::parameters::is_finite(&tensor) {
-                eprintln!("warning: {name} holds NaN or infinity");
+                eprintln!("warning: {} holds NaN or infinity", weights::shown(&name));
             }
             held.push((name, tensor));
         }
@@ -46,33 +51,60 @@ impl Convert {
             Format::Safetensors => weights::write(output, &held)?,
             Format::Torch => {
                 // The reference's loader asks for the table of positions too.
-                held.extend(config.as_ref().and_then(Mmdit::position_table));
+                let table = config.as_ref().and_then(Mmdit::position_table);
+                held.extend(table.filter(|(name, _)| !weights.contains(name)));
                 weights::write_torch(output, &held)?;
             }
         }
         println!("wrote {}", output.display());
-        if let Some(config) = &config {
-            let json = parameters_beside(output);
-            let text = serde_json::to_string_pretty(&config.to_reference())?;
-            std::fs::write(&json, text + "\n").with_context(|| format!("cannot write {}", json.display()))?;
-            println!("wrote {}", json.display());
+        if let Some(config) = config {
+            write_parameters(&config, source.as_deref(), &parameters_beside(output))?;
         }
         Ok(OK)
     }
 
-    /// The weights, and the model they belong to where that is known.
-    fn open(&self) -> Result<(Weights, Option<MmditConfig>)> {
-        if self.input.is_dir() && (self.input.join("state.json").exists() || self.input.join("latest").exists()) {
+    /// The weights, the model they belong to where that is known, and the reference's file that says so.
+    fn open(&self) -> Result<(Weights, Option<MmditConfig>, Option<PathBuf>)> {
+        if Checkpoint::is_at(&self.input) {
+            if self.model.is_some() {
+                return Err(Usage(
+                    "--model is for weights alone: a checkpoint says itself what model it is of".to_owned(),
+                )
+                .into());
+            }
             let checkpoint = Checkpoint::open(&self.input)?;
             let weights = Weights::open(&checkpoint.folder.join(checkpoint::EMA))?;
-            return Ok((weights, Some(checkpoint.state.model)));
+            return Ok((weights, Some(checkpoint.state.model), None));
         }
         let weights = Weights::open(&self.input)?;
         let beside = parameters_beside(&self.input);
         let file = self.model.clone().or_else(|| beside.exists().then_some(beside));
-        let config = file.map(|file| MmditConfig::from_reference(&file, &weights)).transpose()?;
-        Ok((weights, config))
+        let config = file.as_deref().map(|file| MmditConfig::from_reference(file, &weights)).transpose()?;
+        Ok((weights, config, file))
     }
+}
+
+/// Puts the reference's configuration beside converted weights: a copy of the one they came with, which may say more than is
+/// read of it, or one made of `config`. One that is there already stays.
+fn write_parameters(config: &MmditConfig, source: Option<&Path>, path: &Path) -> Result<()> {
+    if path.exists() {
+        println!("kept  {}", path.display());
+        return Ok(());
+    }
+    let text = match (source, config.to_reference()) {
+        (Some(source), _) => {
+            std::fs::read_to_string(source).with_context(|| format!("cannot read {}", source.display()))?
+        }
+        (None, Some(parameters)) => serde_json::to_string_pretty(&parameters)? + "\n",
+        (None, None) => {
+            println!("The reference system's model_params file has no words for this model: none was written.");
+            return Ok(());
+        }
+    };
+    let mut file = std::fs::File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(())
 }
 
 /// Where the reference puts the configuration of the weights at `path`: `model_ema_7s.pkl` has `model_params_7s.json`.
@@ -105,9 +137,10 @@ impl Format {
 }
 
 fn list(tensors: &[TensorInfo]) {
-    let widest = tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0);
-    for tensor in tensors {
-        println!("{:<widest$}  {:<5}  {:?}", tensor.name, tensor.encoding.to_string(), tensor.shape);
+    let names: Vec<String> = tensors.iter().map(|tensor| weights::shown(&tensor.name)).collect();
+    let widest = names.iter().map(String::len).max().unwrap_or(0).min(100);
+    for (name, tensor) in names.iter().zip(tensors) {
+        println!("{name:<widest$}  {:<5}  {:?}", tensor.encoding.to_string(), tensor.shape);
     }
     let elements: i64 = tensors.iter().map(|tensor| tensor.shape.iter().product::<i64>()).sum();
     println!("{} tensors, {elements} elements", tensors.len());

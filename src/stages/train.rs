@@ -41,7 +41,14 @@ struct Train {
 
 impl Stage for Train {
     fn semantics(&self) -> Value {
-        serde_json::to_value(&self.config).unwrap_or_default()
+        let mut semantics = serde_json::to_value(&self.config).unwrap_or_default();
+        // Models count by their contents. Where a folder cannot be read, `check` has said so, and nothing runs.
+        for (key, identity) in [("latents", self.config.latents.identity()), ("text", self.config.text.identity())] {
+            if let (Some(value), Ok(identity)) = (semantics.get_mut(key), identity) {
+                *value = identity;
+            }
+        }
+        semantics
     }
 
     fn partitioning(&self) -> Partitioning {

@@ -46,6 +46,39 @@ fn a_published_checkpoint_becomes_safetensors_and_comes_back_unchanged() {
 }
 
 #[test]
+fn the_references_own_configuration_is_never_written_over() {
+    let folder = folder();
+    for name in ["model_ema_7s.pkl", "model_params_7s.json"] {
+        std::fs::copy(fixture("mmdit/rope2d_swiglu").join(name), folder.path().join(name)).unwrap();
+    }
+    let json = folder.path().join("model_params_7s.json");
+    let before = std::fs::read_to_string(&json).unwrap();
+    let beside = folder.path().join("model_ema_7s.safetensors");
+    let output = convert(&[&folder.path().join("model_ema_7s.pkl"), &beside]);
+    assert!(output.status.success() && text(&output.stdout).contains("kept"), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_to_string(&json).unwrap(), before);
+    // Beside other weights goes a copy, with everything that it says.
+    let elsewhere = folder.path().join("model_ema_8s.pt");
+    assert!(convert(&[&folder.path().join("model_ema_7s.pkl"), &elsewhere]).status.success());
+    assert_eq!(std::fs::read_to_string(folder.path().join("model_params_8s.json")).unwrap(), before);
+}
+
+#[test]
+fn a_table_of_absolute_positions_is_written_for_pytorch_once() {
+    let folder = folder();
+    let weights = fixture("mmdit/absolute/weights.safetensors");
+    let json = fixture("mmdit/absolute/model_params_7s.json").to_string_lossy().into_owned();
+    let (first, second) = (folder.path().join("model_ema_1s.pkl"), folder.path().join("model_ema_2s.pkl"));
+    let output = convert(&[&weights, &first, Path::new("--model"), Path::new(&json)]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let listed = text(&convert(&[&first, &second]).stdout);
+    let tables: Vec<&str> = listed.lines().filter(|line| line.starts_with("pos_enc.pos_embed ")).collect();
+    assert!(tables.len() == 1 && tables[0].ends_with("[1, 65536, 32]"), "{listed}");
+    let sizes = [&first, &second].map(|path| std::fs::metadata(path).unwrap().len());
+    assert_eq!(sizes[0], sizes[1], "the table is not there twice");
+}
+
+#[test]
 fn weights_that_are_not_their_models_are_listed_and_nothing_is_written() {
     let folder = folder();
     let json = folder.path().join("model_params_1s.json");

@@ -9,6 +9,7 @@ use models::gemma2::Gemma2;
 use models::llama::{Generation, Llama, Sampling};
 use models::llava::{ImageMode, Llava};
 use models::modernbert::ModernBert;
+use models::parameters::Loaded;
 use models::settings::Settings;
 use tch::{Device, Kind, Tensor};
 
@@ -19,12 +20,20 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const CPU: Device = Device::Cpu;
 const FLOAT: Kind = Kind::Float;
 
+/// The model, after a word about tensors that make its output meaningless.
+fn sound<M>(loaded: Loaded<M>) -> M {
+    for name in &loaded.not_finite {
+        eprintln!("warning: {name} holds NaN or infinity");
+    }
+    loaded.model
+}
+
 fn close(output: &str, ours: &Tensor, io: &Reference) -> Result<Compared> {
     Ok(Compared::tensors(output, ours, &io.float(output)?, TOLERANCE))
 }
 
 pub(crate) fn autoencoder(folder: &Path, io: &Reference) -> Result<Vec<Compared>> {
-    let model = Autoencoder::open(folder, Affine::default(), CPU, FLOAT)?.model;
+    let model = sound(Autoencoder::open(folder, Affine::default(), CPU, FLOAT)?);
     let posterior = model.encode(&io.float("pixels")?)?;
     let decoded = model.decode(&io.float("latents")?)?;
     Ok(vec![
@@ -35,19 +44,19 @@ pub(crate) fn autoencoder(folder: &Path, io: &Reference) -> Result<Vec<Compared>
 }
 
 pub(crate) fn gemma2(folder: &Path, io: &Reference) -> Result<Vec<Compared>> {
-    let model = Gemma2::open(folder, CPU, FLOAT)?.model;
+    let model = sound(Gemma2::open(folder, CPU, FLOAT)?);
     let hidden = model.forward(io.get("input_ids")?, io.get("attention_mask")?)?;
     Ok(vec![close("last_hidden_state", &hidden, io)?])
 }
 
 pub(crate) fn modernbert(folder: &Path, io: &Reference) -> Result<Vec<Compared>> {
-    let model = ModernBert::open(folder, CPU, FLOAT)?.model;
+    let model = sound(ModernBert::open(folder, CPU, FLOAT)?);
     let hidden = model.forward(io.get("input_ids")?, io.get("attention_mask")?)?;
     Ok(vec![close("last_hidden_state", &hidden, io)?])
 }
 
 pub(crate) fn clip(folder: &Path, io: &Reference) -> Result<Vec<Compared>> {
-    let model = Clip::open(folder, CPU, FLOAT)?.model;
+    let model = sound(Clip::open(folder, CPU, FLOAT)?);
     let mut compared = Vec::new();
     if let Some(text) = &model.text
         && io.has("input_ids")
@@ -84,7 +93,7 @@ fn greedy(stop: &[i64], max_new_tokens: usize) -> Generation {
 }
 
 pub(crate) fn llama(folder: &Path, settings: &Settings, io: &Reference) -> Result<Vec<Compared>> {
-    let model = Llama::open(folder, CPU, FLOAT)?.model;
+    let model = sound(Llama::open(folder, CPU, FLOAT)?);
     // The reference pads in front; here nothing is padded in front.
     let prompts: Vec<Vec<i64>> = io
         .ids("input_ids")?
@@ -124,7 +133,7 @@ pub(crate) fn llama(folder: &Path, settings: &Settings, io: &Reference) -> Resul
 }
 
 pub(crate) fn llava(folder: &Path, settings: &Settings, io: &Reference) -> Result<Vec<Compared>> {
-    let model = Llava::open(folder, CPU, FLOAT)?.model;
+    let model = sound(Llava::open(folder, CPU, FLOAT)?);
     let padding = settings.table("text_config").integer("pad_token_id", 0)?;
     let mut compared = Vec::new();
     for k in 0.. {

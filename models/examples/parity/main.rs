@@ -28,14 +28,16 @@ fn main() -> ExitCode {
             folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
         match check::folder(&folder) {
             Ok(compared) => {
-                let good = compared.iter().all(check::Compared::is_ok);
+                let good = !compared.is_empty() && compared.iter().all(check::Compared::is_ok);
                 failed |= !good;
                 let outputs: Vec<String> = compared.iter().map(ToString::to_string).collect();
                 println!("{name:<20} {}  {}", if good { "ok  " } else { "FAIL" }, outputs.join("  "));
             }
             Err(error) => {
                 failed = true;
-                println!("{name:<20} FAIL  {error}");
+                let causes = std::iter::successors(Some(&*error as &dyn std::error::Error), |cause| cause.source());
+                let causes: Vec<String> = causes.map(ToString::to_string).collect();
+                println!("{name:<20} FAIL  {}", causes.join(": "));
             }
         }
     }

@@ -85,7 +85,7 @@ impl AutoencoderConfig {
             mid_attention: settings.flag("mid_block_add_attention", true)?,
             quant_conv: settings.flag("use_quant_conv", true)?,
             post_quant_conv: settings.flag("use_post_quant_conv", true)?,
-            scale: settings.number("scaling_factor", 0.18215)?,
+            scale: settings.positive("scaling_factor", 0.18215)?,
             shift: settings.number("shift_factor", 0.0)?,
         })
     }
@@ -158,11 +158,13 @@ impl Autoencoder {
         Self { tiling: Some(tiling), ..self }
     }
 
-    /// `pixels` (batch, channels, height, width) in −1..=1, the sides multiples of the factor. One picture at a time where
-    /// there is tiling.
+    /// `pixels` (batch, channels, height, width) in −1..=1; in tiles, one picture at a time, and the sides must be multiples of
+    /// the factor.
     pub fn encode(&self, pixels: &Tensor) -> Result<Posterior, ModelError> {
         let factor = self.config.factor();
-        check("pictures", pixels, self.config.in_channels, factor)?;
+        // In tiles, what is left beyond the last whole latent pixel would be lost.
+        let multiple = if self.tiling.is_some() { factor } else { 1 };
+        check("pictures", pixels, self.config.in_channels, [factor, multiple])?;
         let whole = |pixels: &Tensor| {
             let moments = self.encoder.forward(pixels);
             self.quant.as_ref().map_or_else(|| moments.shallow_clone(), |layer| layer.forward(&moments))
@@ -178,7 +180,7 @@ impl Autoencoder {
 
     /// The inverse, of raw latents (batch, latent channels, height, width); values may lie outside of −1..=1.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
-        check("latents", latents, self.config.latent_channels, 1)?;
+        check("latents", latents, self.config.latent_channels, [1, 1])?;
         let whole = |latents: &Tensor| {
             let latents =
                 self.post_quant.as_ref().map_or_else(|| latents.shallow_clone(), |layer| layer.forward(latents));
@@ -209,18 +211,15 @@ impl Autoencoder {
     }
 }
 
-/// Refuses what is not (batch, `channels`, height, width) with sides that are multiples of `multiple`.
-fn check(what: &'static str, x: &Tensor, channels: i64, multiple: i64) -> Result<(), ModelError> {
+/// Refuses what is not (batch, `channels`, height, width) with sides of at least `least` that are multiples of `multiple`.
+fn check(what: &'static str, x: &Tensor, channels: i64, [least, multiple]: [i64; 2]) -> Result<(), ModelError> {
+    let fits = |side: i64| side >= least && side % multiple == 0;
     match x.size()[..] {
-        [_, found, height, width]
-            if found == channels && height > 0 && width > 0 && height % multiple == 0 && width % multiple == 0 =>
-        {
-            Ok(())
-        }
+        [_, found, height, width] if found == channels && fits(height) && fits(width) => Ok(()),
         ref size => Err(ModelError::Configuration {
             what,
             value: format!("of the shape {size:?}"),
-            expected: format!("(batch, {channels}, height, width), the sides multiples of {multiple}"),
+            expected: format!("(batch, {channels}, height, width), the sides multiples of {multiple} from {least} on"),
         }),
     }
 }

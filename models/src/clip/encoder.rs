@@ -26,7 +26,7 @@ impl EncoderConfig {
             hidden: settings.size("intermediate_size", hidden)?,
             layers: settings.layers("num_hidden_layers", 12)?,
             heads: settings.size("num_attention_heads", heads)?,
-            epsilon: settings.number("layer_norm_eps", 1e-5)?,
+            epsilon: settings.positive("layer_norm_eps", 1e-5)?,
             activation: settings.activation(&["hidden_act"], Activation::QuickGelu)?,
         };
         if config.width % config.heads != 0 {

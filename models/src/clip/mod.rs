@@ -33,7 +33,7 @@ impl Clip {
     pub fn open(folder: &Path, device: Device, kind: Kind) -> Result<Loaded<Self>, ModelError> {
         let settings = Settings::in_folder(folder)?;
         let (text, vision) = match settings.text("model_type", Some("clip"))?.as_str() {
-            "clip" => (Some(settings.table("text_config")), Some(settings.table("vision_config"))),
+            "clip" => (Some(half(&settings, "text_config")), Some(half(&settings, "vision_config"))),
             "clip_text_model" => (Some(settings.clone()), None),
             "clip_vision_model" => (None, Some(settings.clone())),
             other => {
@@ -57,6 +57,11 @@ impl Clip {
             }
         })
     }
+}
+
+/// The settings of one half. Early files say some of them in a second table, which counts more.
+fn half(settings: &Settings, field: &str) -> Settings {
+    settings.table(field).overlaid(&settings.table(&format!("{field}_dict")))
 }
 
 /// The name in the layout of `CLIPModel`. Folders of one half may leave out its prefix; buffers and the training

@@ -85,7 +85,7 @@ impl ClipText {
     /// `ids` (batch, tokens; int64), `mask` likewise, 1 where there is a token. Ids past the vocabulary and sequences
     /// longer than the model's positions are errors.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> Result<ClipTextOutput, ModelError> {
-        let tokens = crate::text::check_ids(ids, self.config.vocabulary, Some(self.config.positions))?;
+        let tokens = crate::text::check_ids(ids, Some(mask), self.config.vocabulary, Some(self.config.positions))?;
         let x = Tensor::embedding(&self.tokens, ids, -1, false, false) + self.positions.narrow(0, 0, tokens);
         let mask = padding_mask(&mask.to_kind(Kind::Bool), x.kind(), |query, key| key.le_tensor(query));
         let mut states = self.encoder.forward(x, Some(&mask));

@@ -8,6 +8,9 @@ use crate::layers::{Convolution, LayerNorm};
 use crate::parameters::{Initial, Scope};
 use crate::settings::Settings;
 
+/// Side of a picture; published towers take up to 448.
+const LARGEST_SIDE: i64 = 2048;
+
 /// Sizes of the vision half.
 #[derive(Clone, Debug)]
 pub struct ClipVisionConfig {
@@ -27,6 +30,9 @@ impl ClipVisionConfig {
             patch: settings.size("patch_size", 32)?,
             encoder: EncoderConfig::read(settings, 768, 3072, 12)?,
         };
+        if config.image > LARGEST_SIDE {
+            return Err(settings.refuse("image_size", format_args!("{} is more than {LARGEST_SIDE}", config.image)));
+        }
         if config.image < config.patch {
             return Err(
                 settings.refuse("patch_size", format_args!("{} exceeds image_size {}", config.patch, config.image))

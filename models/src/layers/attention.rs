@@ -28,6 +28,11 @@ pub fn padding_mask(present: &Tensor, kind: Kind, window: impl Fn(&Tensor, &Tens
     additive(&seen, kind)
 }
 
+/// As [`padding_mask`], (batch, 1, 1, keys), where every query sees all that is present.
+pub fn presence_mask(present: &Tensor, kind: Kind) -> Tensor {
+    additive(&present.to_kind(Kind::Bool).unsqueeze(1).unsqueeze(1), kind)
+}
+
 /// Softmax attention by libtorch's kernel for the device: flash attention where it allows.
 ///
 /// `query` (batch, heads, queries, features), `key` and `value` (batch, key heads, keys, features), where several query
@@ -75,16 +80,16 @@ pub struct HalfRotation {
 }
 
 impl HalfRotation {
-    /// For the given positions (any shape, int64) and frequencies (features / 2); `amplitude` scales both waves.
-    pub fn new(positions: &Tensor, frequencies: &Tensor, amplitude: f64, kind: Kind) -> Self {
+    /// For the given positions (any shape, int64) and frequencies (features / 2).
+    pub fn new(positions: &Tensor, frequencies: &Tensor, kind: Kind) -> Self {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies.to_device(positions.device());
         let angles = Tensor::cat(&[&angles, &angles], -1);
-        Self { cos: (angles.cos() * amplitude).to_kind(kind), sin: (angles.sin() * amplitude).to_kind(kind) }
+        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
     }
 
     /// For the positions 0..`count`.
-    pub fn sequence(count: i64, frequencies: &Tensor, amplitude: f64, kind: Kind, device: Device) -> Self {
-        Self::new(&Tensor::arange(count, (Kind::Int64, device)), frequencies, amplitude, kind)
+    pub fn sequence(count: i64, frequencies: &Tensor, kind: Kind, device: Device) -> Self {
+        Self::new(&Tensor::arange(count, (Kind::Int64, device)), frequencies, kind)
     }
 
     /// Waves of shape (batch, positions, features) made to fit (batch, heads, positions, features).

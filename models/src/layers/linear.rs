@@ -41,6 +41,11 @@ impl Linear {
         Self { weight: weight.shallow_clone(), bias: None }
     }
 
+    /// Whether its weight is equal to `weight`.
+    pub fn has_weight(&self, weight: &Tensor) -> bool {
+        self.weight.size() == weight.size() && self.weight.equal(weight)
+    }
+
     /// `x` (…, inputs) to (…, outputs).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())

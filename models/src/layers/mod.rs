@@ -10,7 +10,7 @@ mod norm;
 mod rotary;
 
 pub use activation::Activation;
-pub use attention::{HalfRotation, attend, padding_mask, softmax_attention};
+pub use attention::{HalfRotation, attend, padding_mask, presence_mask, softmax_attention};
 pub use convolution::Convolution;
 pub use feed_forward::{FeedForward, GatedFeedForward, SwiGlu};
 pub use joint_attention::{AttentionConfig, JointAttention};

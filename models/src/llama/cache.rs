@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::LlamaConfig;
+use crate::ModelError;
 
 /// One layer's keys and values, each (slots, key heads, capacity, features).
 #[derive(Debug)]
@@ -34,16 +35,21 @@ pub(super) struct Step {
 
 impl Cache {
     /// For `slots` sequences of at most `capacity` tokens each.
-    pub fn new(config: &LlamaConfig, slots: i64, capacity: i64, device: Device, kind: Kind) -> Self {
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub fn new(
+        config: &LlamaConfig,
+        slots: i64,
+        capacity: i64,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self, ModelError> {
         let shape = [slots, config.key_heads, capacity, config.head_features];
-        let zeros = || Tensor::zeros(shape, (kind, device));
-        let layers = (0..config.layers).map(|_| LayerCache { keys: zeros(), values: zeros() }).collect();
-        Self { layers, lengths: vec![0; slots as usize], device, kind }
-    }
-
-    /// Tokens in each slot.
-    pub fn lengths(&self) -> &[i64] {
-        &self.lengths
+        let zeros = || Tensor::f_zeros(shape, (kind, device)).map_err(ModelError::torch("making room for sequences"));
+        let layers = (0..config.layers).map(|_| Ok(LayerCache { keys: zeros()?, values: zeros()? }));
+        let layers = layers.collect::<Result<_, ModelError>>()?;
+        Ok(Self { layers, lengths: vec![0; slots as usize], device, kind })
     }
 
     /// Writes the keys and values of whole sequences into the slots from `first` on.
@@ -94,17 +100,17 @@ impl Cache {
 
     /// Moves slot `from` over slot `to`: how a finished sequence makes room.
     pub fn replace(&mut self, to: usize, from: usize) {
+        let Some(&length) = self.lengths.get(from) else { return };
         if to == from {
             return;
         }
         for layer in &self.layers {
             for cache in [&layer.keys, &layer.values] {
-                cache.select(0, to as i64).copy_(&cache.select(0, from as i64));
+                let slot = |slot: usize| cache.select(0, slot as i64).narrow(1, 0, length);
+                slot(to).copy_(&slot(from));
             }
         }
-        if let Some(&length) = self.lengths.get(from)
-            && let Some(slot) = self.lengths.get_mut(to)
-        {
+        if let Some(slot) = self.lengths.get_mut(to) {
             *slot = length;
         }
     }

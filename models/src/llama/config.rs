@@ -43,11 +43,7 @@ impl LlamaConfig {
             return Err(settings.refuse("num_key_value_heads", detail));
         }
         let head_features = settings.size("head_dim", (width / heads).max(1))?;
-        if head_features % 2 != 0 {
-            return Err(
-                settings.refuse("head_dim", format_args!("{head_features} is odd: rotary positions need pairs"))
-            );
-        }
+        settings.refuse_odd_heads(head_features)?;
         Ok(Self {
             vocabulary: settings.size("vocab_size", 32_000)?,
             width,
@@ -57,7 +53,7 @@ impl LlamaConfig {
             key_heads,
             head_features,
             positions: settings.size("max_position_embeddings", 2048)?,
-            epsilon: settings.number("rms_norm_eps", 1e-6)?,
+            epsilon: settings.positive("rms_norm_eps", 1e-6)?,
             activation: settings.activation(&["hidden_act"], Activation::Silu)?,
             biases: [settings.flag("attention_bias", false)?, settings.flag("mlp_bias", false)?],
             tied: settings.flag("tie_word_embeddings", false)?,
@@ -90,28 +86,50 @@ impl LlamaConfig {
         let rows = weights.shape("token_embd.weight").and_then(|shape| shape.first()).copied();
         let number = |key: &str| metadata.u64(&format!("llama.{key}"));
         let real = |key: &str| metadata.f64(&format!("llama.{key}"));
+        // A key may be absent; one that is there must be of its type.
+        let has = |key: &str| metadata.get(&format!("llama.{key}")).is_some();
+        let scaling = "llama.rope.scaling.type";
+        if metadata.get(scaling).is_some() && metadata.str(scaling)? != "none" {
+            let detail = format!("{scaling} is {:?}, which is not known here", metadata.str(scaling)?);
+            return Err(ModelError::Record { path: path.to_owned(), what: "GGUF file", detail });
+        }
         let heads = number("attention.head_count")?;
         let width = number("embedding_length")?;
+        let mut stop = Vec::new();
+        for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
+            if metadata.get(key).is_some() {
+                stop.push(metadata.u64(key)?);
+            }
+        }
         let values = json!({
             "vocab_size": rows,
             "hidden_size": width,
             "intermediate_size": number("feed_forward_length")?,
             "num_hidden_layers": number("block_count")?,
             "num_attention_heads": heads,
-            "num_key_value_heads": number("attention.head_count_kv").unwrap_or(heads),
-            "head_dim": number("attention.key_length").unwrap_or(width.checked_div(heads).unwrap_or(0)),
+            "num_key_value_heads": if has("attention.head_count_kv") { number("attention.head_count_kv")? } else { heads },
+            "head_dim": if has("attention.key_length") {
+                number("attention.key_length")?
+            } else {
+                width.checked_div(heads).unwrap_or(0)
+            },
             "max_position_embeddings": number("context_length")?,
             "rms_norm_eps": real("attention.layer_norm_rms_epsilon")?,
-            "rope_theta": real("rope.freq_base").unwrap_or(10_000.0),
+            "rope_theta": if has("rope.freq_base") { real("rope.freq_base")? } else { 10_000.0 },
             "tie_word_embeddings": !weights.contains("output.weight"),
-            "eos_token_id": metadata.u64("tokenizer.ggml.eos_token_id").ok(),
+            "eos_token_id": stop,
         });
         let mut config = Self::read(&Settings::from_values(values, path))?;
         // Llama 3.1's stretched frequencies come as a tensor of divisors.
         if let Some(divisors) = weights.read("rope_freqs.weight")? {
             let divisors = Vec::<f64>::try_from(divisors.to_kind(tch::Kind::Double)).unwrap_or_default();
-            let pairs = config.rotary.frequencies.iter_mut().zip(divisors);
-            pairs.filter(|(_, divisor)| *divisor > 0.0).for_each(|(frequency, divisor)| *frequency /= divisor);
+            if divisors.len() != config.rotary.frequencies.len() || !divisors.iter().all(|divisor| *divisor > 0.0) {
+                let detail = format!("rope_freqs.weight is not {} positive numbers", config.rotary.frequencies.len());
+                return Err(ModelError::Record { path: path.to_owned(), what: "GGUF file", detail });
+            }
+            for (frequency, divisor) in config.rotary.frequencies.iter_mut().zip(divisors) {
+                *frequency /= divisor;
+            }
         }
         let weights = weights
             .with_split_heads(|name| match name {

@@ -1,6 +1,6 @@
 //! Continuing prompts, token by token.
 
-use tch::{IndexOp, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Cache, Llama};
 use crate::ModelError;
@@ -49,7 +49,7 @@ impl Llama {
         let length = |prompt: &Tensor| prompt.size().first().copied().unwrap_or(0);
         let mut answers = vec![Vec::new(); prompts.len()];
         let longest = prompts.iter().map(length).max().unwrap_or(0);
-        let capacity = longest.saturating_add(options.max_new_tokens as i64);
+        let capacity = longest.saturating_add(i64::try_from(options.max_new_tokens).unwrap_or(i64::MAX));
         let refused = |what, value: String, expected: String| Err(ModelError::Configuration { what, value, expected });
         if prompts.iter().any(|prompt| length(prompt) == 0) {
             return refused("a prompt's length", "0".into(), "at least one token".into());
@@ -63,7 +63,7 @@ impl Llama {
         }
         let _guard = tch::no_grad_guard();
         let slots = options.batch.clamp(1, prompts.len().max(1)) as i64;
-        let mut cache = Cache::new(&self.config, slots, capacity, self.device(), self.kind());
+        let mut cache = Cache::new(&self.config, slots, capacity, self.device(), self.kind())?;
         let mut waiting = prompts.iter().enumerate();
         let mut running: Vec<Sequence> = Vec::new();
         loop {
@@ -71,7 +71,7 @@ impl Llama {
                 let Some((prompt, embeddings)) = waiting.next() else { break };
                 let logits =
                     self.prefill(&mut cache, running.len() as i64, &embeddings.unsqueeze(0), &[length(embeddings)]);
-                let [token] = self.choose(&logits, &[(prompt, 0)], options.sampling)[..] else { break };
+                let token = self.choose(&logits, &[(prompt, 0)], options.sampling)?.into_iter().next().unwrap_or(0);
                 if let Some(answer) = answers.get_mut(prompt) {
                     answer.push(token);
                 }
@@ -86,7 +86,7 @@ impl Llama {
             let logits = self.decode(&mut cache, &tokens)?;
             let places: Vec<(usize, usize)> =
                 running.iter().map(|s| (s.prompt, answers.get(s.prompt).map_or(0, Vec::len))).collect();
-            let tokens = self.choose(&logits, &places, options.sampling);
+            let tokens = self.choose(&logits, &places, options.sampling)?;
             // From the last slot down, so that the slot that moves into a gap has been looked at.
             for (slot, token) in tokens.into_iter().enumerate().rev() {
                 let Some(sequence) = running.get_mut(slot) else { continue };
@@ -102,19 +102,21 @@ impl Llama {
     }
 
     /// One token for each row of `logits` (sequences, vocabulary); `places` are (prompt, tokens so far).
-    fn choose(&self, logits: &Tensor, places: &[(usize, usize)], sampling: Sampling) -> Vec<i64> {
+    fn choose(&self, logits: &Tensor, places: &[(usize, usize)], sampling: Sampling) -> Result<Vec<i64>, ModelError> {
+        let read = || ModelError::torch("reading the next tokens");
         let Sampling::Random { temperature, top_k, top_p, seed } = sampling else {
-            return Vec::try_from(logits.argmax(-1, false)).unwrap_or_default();
+            return Vec::try_from(logits.argmax(-1, false)).map_err(read());
         };
         let count = if top_k > 0 { top_k.min(self.config.vocabulary) } else { self.config.vocabulary };
         let (logits, ids) = logits.to_kind(Kind::Float).topk(count, -1, true, true);
-        let probabilities = (logits / temperature.max(1e-6)).softmax(-1, Kind::Float);
-        let row = |(i, &(prompt, place)): (usize, &(usize, usize))| {
-            let weights = Vec::<f32>::try_from(probabilities.i(i as i64)).unwrap_or_default();
+        let weights = (logits / temperature.max(1e-6)).softmax(-1, Kind::Float).to_device(Device::Cpu);
+        let weights = Vec::<Vec<f32>>::try_from(weights).map_err(read())?;
+        let ids = Vec::<Vec<i64>>::try_from(ids.to_device(Device::Cpu)).map_err(read())?;
+        let rows = weights.iter().zip(&ids).zip(places).map(|((weights, ids), &(prompt, place))| {
             let mut stream = Stream::new(seed, "token", &[prompt as u64, place as u64]);
-            ids.int64_value(&[i as i64, nucleus(&weights, top_p, stream.uniform()) as i64])
-        };
-        places.iter().enumerate().map(row).collect()
+            ids.get(nucleus(weights, top_p, stream.uniform())).copied().unwrap_or(0)
+        });
+        Ok(rows.collect())
     }
 }
 

@@ -78,6 +78,16 @@ impl Layer {
     }
 }
 
+/// The output layer: its own where the files have one, whatever the configuration says of tying, and the embedding otherwise. One
+/// that equals the embedding takes no memory of its own.
+fn output_layer(head: &Scope, embedding: &Tensor, config: &LlamaConfig) -> Linear {
+    if config.tied && !head.has("weight") {
+        return Linear::tied(embedding);
+    }
+    let own = Linear::without_bias(head, config.width, config.vocabulary);
+    if config.tied && own.has_weight(embedding) { Linear::tied(embedding) } else { own }
+}
+
 /// A language model.
 #[derive(Debug)]
 pub struct Llama {
@@ -102,8 +112,6 @@ impl Llama {
         } else {
             LlamaConfig::from_gguf(path)?
         };
-        // A tied output layer may be written out all the same.
-        let weights = weights.renamed(|name| (!(config.tied && name == "lm_head.weight")).then(|| name.to_owned()));
         Scope::read(weights, device, kind, |scope| Self::new(&scope.at("model"), &scope.at("lm_head"), &config))
     }
 
@@ -115,11 +123,7 @@ impl Llama {
         Self {
             layers: (0..config.layers).map(|i| Layer::new(&layers.at(i), config)).collect(),
             norm: RmsNorm::with_epsilon(&model.at("norm"), config.width, config.epsilon),
-            output: if config.tied {
-                Linear::tied(&embedding)
-            } else {
-                Linear::without_bias(head, config.width, config.vocabulary)
-            },
+            output: output_layer(head, &embedding, config),
             frequencies: config.rotary.tensor().to_device(embedding.device()),
             embedding,
             config: config.clone(),
@@ -140,12 +144,12 @@ impl Llama {
 
     /// Token embeddings, (…, width), of `ids` (…, int64).
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
-        check_ids(ids, self.config.vocabulary, None)?;
+        check_ids(ids, None, self.config.vocabulary, None)?;
         Ok(Tensor::embedding(&self.embedding, ids, -1, false, false))
     }
 
     fn rotation(&self, positions: &Tensor) -> HalfRotation {
-        HalfRotation::new(positions, &self.frequencies, self.config.rotary.amplitude, self.kind()).for_heads()
+        HalfRotation::new(positions, &self.frequencies, self.kind()).for_heads()
     }
 
     /// Logits, (sequences, tokens, vocabulary), of whole sequences from their first token on. `embeddings` (sequences,
@@ -184,8 +188,13 @@ impl Llama {
     /// (sequences, vocabulary).
     pub fn decode(&self, cache: &mut Cache, tokens: &[i64]) -> Result<Tensor, ModelError> {
         let count = tokens.len() as i64;
+        // Here, and not by [`check_ids`]: on a GPU that would wait for everything under way.
+        if let Some(token) = tokens.iter().find(|token| !(0..self.config.vocabulary).contains(*token)) {
+            let expected = format!("from 0 to {}", self.config.vocabulary - 1);
+            return Err(ModelError::Configuration { what: "a token id", value: token.to_string(), expected });
+        }
         let ids = Tensor::from_slice(tokens).to_device(self.device()).view([count, 1]);
-        let mut x = self.embed(&ids)?;
+        let mut x = Tensor::embedding(&self.embedding, &ids, -1, false, false);
         let step = cache.begin_step(count);
         let rotation = self.rotation(&step.positions.unsqueeze(1));
         for (i, layer) in self.layers.iter().enumerate() {

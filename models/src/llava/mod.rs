@@ -95,6 +95,9 @@ fn canonical_name(name: &str) -> Option<String> {
     if name.ends_with("inv_freq") || name.ends_with("position_ids") {
         return None;
     }
+    if ["model.image_newline", "image_newline"].contains(&name) {
+        return Some("newline".to_owned());
+    }
     let vision = |rest: &str| format!("vision.{}", rest.strip_prefix("vision_model.").unwrap_or(rest));
     let projector = |rest: &str| match rest.split_once('.') {
         Some(("0" | "linear_1", kind)) => format!("projector.0.{kind}"),
@@ -102,7 +105,7 @@ fn canonical_name(name: &str) -> Option<String> {
         _ => format!("projector.{rest}"),
     };
     // The longest prefix first: some begin like others.
-    let rules: [(&str, Rule<'_>); 13] = [
+    let rules: [(&str, Rule<'_>); 11] = [
         ("model.vision_tower.vision_tower.", &vision),
         ("model.vision_tower.", &vision),
         ("vision_tower.", &vision),
@@ -114,8 +117,6 @@ fn canonical_name(name: &str) -> Option<String> {
         ("language_model.lm_head.", &|rest| format!("head.{rest}")),
         ("language_model.model.", &|rest| format!("language.{rest}")),
         ("lm_head.", &|rest| format!("head.{rest}")),
-        ("model.image_newline", &|_| "newline".into()),
-        ("image_newline", &|_| "newline".into()),
     ];
     let known = rules.iter().find_map(|(prefix, rule)| name.strip_prefix(prefix).map(rule));
     // The original layout has the language model's layers beside the rest.
@@ -147,8 +148,6 @@ impl Llava {
         config.language.add_stops(folder)?;
         let processor = PictureProcessor::open(folder, &config)?;
         let weights = Weights::open(folder)?.renamed(canonical_name);
-        let tied = config.language.tied;
-        let weights = weights.renamed(|name| (!(tied && name == "head.weight")).then(|| name.to_owned()));
         Scope::read(weights, device, kind, |scope| {
             let width = config.language.width;
             let features = config.vision.encoder.width * config.feature_states.len() as i64;
@@ -192,6 +191,11 @@ impl Llava {
             return Ok(Tensor::cat(&[base, self.newline.unsqueeze(0)], 0));
         };
         let side = self.config.vision.side();
+        if features.size().first() != Some(&(1 + rows * columns)) {
+            let value = format!("{:?}", features.size());
+            let expected = format!("{} tiles: the picture, and {rows}×{columns} of it", 1 + rows * columns);
+            return Err(ModelError::Configuration { what: "a prepared picture", value, expected });
+        }
         let tiles = features.narrow(0, 1, rows * columns);
         if tiles.size().get(1) != Some(&(side * side)) {
             return Err(ModelError::Configuration {

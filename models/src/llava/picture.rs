@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::images::Image;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use serde_json::Value;
@@ -18,6 +18,9 @@ const DEVIATION: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// No picture that is made square may have more pixels: a strip 100,000 pixels long would.
 const LARGEST_SQUARE: u64 = 1 << 27;
+
+/// Tiles of a picture; published models use five.
+const MOST_TILES: i64 = 64;
 
 /// How a picture is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +70,13 @@ pub(super) fn read_pinpoints(settings: &Settings, side: i64) -> Result<Vec<[i64;
     };
     let pairs = value.as_array().and_then(|list| list.iter().map(pair).collect::<Option<Vec<_>>>());
     let pairs = pairs.filter(|pairs| !pairs.is_empty() && pairs.len() <= 1024);
-    let fits = |size: i64| size > 0 && size % side == 0 && size / side <= 64;
-    pairs.filter(|pairs| pairs.iter().flatten().all(|&size| fits(size))).ok_or_else(|| {
-        settings.refuse(field, format_args!("{value} is not a list of [height, width], multiples of image_size {side}"))
+    let fits = |[height, width]: &[i64; 2]| {
+        let tiles = (height / side).saturating_mul(width / side);
+        *height > 0 && *width > 0 && height % side == 0 && width % side == 0 && tiles <= MOST_TILES
+    };
+    pairs.filter(|pairs| pairs.iter().all(fits)).ok_or_else(|| {
+        let expected = format!("multiples of image_size {side} that come to at most {MOST_TILES} tiles");
+        settings.refuse(field, format_args!("{value} is not a list of [height, width], {expected}"))
     })
 }
 
@@ -79,17 +86,24 @@ impl PictureProcessor {
         let side = config.vision.image;
         let mut processor =
             Self { side: side as u32, pinpoints: config.pinpoints.clone(), mean: MEAN, deviation: DEVIATION };
-        let path = folder.join("preprocessor_config.json");
-        if path.exists() {
-            let settings = Settings::read(&path)?;
-            processor.pinpoints = if settings.get("image_grid_pinpoints").is_some() {
-                read_pinpoints(&settings, side)?
-            } else {
-                processor.pinpoints
-            };
-            processor.mean = three(&settings, "image_mean", MEAN)?;
-            processor.deviation = three(&settings, "image_std", DEVIATION)?;
+        let older = folder.join("preprocessor_config.json");
+        let newer = folder.join("processor_config.json");
+        let settings = if older.exists() {
+            Settings::read(&older)?
+        } else if newer.exists() {
+            Settings::read(&newer)?.table("image_processor")
+        } else {
+            return Ok(processor);
+        };
+        if settings.get("image_grid_pinpoints").is_some() {
+            processor.pinpoints = read_pinpoints(&settings, side)?;
         }
+        processor.mean = three(&settings, "image_mean", MEAN)?;
+        processor.deviation = three(&settings, "image_std", DEVIATION)?;
+        if processor.deviation.iter().any(|deviation| *deviation <= 0.0) {
+            return Err(settings.refuse("image_std", "it must be above zero"));
+        }
+        refuse_other_preparations(&settings)?;
         Ok(processor)
     }
 
@@ -124,10 +138,6 @@ impl PictureProcessor {
                 let [target_height, target_width] = self.best_size(size);
                 let side = i64::from(self.side);
                 let tiles = [target_height / side, target_width / side];
-                let [_, _, rows, columns] = without_padding(size, [target_height, target_width]);
-                if rows == 0 || columns == 0 {
-                    return refused("less elongated: nothing of it is left on its tiles (the pad mode takes it)");
-                }
                 let [new_height, new_width] = fitted(size, [target_height, target_width]);
                 let fitted = resized(picture, new_width as u32, new_height as u32)?;
                 let padded = pasted(&fitted, target_width as u32, target_height as u32, [0; 3]);
@@ -172,11 +182,30 @@ impl PictureProcessor {
     }
 }
 
+/// Refuses settings under which a picture would be prepared in another way than here.
+fn refuse_other_preparations(settings: &Settings) -> Result<(), ModelError> {
+    // Pillow's number for bicubic.
+    let resample = settings.integer("resample", 3)?;
+    if resample != 3 {
+        return Err(settings.refuse("resample", format_args!("{resample} is not known; 3, bicubic, is")));
+    }
+    let factor = settings.number("rescale_factor", 1.0 / 255.0)?;
+    if (factor * 255.0 - 1.0).abs() > 1e-6 {
+        return Err(settings.refuse("rescale_factor", format_args!("{factor} is not 1/255")));
+    }
+    for field in ["do_resize", "do_rescale", "do_normalize"] {
+        if !settings.flag(field, true)? {
+            return Err(settings.refuse(field, "pictures are always resized, rescaled and normalised here"));
+        }
+    }
+    Ok(())
+}
+
 fn three(settings: &Settings, field: &str, default: [f64; 3]) -> Result<[f64; 3], ModelError> {
     let Some(value) = settings.get(field) else { return Ok(default) };
     let numbers: Option<Vec<f64>> = value.as_array().and_then(|list| list.iter().map(Value::as_f64).collect());
     match numbers.as_deref() {
-        Some(&[a, b, c]) => Ok([a, b, c]),
+        Some(&[a, b, c]) if [a, b, c].iter().all(|number| number.is_finite() && number.abs() < 1e6) => Ok([a, b, c]),
         _ => Err(settings.refuse(field, format_args!("{value} is not a list of three numbers"))),
     }
 }
@@ -192,7 +221,7 @@ fn fitted([height, width]: [i64; 2], [target_height, target_width]: [i64; 2]) ->
 }
 
 /// The part of a grid of `grid` (rows, columns) that a picture of `size` (height, width) fills when it is fitted into it and
-/// centred: (top, left, rows, columns).
+/// centred: (top, left, rows, columns). Of a very thin one nothing may be left.
 pub(super) fn without_padding([height, width]: [i64; 2], [rows, columns]: [i64; 2]) -> [i64; 4] {
     // As the reference does it: rounded to seven places before it is cut to a whole number.
     let whole = |length: i64, scale: f64| ((length as f64 * scale * 1e7).round() / 1e7) as i64;
@@ -237,12 +266,20 @@ fn one_pass(picture: &RgbImage, width: u32, height: u32) -> Result<RgbImage, Mod
         value: format!("{}×{}", picture.width(), picture.height()),
         expected: format!("one that can be scaled to {width}×{height} ({detail})"),
     };
-    let source = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
-        .map_err(|e| failed(e.to_string()))?;
-    let mut scaled = Image::new(width, height, PixelType::U8x3);
+    // In floating point: the library's integers are coarser than Pillow's, and what they round would show after two passes.
+    let mut source = Image::new(picture.width(), picture.height(), PixelType::F32x3);
+    for (place, &value) in source.buffer_mut().chunks_exact_mut(4).zip(picture.as_raw()) {
+        place.copy_from_slice(&f32::from(value).to_ne_bytes());
+    }
+    let mut scaled = Image::new(width, height, PixelType::F32x3);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
     Resizer::new().resize(&source, &mut scaled, &options).map_err(|e| failed(e.to_string()))?;
-    RgbImage::from_raw(width, height, scaled.into_vec()).ok_or_else(|| failed("its pixels are not three bytes".into()))
+    let value = |place: &[u8]| {
+        let value = place.try_into().map_or(0.0, f32::from_ne_bytes);
+        (value + 0.5).floor().clamp(0.0, 255.0) as u8
+    };
+    let bytes = scaled.buffer().chunks_exact(4).map(value).collect();
+    RgbImage::from_raw(width, height, bytes).ok_or_else(|| failed("its pixels are not three numbers".into()))
 }
 
 #[cfg(test)]
@@ -276,7 +313,8 @@ mod tests {
         let picture = |width, height| RgbImage::from_pixel(width, height, image::Rgb([9, 80, 200]));
         let anyres = |width, height| processor().prepare(&picture(width, height), ImageMode::Anyres);
         assert_eq!(anyres(1, 1).unwrap().pixels.size()[1..], [3, 336, 336]);
-        assert!(anyres(20_000, 3).unwrap_err().to_string().contains("20000×3"));
+        // So thin that nothing of it is left on its tiles: the whole picture's features remain.
+        assert_eq!(anyres(20_000, 3).unwrap().tiles, Some([1, 3]));
         let pad = |width, height| processor().prepare(&picture(width, height), ImageMode::Pad);
         assert!(pad(20_000, 3).unwrap_err().to_string().contains("11585"));
         assert_eq!(pad(1, 7).unwrap().pixels.size(), [1, 3, 336, 336]);

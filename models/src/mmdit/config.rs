@@ -7,6 +7,7 @@ use crate::parameters::Initial;
 
 /// No size of a model is larger. A configuration may come from a stranger's checkpoint.
 const LARGEST: i64 = 1 << 16;
+const MOST_BLOCKS: i64 = 1024;
 
 /// What determines the model's parameters and their shapes. Stored in every checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +129,9 @@ impl MmditConfig {
             if !(1..=LARGEST).contains(&value) {
                 return impossible(what, value, format!("from 1 to {LARGEST}"));
             }
+        }
+        if self.blocks > MOST_BLOCKS {
+            return impossible("blocks", self.blocks, format!("at most {MOST_BLOCKS}"));
         }
         let MmditVariant { positions, position_scale, half_queries, .. } = self.variant;
         // Rotary positions need pairs of features for each axis; sines and cosines need four quarters of the width.

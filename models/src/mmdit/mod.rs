@@ -115,6 +115,17 @@ impl Mmdit {
     /// `noisy` (B, C, H, W) with H and W multiples of the patch size; `time` (B) in 0..=1; `condition` for B captions.
     pub fn forward(&self, noisy: &Tensor, time: &Tensor, condition: &TextCondition) -> Result<Prediction, ModelError> {
         let (rows, columns) = self.grid(noisy, condition)?;
+        let batch = noisy.size().first().copied().unwrap_or(0);
+        let fits = time.size() == [batch]
+            && condition.pooled.size() == [batch, self.config.pooled_width]
+            && condition.tokens.iter().all(|tokens| tokens.size().first() == Some(&batch));
+        if !fits {
+            return Err(ModelError::Configuration {
+                what: "the batch",
+                value: format!("times {:?}, pooled text {:?}", time.size(), condition.pooled.size()),
+                expected: format!("{batch} of each, the pooled text {} features wide", self.config.pooled_width),
+            });
+        }
         let MmditConfig { width, patch_size, variant, .. } = self.config;
         let device = noisy.device();
         let positions =

@@ -73,7 +73,7 @@ const FEED_FORWARD: [(&str, FeedForwardKind); 3] =
 impl MmditConfig {
     /// Reads the reference's configuration file. What it does not say (the width of the text) is taken from the weights.
     pub fn from_reference(path: &Path, weights: &Weights) -> Result<Self, ModelError> {
-        let bytes = std::fs::read(path).map_err(ModelError::io("read", path))?;
+        let bytes = crate::read_at_most(path, 1 << 20, "model_params file")?;
         let damaged = |detail: String| ModelError::Record { path: path.to_owned(), what: "model_params file", detail };
         let parameters: Parameters = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
         let text_width = weights.shape("c_proj.weight").and_then(|shape| shape.get(1)).copied().ok_or_else(|| {
@@ -89,10 +89,14 @@ fn name_of<T: PartialEq>(value: &T, table: &[(&str, T)]) -> String {
 }
 
 impl MmditConfig {
-    /// The contents of the reference's configuration file for this model. It has no names for a single text stream or for
-    /// gates that start at zero: those are lost.
-    pub fn to_reference(&self) -> Value {
+    /// The contents of the reference's configuration file for this model; `None` for a model it has no words for: one with a
+    /// single text stream, or with scaled positions where it scales none.
+    pub fn to_reference(&self) -> Option<Value> {
         let variant = self.variant;
+        let scales = matches!(variant.positions, Positions::Rope | Positions::Rope2dV2);
+        if self.text_streams != 2 || (!scales && variant.position_scale != 1.0) {
+            return None;
+        }
         let parameters = Parameters {
             channels: self.channels,
             class_dim: self.pooled_width,
@@ -110,7 +114,7 @@ impl MmditConfig {
             qk_half_dim: variant.half_queries,
             text_loss: variant.text_loss,
         };
-        serde_json::to_value(parameters).unwrap_or_default()
+        serde_json::to_value(parameters).ok()
     }
 }
 

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Initial, Parameter, aligned};
 use crate::ModelError;
-use crate::weights::{Weights, misshapen, missing, unexpected};
+use crate::weights::{Weights, misshapen, missing, shown, unexpected};
 
 /// What a description asked for.
 #[derive(Default)]
@@ -18,10 +18,12 @@ pub(super) struct Collected {
     pub(super) buffers: Vec<(String, Tensor)>,
 }
 
-/// Whether no element is NaN or infinite; decided by their sum.
+/// Whether no element is NaN or infinite.
 pub fn is_finite(tensor: &Tensor) -> bool {
     let numbers = if tensor.is_complex() { tensor.view_as_real() } else { tensor.shallow_clone() };
-    numbers.sum(Kind::Float).isfinite().int64_value(&[]) != 0
+    // The sum tells in one pass; where it overflowed, the elements are asked one by one.
+    let all = |numbers: &Tensor| numbers.isfinite().all().int64_value(&[]) != 0;
+    all(&numbers.sum(Kind::Float)) || all(&numbers)
 }
 
 /// Weights being read into a model.
@@ -42,6 +44,9 @@ impl Reading {
         match self.weights.shape(name) {
             None => self.problems.push(missing(name, shape)),
             Some(found) if found != shape => self.problems.push(misshapen(name, found, shape)),
+            Some(_) if !self.weights.is_floating(name) => {
+                self.problems.push(format!("  no numbers  {} is of a type that is no real number", shown(name)));
+            }
             Some(_) => match self.weights.read(name) {
                 Ok(tensor) => {
                     self.taken.insert(name.to_owned());
@@ -133,7 +138,8 @@ impl Scope {
             if let Some(error) = reading.failed.take() {
                 return Err(error);
             }
-            let mut problems = std::mem::take(&mut reading.problems);
+            let mut problems: Vec<String> = reading.weights.collisions().collect();
+            problems.append(&mut reading.problems);
             let left = reading.weights.tensors().filter(|t| !reading.taken.contains(&t.name));
             problems.extend(left.map(|t| unexpected(&t.name, &t.shape)));
             if !problems.is_empty() {

@@ -10,9 +10,11 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::settings::folder_digest;
 
 /// Captions as the model takes them. A dropped caption (the null condition) is exact zeros throughout.
 #[derive(Debug)]
@@ -68,12 +70,23 @@ impl TextCondition {
 
 /// The number of tokens of `ids` (batch, tokens; int64), when the model has an embedding for each and, where it has only so
 /// many positions, one for each of those too.
-pub(crate) fn check_ids(ids: &Tensor, vocabulary: i64, positions: Option<i64>) -> Result<i64, ModelError> {
+///
+/// A `mask` must have the shape of the ids, and both must then have two dimensions.
+pub(crate) fn check_ids(
+    ids: &Tensor,
+    mask: Option<&Tensor>,
+    vocabulary: i64,
+    positions: Option<i64>,
+) -> Result<i64, ModelError> {
     let tokens = ids.size().last().copied().unwrap_or(0);
     let refused = |what, value: String, expected: String| Err(ModelError::Configuration { what, value, expected });
     if ids.kind() != Kind::Int64 || ids.numel() == 0 {
         let expected = "at least one, as int64".to_owned();
         return refused("token ids", format!("{:?} of type {:?}", ids.size(), ids.kind()), expected);
+    }
+    if let Some(mask) = mask.filter(|mask| ids.dim() != 2 || mask.size() != ids.size()) {
+        let value = format!("{:?} for ids {:?}", mask.size(), ids.size());
+        return refused("a mask's shape", value, "(batch, tokens), as the ids".to_owned());
     }
     let (lowest, highest) = (ids.min().int64_value(&[]), ids.max().int64_value(&[]));
     if lowest < 0 || highest >= vocabulary {
@@ -129,6 +142,16 @@ impl TextEncoding {
             Self::Hash => Ok(HashEncoder::SHAPE),
             Self::Pretrained(folders) => PretrainedEncoder::shape(folders),
         }
+    }
+
+    /// What the encoder's output depends on, for fingerprints: contents, and no paths.
+    pub fn identity(&self) -> Result<Value, ModelError> {
+        Ok(match self {
+            Self::Hash => json!("hash"),
+            Self::Pretrained(PretrainedText { gemma, modernbert, clip }) => json!({
+                "gemma": folder_digest(gemma)?, "modernbert": folder_digest(modernbert)?, "clip": folder_digest(clip)?,
+            }),
+        })
     }
 
     /// Loads the encoder.

@@ -35,7 +35,7 @@ pub(super) fn open(path: &Path) -> Result<tokenizers::Tokenizer, ModelError> {
     let merges = merges(path, &text(path)?)?;
     let beside = path.with_file_name("vocab.json");
     let vocabulary: Vocab = if path.file_name().is_some_and(|name| name == "merges.txt") && beside.exists() {
-        let bytes = std::fs::read(&beside).map_err(ModelError::io("read", &beside))?;
+        let bytes = crate::read_at_most(&beside, MAXIMUM_LENGTH, "tokenizer")?;
         let ids: HashMap<String, u32> =
             serde_json::from_slice(&bytes).map_err(|error| refused(&beside, error.to_string()))?;
         ids.into_iter().collect()
@@ -100,7 +100,7 @@ fn merges(path: &Path, text: &str) -> Result<Merges, ModelError> {
 
 /// The file's text, unpacked if it is gzipped.
 fn text(path: &Path) -> Result<String, ModelError> {
-    let bytes = std::fs::read(path).map_err(ModelError::io("read", path))?;
+    let bytes = crate::read_at_most(path, MAXIMUM_LENGTH, "tokenizer")?;
     let bytes = if bytes.starts_with(&[0x1f, 0x8b]) {
         let mut unpacked = Vec::new();
         let mut decoder = GzDecoder::new(bytes.as_slice()).take(MAXIMUM_LENGTH + 1);

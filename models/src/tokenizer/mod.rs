@@ -30,6 +30,9 @@ pub struct Tokenizer {
     word_end: Option<String>,
 }
 
+/// Bytes of a tokenizer.json; the largest published ones have about 35 million.
+const LONGEST: u64 = 256 << 20;
+
 /// What a folder's tokenizer may be called, in the order in which it is looked for.
 const IN_FOLDER: [&str; 4] =
     ["tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz", "bpe_simple_vocab_16e6.txt"];
@@ -182,7 +185,7 @@ fn guarded<T>(path: &Path, run: impl FnOnce() -> tokenizers::Result<T>) -> Resul
 }
 
 fn from_json(path: &Path) -> Result<tokenizers::Tokenizer, ModelError> {
-    let bytes = std::fs::read(path).map_err(ModelError::io("read", path))?;
+    let bytes = crate::read_at_most(path, LONGEST, "tokenizer")?;
     check_prefixes(path, &bytes)?;
     guarded(path, || tokenizers::Tokenizer::from_bytes(&bytes))
 }

@@ -236,7 +236,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(mapping: &'a Mapping) -> Self {
-        Self { mapping, bytes: mapping.bytes(0..mapping.len()), position: 0, values_left: MAXIMUM_VALUES }
+        Self { mapping, bytes: mapping.all(), position: 0, values_left: MAXIMUM_VALUES }
     }
 
     fn damaged(&self, detail: impl Into<String>) -> ModelError {

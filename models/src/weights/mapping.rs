@@ -30,9 +30,14 @@ impl Mapping {
         self.map.len()
     }
 
-    /// The bytes of a range; those of it that lie within the file.
-    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
-        self.map.get(range).unwrap_or_default()
+    /// The whole file.
+    pub(super) fn all(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// The bytes of a range, when all of it lies within the file.
+    pub(super) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
+        self.map.get(range)
     }
 
     /// Lets the pages of a range go, which otherwise count as this process's memory until something else needs it. Reading

@@ -61,7 +61,15 @@ struct Entry {
 
 impl Entry {
     fn read(&self) -> Result<Tensor, ModelError> {
-        let bytes = self.mapping.bytes(self.range.clone());
+        let damaged = || self.mapping.damaged("file of weights", "a tensor does not lie within it");
+        let bytes = self.mapping.bytes(self.range.clone()).ok_or_else(damaged)?;
+        // libtorch copies as many bytes as the shape says: they must be there.
+        let elements = self.shape.iter().try_fold(1usize, |n, &side| n.checked_mul(usize::try_from(side).ok()?));
+        if let (Encoding::Plain(kind), None) = (self.encoding, &self.strides)
+            && elements.and_then(|n| n.checked_mul(kind.elt_size_in_bytes())) != Some(bytes.len())
+        {
+            return Err(damaged());
+        }
         let failed = ModelError::torch("reading a tensor");
         let tensor = match (self.encoding, &self.strides) {
             (Encoding::Plain(kind), None) => Tensor::f_from_data_size(bytes, &self.shape, kind).map_err(failed)?,
@@ -98,14 +106,16 @@ pub struct TensorInfo {
 pub struct Weights {
     path: PathBuf,
     entries: BTreeMap<String, Entry>,
+    /// Names that two tensors came to have by renaming: only one of them could be used.
+    collisions: Vec<String>,
 }
 
 /// What a folder's weights may be called, in the order in which they are looked for.
 const IN_FOLDER: [&str; 4] = [
-    "model.safetensors.index.json",
     "model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
 ];
 
 impl Weights {
@@ -124,13 +134,13 @@ impl Weights {
             safetensors::sharded(path)?
         } else {
             let mapping = Arc::new(Mapping::open(path)?);
-            match mapping.bytes(0..mapping.len().min(4)) {
-                b"GGUF" => gguf::entries(&mapping)?,
-                b"PK\x03\x04" => torch_zip::entries(&mapping)?,
+            match mapping.all().get(..4) {
+                Some(b"GGUF") => gguf::entries(&mapping)?,
+                Some(b"PK\x03\x04") => torch_zip::entries(&mapping)?,
                 _ => safetensors::entries(&mapping)?,
             }
         };
-        Ok(Self { path: path.to_owned(), entries })
+        Ok(Self { path: path.to_owned(), entries, collisions: Vec::new() })
     }
 
     pub fn path(&self) -> &Path {
@@ -155,6 +165,14 @@ impl Weights {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// Whether the tensor's elements are real numbers of any precision.
+    pub(crate) fn is_floating(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|entry| match entry.encoding {
+            Encoding::Plain(kind) => matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16),
+            Encoding::Quantized(_) => true,
+        })
+    }
+
     /// The tensor `name`, on the CPU, in the file's own type (float32 where that is quantised).
     pub fn read(&self, name: &str) -> Result<Option<Tensor>, ModelError> {
         self.entries.get(name).map(Entry::read).transpose()
@@ -163,8 +181,19 @@ impl Weights {
     /// The same tensors under other names; those for which `rename` gives `None` are left out.
     #[must_use]
     pub fn renamed(self, rename: impl Fn(&str) -> Option<String>) -> Self {
-        let entries = self.entries.into_iter().filter_map(|(name, entry)| Some((rename(&name)?, entry))).collect();
-        Self { path: self.path, entries }
+        let mut renamed = Self { path: self.path, entries: BTreeMap::new(), collisions: self.collisions };
+        for (name, entry) in self.entries {
+            let Some(new) = rename(&name) else { continue };
+            if renamed.entries.insert(new.clone(), entry).is_some() {
+                renamed.collisions.push(new);
+            }
+        }
+        renamed
+    }
+
+    /// Names that stand for two tensors, as lines of [`ModelError::StateDict`].
+    pub(crate) fn collisions(&self) -> impl Iterator<Item = String> + '_ {
+        self.collisions.iter().map(|name| format!("  twice       {}", shown(name)))
     }
 
     /// The same tensors, where the rows of those for which `heads` gives a number are put into the order of halves: rotary
@@ -181,7 +210,7 @@ impl Weights {
 
     /// Refuses weights whose names and shapes are not exactly these; the error lists all differences.
     pub fn check(&self, expected: &[(String, Vec<i64>)]) -> Result<(), ModelError> {
-        let mut problems = Vec::new();
+        let mut problems: Vec<String> = self.collisions().collect();
         for (name, shape) in expected {
             match self.entries.get(name) {
                 None => problems.push(missing(name, shape)),
@@ -210,17 +239,27 @@ impl Weights {
     }
 }
 
+/// A tensor's name for people: it comes from a file, so control characters are written out and no name fills the screen.
+pub fn shown(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let mut shown: String = name.escape_debug().take(LONGEST).collect();
+    if name.len() > LONGEST {
+        shown.push('…');
+    }
+    shown
+}
+
 /// Lines of [`ModelError::StateDict`].
 pub(crate) fn missing(name: &str, shape: &[i64]) -> String {
-    format!("  missing     {name} {shape:?}")
+    format!("  missing     {} {shape:?}", shown(name))
 }
 
 pub(crate) fn misshapen(name: &str, in_file: &[i64], in_model: &[i64]) -> String {
-    format!("  misshapen   {name}: {in_file:?} in the file, {in_model:?} in the model")
+    format!("  misshapen   {}: {in_file:?} in the file, {in_model:?} in the model", shown(name))
 }
 
 pub(crate) fn unexpected(name: &str, shape: &[i64]) -> String {
-    format!("  unexpected  {name} {shape:?}")
+    format!("  unexpected  {} {shape:?}", shown(name))
 }
 
 /// Reads every tensor of a file as float32 on the CPU, by name.

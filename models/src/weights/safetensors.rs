@@ -39,7 +39,7 @@ pub(super) fn dtype_name(kind: Kind) -> &'static str {
 /// The directory of one file. The library checks that the header is no longer than the file and that the tensors cover the
 /// rest of it without holes.
 pub(super) fn entries(mapping: &Arc<Mapping>) -> Result<BTreeMap<String, Entry>, ModelError> {
-    let bytes = mapping.bytes(0..mapping.len());
+    let bytes = mapping.all();
     let file = SafeTensors::deserialize(bytes).map_err(|e| mapping.damaged(WHAT, e.to_string()))?;
     let mut entries = BTreeMap::new();
     for (name, view) in file.tensors() {
@@ -67,7 +67,7 @@ pub(super) fn sharded(index: &Path) -> Result<BTreeMap<String, Entry>, ModelErro
     }
     let damaged =
         |detail: String| ModelError::Record { path: index.to_owned(), what: "index of safetensors files", detail };
-    let bytes = std::fs::read(index).map_err(ModelError::io("read", index))?;
+    let bytes = crate::read_at_most(index, 256 << 20, "index of safetensors files")?;
     let Index { weight_map } = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
     let mut files: Vec<&String> = weight_map.values().collect();
     files.sort_unstable();

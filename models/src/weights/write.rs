@@ -57,10 +57,23 @@ pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<(), ModelError
         let shape = tensor.size().iter().map(|&side| side as usize).collect();
         views.push((name.as_str(), Written { tensor, dtype, shape }));
     }
-    let file = File::create_new(path).map_err(ModelError::io("create", path))?;
-    safetensors::serialize_to_file(views, None, path).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(source) => ModelError::io("write", path)(source),
-        other => refused(other.to_string()),
-    })?;
-    file.sync_all().map_err(ModelError::io("write", path))
+    staged(path, |staged| {
+        safetensors::serialize_to_file(views, None, staged).map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(source) => ModelError::io("write", path)(source),
+            other => refused(other.to_string()),
+        })?;
+        File::open(staged).and_then(|file| file.sync_all()).map_err(ModelError::io("write", path))
+    })
+}
+
+/// Gives `path` the file that `write` makes under another name, when it is complete. `path` must not exist, and nothing is left
+/// behind by a failure.
+pub(super) fn staged(path: &Path, write: impl FnOnce(&Path) -> Result<(), ModelError>) -> Result<(), ModelError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let staged = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let result =
+        write(&staged).and_then(|()| std::fs::hard_link(&staged, path).map_err(ModelError::io("create", path)));
+    let _ = std::fs::remove_file(&staged);
+    result?;
+    Ok(shards::commit::sync_parent(path)?)
 }

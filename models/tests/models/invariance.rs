@@ -129,20 +129,15 @@ proptest! {
         let model = Llava::open(&folder("llava_next"), CPU, FLOAT).unwrap().model;
         let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
         let mode = if pad { ImageMode::Pad } else { ImageMode::Anyres };
-        match model.processor().prepare(&picture, mode) {
-            Ok(prepared) => {
-                let tokens = model.picture_tokens(&prepared).unwrap();
-                prop_assert_eq!(tokens.size()[1], model.config().language.width);
-                let count = tokens.size()[0];
-                let expected = if pad { count == 17 } else { count > 16 };
-                prop_assert!(expected, "{} tokens", count);
-                let prompt = model.embed(&[1, model.config().image_token, 7], &[tokens.shallow_clone()]).unwrap();
-                prop_assert_eq!(prompt.size()[0], tokens.size()[0] + 2);
-            }
-            Err(error) => {
-                prop_assert!(!pad && error.to_string().contains("elongated"), "{}", error);
-            }
-        }
+        let prepared = model.processor().prepare(&picture, mode).unwrap();
+        let tokens = model.picture_tokens(&prepared).unwrap();
+        prop_assert_eq!(tokens.size()[1], model.config().language.width);
+        let count = tokens.size()[0];
+        // 16 of the whole picture, then rows that end in a newline each; of a very thin picture there are none.
+        let expected = if pad { count == 17 } else { count >= 16 };
+        prop_assert!(expected, "{} tokens", count);
+        let prompt = model.embed(&[1, model.config().image_token, 7], &[tokens.shallow_clone()]).unwrap();
+        prop_assert_eq!(prompt.size()[0], count + 2);
     }
 }
 

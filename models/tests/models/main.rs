@@ -11,6 +11,7 @@ mod mmdit;
 
 mod bad_files;
 mod invariance;
+mod layouts;
 mod parity;
 mod published;
 mod smollm2;
