@@ -6,9 +6,10 @@ export LIBTORCH ?= $(CACHE)/libtorch-2.11.0
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 CARGO   := cargo
 BINARY  := $(CARGO_TARGET_DIR)/release/ferrotype
+PEERS   := $(CACHE)/peers
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test lint libtorch peers files bench
+.PHONY: build demo test soak lint libtorch peers files chromium bench bench-engine
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -32,12 +33,23 @@ demo: build
 files:
 	@$(PYTHON) tools/test_files.py $(CACHE)/files
 
-test: .cargo/config.toml files
+# A browser for the report's test, installed where that is possible; without one the test says so and checks only the figures.
+chromium:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null || \
+	echo "no chromium, and none could be installed: the report will not be opened in a browser"
+
+test: .cargo/config.toml files chromium
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --workspace --release --locked
 else
 	$(CARGO) test --workspace --release --locked
 endif
+
+# The slow tests: every point of a run broken in every way.
+soak: .cargo/config.toml
+	$(CARGO) test --workspace --release --locked soak_ -- --ignored --nocapture
 
 lint: .cargo/config.toml
 	$(CARGO) fmt --all --check
@@ -48,8 +60,16 @@ lint: .cargo/config.toml
 bench: .cargo/config.toml peers
 	$(PYTHON) tools/bench.py $(PEERS)/bin/python
 
+# What the engine itself costs, and how long Snakemake and DVC take to plan the same.
+bench-engine: build $(CACHE)/peers-workflows
+	$(CARGO) bench --workspace --locked --bench overhead
+	$(PYTHON) tools/bench_engine.py $(BINARY) $(CACHE)/peers-workflows/bin
+$(CACHE)/peers-workflows: tools/peers-workflows.txt
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check -r tools/peers-workflows.txt
+	@touch $@
+
 # Other people's programs, for benchmarks and reference numbers; one cached environment, never needed by `make test`.
-PEERS := $(CACHE)/peers
 peers: $(PEERS)/ready
 $(PEERS)/ready: tools/peers.txt
 	$(PYTHON) -m venv $(PEERS)

@@ -35,7 +35,11 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
 fn is_usage(error: &(dyn Error + 'static)) -> bool {
     #[cfg(feature = "pipeline")]
     if error.is::<pipeline::manifest::Diagnostics>()
-        || matches!(error.downcast_ref(), Some(pipeline::plan::PlanError::Manifest(_)))
+        || matches!(
+            error.downcast_ref(),
+            Some(pipeline::plan::PlanError::Manifest(_) | pipeline::plan::PlanError::UnknownStage { .. })
+        )
+        || matches!(error.downcast_ref(), Some(pipeline::run::RunError::Obstructed(_)))
     {
         return true;
     }

@@ -8,6 +8,7 @@ mod errors;
 mod settings;
 mod stages;
 mod watch;
+mod words;
 
 use std::process::ExitCode;
 

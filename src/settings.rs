@@ -21,6 +21,15 @@ pub(crate) fn on_interrupt(stop: impl Fn() + Send + 'static) -> Result<()> {
     .context("cannot listen for interrupts")
 }
 
+/// Is cancelled by Ctrl-C.
+#[cfg(feature = "pipeline")]
+pub(crate) fn cancelled_by_interrupt() -> Result<pipeline::stage::Cancel> {
+    let cancel = pipeline::stage::Cancel::default();
+    let handler = cancel.clone();
+    on_interrupt(move || handler.cancel())?;
+    Ok(cancel)
+}
+
 /// The lines of a file that are neither empty nor comments.
 pub(crate) fn lines(path: &Path) -> Result<Vec<String>> {
     let text =

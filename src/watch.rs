@@ -9,6 +9,8 @@ use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use shards::event::{Event, EventSink, RunOutcome};
 
+use crate::words;
+
 /// How a run is shown.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Watch {
@@ -170,7 +172,7 @@ impl Lines {
         extra.extend((!note.is_empty()).then(|| note.to_owned()));
         let rate = (done - at.min(done)) as f64 / since.elapsed().as_secs_f64().max(1e-3);
         let left = total.filter(|_| rate > 0.0).map(|total| total.saturating_sub(done) as f64 / rate);
-        let left = left.map(|seconds| format!(", {} left", in_words(seconds))).unwrap_or_default();
+        let left = left.map(|seconds| format!(", {} left", words::duration(seconds))).unwrap_or_default();
         let tail = format!("{rate:.1} {unit}/s{left}  {}", extra.join(", "));
         if let Some(bar) = &line.bar {
             bar.set_prefix(stage.to_owned());
@@ -191,13 +193,4 @@ fn style(bounded: bool) -> ProgressStyle {
         "  {prefix:<10} {spinner} {pos} {wide_msg}"
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_fixed_template| ProgressStyle::default_bar())
-}
-
-fn in_words(seconds: f64) -> String {
-    let seconds = seconds as u64;
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s:02} s"),
-        (h, m, _) => format!("{h} h {m:02} min"),
-    }
 }

@@ -120,7 +120,7 @@ impl Checkpoint {
         let name = folder_name(state.step);
         let folder = run.join(&name);
         let staged = run.join(format!(".{name}"));
-        shards::commit::create_folder(run)?;
+        shards::disk::create_folder(run)?;
         for stale in [&staged, &folder] {
             if stale.exists() {
                 fs::remove_dir_all(stale).map_err(ModelError::io("remove", stale))?;
@@ -136,10 +136,10 @@ impl Checkpoint {
             what: "checkpoint state",
             detail: e.to_string(),
         })?;
-        shards::commit::replace(&file, &bytes)?;
+        shards::disk::replace(&file, &bytes)?;
         fs::rename(&staged, &folder).map_err(ModelError::io("rename", &staged))?;
-        shards::commit::sync_parent(&folder)?;
-        shards::commit::replace(&run.join(LATEST), format!("{name}\n").as_bytes())?;
+        shards::disk::sync_parent(&folder)?;
+        shards::disk::replace(&run.join(LATEST), format!("{name}\n").as_bytes())?;
         Ok(Self { folder, state: state.clone() })
     }
 

@@ -22,6 +22,17 @@ pub enum DecodeError {
     Damaged(String),
 }
 
+impl DecodeError {
+    /// The word by which refused rows are counted.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotAnImage(_) => "not_an_image",
+            Self::TooManyPixels { .. } => "too_many_pixels",
+            Self::Damaged(_) => "damaged_image",
+        }
+    }
+}
+
 /// Decodes `bytes` to upright pixels. The size in the header is checked against `most_pixels` before memory is spent.
 pub fn decode(bytes: &[u8], most_pixels: u64) -> Result<RgbImage, DecodeError> {
     let damaged = |error: image::ImageError| DecodeError::Damaged(error.to_string());

@@ -51,6 +51,7 @@ fn verdict(stage: &PlannedStage, key: &str) -> Result<Verdict, ShardError> {
         return Ok(Verdict::NotMade);
     }
     let mut has_keys = false;
+    let mut refused = None;
     for sidecar in stage.committed() {
         for file in sidecar.data.iter().filter(|file| file.file.ends_with(".parquet")) {
             let Some(shard) = keyed(stage, file)? else { continue };
@@ -68,16 +69,18 @@ fn verdict(stage: &PlannedStage, key: &str) -> Result<Verdict, ShardError> {
             if let Some(row) = find(&shard, key)? {
                 let batch = shard.rows_at(&[row], &[columns::REASON, columns::ERROR_MESSAGE])?;
                 let text = |column| shard.text(&batch, column).map(|texts| texts.value(0).to_owned());
-                return Ok(Verdict::Refused { reason: text(columns::REASON)?, detail: text(columns::ERROR_MESSAGE)? });
+                // A later try may have passed it.
+                refused =
+                    Some(Verdict::Refused { reason: text(columns::REASON)?, detail: text(columns::ERROR_MESSAGE)? });
             }
         }
     }
-    Ok(if has_keys { Verdict::Absent } else { Verdict::NotRows })
+    Ok(refused.unwrap_or(if has_keys { Verdict::Absent } else { Verdict::NotRows }))
 }
 
 /// The shard, when its rows have keys.
 fn keyed(stage: &PlannedStage, file: &DataFile) -> Result<Option<Shard>, ShardError> {
-    let shard = Shard::open(&stage.folder.path().join(&file.file))?;
+    let shard = Shard::open(&stage.fetch(file)?)?;
     let is_text = |field: &arrow::datatypes::Field| *field.data_type() == DataType::Utf8;
     Ok(shard.schema().field_with_name(columns::KEY).is_ok_and(is_text).then_some(shard))
 }
@@ -97,7 +100,7 @@ fn find(shard: &Shard, key: &str) -> Result<Option<u64>, ShardError> {
 }
 
 /// Names and values of the only row of `batch`, as people read them.
-fn values(batch: &RecordBatch, shard: &Shard) -> Result<Vec<(String, String)>, ShardError> {
+pub(crate) fn values(batch: &RecordBatch, shard: &Shard) -> Result<Vec<(String, String)>, ShardError> {
     let options = FormatOptions::default().with_null("null");
     let value = |array: &dyn Array| -> Result<String, ShardError> {
         if let Some(bytes) = array.as_binary_opt::<i32>() {
@@ -115,7 +118,7 @@ pub fn refused(stage: &PlannedStage, each: usize) -> Result<Vec<[String; 3]>, Sh
     let mut rows: Vec<[String; 3]> = Vec::new();
     let mut counts: std::collections::BTreeMap<String, usize> = std::collections::BTreeMap::new();
     for file in stage.committed().filter_map(|sidecar| sidecar.quarantine.as_ref()) {
-        let shard = Shard::open(&stage.folder.path().join(&file.file))?;
+        let shard = Shard::open(&stage.fetch(file)?)?;
         for batch in shard.batches(Some(&[columns::REASON, columns::KEY, columns::ERROR_MESSAGE]), 8192)? {
             let batch = batch?;
             let text = |column| shard.text(&batch, column);

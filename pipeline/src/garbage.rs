@@ -1,122 +1,135 @@
 //! What a workdir holds that the manifest no longer asks for.
 
-use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashSet};
 
 use shards::ShardError;
-use shards::lease::Lease;
+use shards::lease;
 use shards::sidecar::{Section, Sidecar};
 
-use crate::plan::{Plan, PlannedStage, fingerprint};
+use crate::plan::{Plan, PlannedStage};
 use crate::run::RunError;
 
 /// Something that may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Garbage {
     pub stage: String,
-    /// A file or a folder.
-    pub path: PathBuf,
+    /// A file, or a folder (then with a slash at its end), relative to the workdir.
+    pub name: String,
     pub bytes: u64,
     pub why: &'static str,
+    /// The files that it comes to, in the order in which they may go.
+    files: Vec<String>,
 }
 
 const EARLIER: &str = "made by an earlier configuration";
 const ABANDONED: &str = "an unfinished training of an earlier configuration";
+const LEFT: &str = "left by a process that ended early";
 const NOT_NAMED: &str = "its stage is not in the manifest";
 
 /// What the plan's workdir holds beyond the plan: partitions of earlier configurations, trainings that an earlier
 /// configuration began, folders of stages that are gone. Records come before the data they name.
 pub fn find(plan: &Plan) -> Result<Vec<Garbage>, ShardError> {
+    let mut by_stage: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for entry in plan.workdir.list("stages", true)? {
+        if let Some((stage, file)) = entry.name.split_once('/') {
+            by_stage.entry(stage.to_owned()).or_default().insert(file.to_owned(), entry.bytes);
+        }
+    }
     let mut garbage = Vec::new();
     for stage in &plan.stages {
-        of_stage(plan, stage, &mut garbage)?;
-    }
-    let root = plan.workdir.join("stages");
-    for name in listing(&root)? {
-        if !plan.stages.iter().any(|stage| stage.name == name) {
-            let path = root.join(&name);
-            garbage.push(Garbage { bytes: size(&path), stage: name, path, why: NOT_NAMED });
+        if let Some(files) = by_stage.remove(&stage.name) {
+            of_stage(plan, stage, &files, &mut garbage);
         }
+    }
+    for (stage, files) in by_stage {
+        let (name, bytes) = (format!("stages/{stage}/"), files.values().sum());
+        // Records first, so that a deletion that is cut short leaves nothing that looks committed and is not.
+        let mut files: Vec<String> = files.into_keys().map(|file| format!("{name}{file}")).collect();
+        files.sort_by_key(|file| !file.ends_with(".json"));
+        garbage.push(Garbage { stage, name, bytes, why: NOT_NAMED, files });
     }
     Ok(garbage)
 }
 
-fn of_stage(plan: &Plan, stage: &PlannedStage, garbage: &mut Vec<Garbage>) -> Result<(), ShardError> {
-    let folder = stage.folder.path();
-    let mut add = |path: PathBuf, why| {
-        if path.exists() && !garbage.iter().any(|g| g.path == path) {
-            garbage.push(Garbage { stage: stage.name.clone(), bytes: size(&path), path, why });
-        }
-    };
-    let current: HashSet<String> = stage.committed().map(|sidecar| sidecar.file_name()).collect();
-    let kept: HashSet<String> = stage.committed().flat_map(|sidecar| files(sidecar)).collect();
-    for sidecar in stage.ledger.sidecars().filter(|sidecar| !current.contains(&sidecar.file_name())) {
-        add(folder.join(sidecar.file_name()), EARLIER);
-        for file in files(sidecar).into_iter().filter(|file| !kept.contains(file)) {
-            add(folder.join(file), EARLIER);
-        }
-    }
+fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, garbage: &mut Vec<Garbage>) {
+    let surveys = stage.survey.as_ref().and_then(|survey| survey.sidecar());
+    let current: Vec<&Sidecar> = stage.committed().chain(surveys).map(AsRef::as_ref).collect();
+    let mut kept: HashSet<String> = current.iter().flat_map(|sidecar| named(sidecar)).collect();
+    kept.extend(current.iter().map(|sidecar| sidecar.file_name()));
     // A training keeps its checkpoints in a folder named by its fingerprint, also while it is unfinished. Where the
     // fingerprint is not known yet, because the input will be made first, nothing is said of them.
-    let mut expected = HashSet::new();
-    for number in 0..stage.partitions.len() {
-        let Some((_, digests)) = plan.inputs_of(stage, number) else { return Ok(()) };
-        expected.insert(format!("run-{}", fingerprint(&stage.kind, &stage.semantics, &digests).short()));
-    }
-    for name in listing(folder)? {
-        if name.starts_with("run-") && !expected.contains(&name) {
-            add(folder.join(name), ABANDONED);
+    let fingerprints: Option<HashSet<String>> = (0..stage.partitions.len())
+        .map(|number| plan.made_from(stage, Some(number)).map(|made| stage.fingerprint(&made.digests).short()))
+        .collect();
+    let mut add = |name: &str, why| {
+        let inside = |file: &str| file == name || (name.ends_with('/') && file.starts_with(name));
+        let found: Vec<(&String, &u64)> = files.iter().filter(|(file, _)| inside(file)).collect();
+        let name = stage.folder.name_of(name);
+        if !found.is_empty() && !garbage.iter().any(|g| g.name == name) {
+            let bytes = found.iter().map(|(_, bytes)| **bytes).sum();
+            let files = found.into_iter().map(|(file, _)| stage.folder.name_of(file)).collect();
+            garbage.push(Garbage { stage: stage.name.clone(), name, bytes, why, files });
+        }
+    };
+    for sidecar in stage.ledger.sidecars().filter(|sidecar| !kept.contains(&sidecar.file_name())) {
+        add(&sidecar.file_name(), EARLIER);
+        for file in named(sidecar).into_iter().filter(|file| !kept.contains(file)) {
+            add(&file, EARLIER);
         }
     }
-    Ok(())
+    for (file, _) in files.iter().filter(|(file, _)| !kept.contains(*file)) {
+        match file.split_once('/') {
+            Some((folder, _)) if folder.starts_with("run-") => {
+                let folder = format!("{folder}/");
+                let begun = folder.trim_start_matches("run-").trim_end_matches('/');
+                if !kept.contains(&folder) && fingerprints.as_ref().is_some_and(|current| !current.contains(begun)) {
+                    add(&folder, ABANDONED);
+                }
+            }
+            Some(("quarantine" | "lease", _)) => add(file, LEFT),
+            // Lists of rows to try again belong to the partitions that refused them.
+            Some(("retry", _)) if !stage.retries.iter().any(|list| shares_stem(&list.file().file, file)) => {
+                add(file, EARLIER);
+            }
+            None if file.starts_with("part-") && !file.ends_with(".json") => add(file, LEFT),
+            _ => {}
+        }
+    }
+}
+
+fn shares_stem(list: &str, file: &str) -> bool {
+    list.strip_suffix(".parquet").is_some_and(|stem| file.starts_with(stem))
 }
 
 /// Everything that a record names, relative to the stage's folder. Checkpoints lie in a folder of their training.
-fn files(sidecar: &Sidecar) -> Vec<String> {
+fn named(sidecar: &Sidecar) -> Vec<String> {
     let pictures = sidecar.sections.iter().filter_map(|section| match section {
         Section::Picture { file, .. } => Some(file.clone()),
         _ => None,
     });
     let data = sidecar.data.iter().chain(&sidecar.quarantine).map(|file| match file.file.split_once('/') {
-        Some((folder, _)) if folder.starts_with("run-") => folder.to_owned(),
+        Some((folder, _)) if folder.starts_with("run-") => format!("{folder}/"),
         _ => file.file.clone(),
     });
     data.chain(pictures).collect()
 }
 
-/// Deletes what [`find`] found; holds the workdir's lease meanwhile. A record goes before its data, so that a deletion that is
-/// cut short leaves nothing that looks committed and is not.
+/// Deletes what [`find`] found. Refused while a run is at work on the workdir.
 pub fn delete(plan: &Plan, garbage: &[Garbage]) -> Result<(), RunError> {
-    let lease = Lease::acquire(&plan.workdir, "run")?;
-    for Garbage { path, .. } in garbage {
-        if lease.is_lost() {
-            return Err(RunError::LeaseLost { workdir: plan.workdir.display().to_string() });
+    let at_work = lease::runners(&plan.workdir)?;
+    if !at_work.is_empty() {
+        let holders: Vec<String> = at_work.values().map(ToString::to_string).collect();
+        return Err(RunError::Busy { workdir: plan.workdir.to_string(), holders: holders.join(", ") });
+    }
+    for file in garbage.iter().flat_map(|garbage| &garbage.files) {
+        plan.workdir.remove(file)?;
+    }
+    // Folders that are empty now, on a local disk.
+    for folder in garbage.iter().filter(|garbage| garbage.name.ends_with('/')) {
+        let path = plan.workdir.path(&folder.name);
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).map_err(ShardError::io("remove", &path))?;
         }
-        let gone = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-        gone.map_err(ShardError::io("remove", path))?;
     }
     Ok(())
-}
-
-fn listing(folder: &Path) -> Result<Vec<String>, ShardError> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(ShardError::io("list", folder)(error)),
-    };
-    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
-    let mut names: Vec<String> = names.collect::<Result<_, _>>().map_err(ShardError::io("list", folder))?;
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// Bytes of a file, or of everything below a folder; what cannot be read counts nothing.
-fn size(path: &Path) -> u64 {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
-    if !metadata.is_dir() {
-        return metadata.len();
-    }
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.map(|entry| size(&entry.path())).sum()
 }

@@ -3,6 +3,9 @@
 use std::fmt::Write as _;
 
 use crate::plan::{Plan, PlannedStage};
+use crate::report::html::escape;
+use crate::report::numbers::{compact, duration, shortened};
+use crate::stage::Law;
 
 /// What to draw it as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +79,21 @@ fn dot(plan: &Plan) -> String {
     out + "}\n"
 }
 
-const BOX: [f64; 2] = [210.0, 74.0];
-const GAP: [f64; 2] = [56.0, 28.0];
-const MARGIN: f64 = 20.0;
+const BOX: [f64; 2] = [184.0, 96.0];
+const GAP: [f64; 2] = [28.0, 22.0];
+const MARGIN: f64 = 16.0;
+/// Letters of a name that fit into a box.
+const LETTERS: usize = 17;
 
-fn svg(plan: &Plan) -> String {
+/// Colours as classes, so that the picture follows a dark page. No variables: not every viewer of SVG knows them.
+const STYLE: &str = ".dag{font-family:system-ui,sans-serif}.dag .paper{fill:#f8f5ef}.dag .edge{fill:none;stroke:#a79d90;stroke-width:1.5}\
+    .dag .end{fill:#a79d90}.dag .box{stroke-width:1.5}.dag .done{fill:#fffdf9;stroke:#c79a7c}.dag .open{fill:#fbf3df;stroke:#b79a55;stroke-dasharray:5 3}\
+    .dag text{font-size:13.5px;fill:#29241f}.dag .name{font-size:17px;font-weight:600}.dag .soft{fill:#746b60}\
+    @media (prefers-color-scheme:dark){.dag .paper{fill:#191715}.dag .edge{stroke:#7d7468}.dag .end{fill:#7d7468}\
+    .dag .done{fill:#221f1c;stroke:#a8704c}.dag .open{fill:#2c2618;stroke:#c9ad68}.dag text{fill:#ebe5dc}.dag .soft{fill:#a99f92}}";
+
+/// Where each stage's box lies, and the size of it all.
+fn layout(plan: &Plan) -> (Vec<[f64; 2]>, [f64; 2]) {
     // A stage's column is the longest way to it; within a column, the manifest's order.
     let mut columns: Vec<usize> = Vec::new();
     for stage in &plan.stages {
@@ -98,12 +111,16 @@ fn svg(plan: &Plan) -> String {
         places.push([place(0, column), place(1, row)]);
     }
     let extent = |axis: usize, count: usize| 2.0 * MARGIN + count as f64 * (BOX[axis] + GAP[axis]) - GAP[axis];
-    let (width, height) = (extent(0, filled.len()), extent(1, filled.iter().copied().max().unwrap_or(1)));
+    (places, [extent(0, filled.len()), extent(1, filled.iter().copied().max().unwrap_or(1))])
+}
+
+fn svg(plan: &Plan) -> String {
+    let (places, [width, height]) = layout(plan);
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
-         font-family=\"system-ui, sans-serif\" role=\"img\" aria-label=\"{}\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#faf9f6\"/>\n",
-        escaped(&plan.name)
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"dag\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
+         role=\"img\" aria-label=\"Stages of {}\">\n<style>{STYLE}</style>\n\
+         <rect class=\"paper\" width=\"100%\" height=\"100%\"/>\n",
+        escape(&plan.name)
     );
     for (from, to) in edges(plan) {
         if let (Some([x1, y1]), Some([x2, y2])) = (places.get(from), places.get(to)) {
@@ -111,37 +128,51 @@ fn svg(plan: &Plan) -> String {
             let middle = f64::midpoint(x1, *x2);
             let _ = writeln!(
                 out,
-                "<path d=\"M{x1} {y1} C{middle} {y1} {middle} {y2} {x2} {y2}\" fill=\"none\" stroke=\"#8a8680\" stroke-width=\"1.5\"/>\n\
-                 <circle cx=\"{x2}\" cy=\"{y2}\" r=\"3.5\" fill=\"#8a8680\"/>"
+                "<path class=\"edge\" d=\"M{x1} {y1} C{middle} {y1} {middle} {y2} {x2} {y2}\"/>\n\
+                 <circle class=\"end\" cx=\"{x2}\" cy=\"{y2}\" r=\"3.5\"/>"
             );
         }
     }
     for (stage, [x, y]) in plan.stages.iter().zip(&places) {
-        let done = stage.to_run() == 0;
-        let (edge, paper) = if done { ("#4f7d5b", "#eef4ef") } else { ("#b0803a", "#faf1e2") };
+        let class = if stage.to_run() == 0 { "done" } else { "open" };
         let _ = writeln!(
             out,
-            "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" rx=\"8\" fill=\"{paper}\" stroke=\"{edge}\" stroke-width=\"1.5\"/>",
-            BOX[0], BOX[1]
+            "<g><title>{}: {}</title><rect class=\"box {class}\" x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" rx=\"8\"/>",
+            escape(&stage.name),
+            escape(&state(stage)),
+            BOX[0],
+            BOX[1]
         );
-        let lines = [
-            (&stage.name, 16, "600", "#28262a"),
-            (&stage.kind, 12, "400", "#6b6862"),
-            (&state(stage), 12, "400", "#28262a"),
-        ];
-        for ((line, size, weight, color), down) in lines.into_iter().zip([26.0, 45.0, 62.0]) {
-            let _ = writeln!(
-                out,
-                "<text x=\"{}\" y=\"{}\" font-size=\"{size}\" font-weight=\"{weight}\" fill=\"{color}\">{}</text>",
-                x + 14.0,
-                y + down,
-                escaped(line)
-            );
+        let lines = box_lines(stage);
+        let classes = ["name", "soft", "", "soft"];
+        for ((line, class), down) in lines.iter().zip(classes).zip([26.0, 45.0, 67.0, 85.0]) {
+            let (x, y) = (x + 13.0, y + down);
+            let _ = writeln!(out, "<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{}</text>", escape(line));
         }
+        out += "</g>\n";
     }
     out + "</svg>\n"
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+/// Name, kind, rows, and the time they took, or how much is missing.
+fn box_lines(stage: &PlannedStage) -> [String; 4] {
+    let (rows_in, rows_out, seconds) = stage
+        .committed()
+        .fold((0, 0, 0.0), |(i, o, s), sidecar| (i + sidecar.rows_in, o + sidecar.rows_out, s + sidecar.seconds));
+    let (made, partitions) = (stage.committed().count(), stage.partitions.len());
+    let rows = if made == 0 {
+        String::new()
+    } else if stage.stage.law() == Law::Reads {
+        format!("{} rows read", compact(rows_in))
+    } else if rows_in == rows_out {
+        format!("{} rows", compact(rows_out))
+    } else {
+        format!("{} → {} rows", compact(rows_in), compact(rows_out))
+    };
+    let work = match made {
+        0 => "not made yet".to_owned(),
+        _ if made == partitions => duration(seconds),
+        _ => format!("{made} of {partitions} partitions"),
+    };
+    [shortened(&stage.name, LETTERS), stage.kind.clone(), rows, work]
 }

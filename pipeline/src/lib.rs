@@ -7,21 +7,25 @@
 //! - [`manifest`]: TOML with places, so that every fault names its line.
 //! - [`stage`]: what a stage is, and what it is given to work with.
 //! - [`plan`], [`ledger`]: what would run, and why.
-//! - [`run`]: partitions in parallel, committed one by one.
-//! - [`stages`]: download, filter, bucket, index.
+//! - [`run`]: partitions in parallel, committed one by one, by any number of processes. [`retry`]: refused rows once more.
+//! - [`stages`]: download, filter, sql, dedup, subset, bucket, index.
 //! - [`report`]: one self-contained page about a workdir. [`graph`]: the DAG, drawn.
+//! - [`notify`]: tells someone how a run ended.
 //! - [`explain`], [`query`], [`verify`], [`garbage`]: looking into what is committed, and clearing away what is not needed.
 
+mod condition;
 pub mod decode;
 pub mod explain;
 pub mod garbage;
 pub mod graph;
 pub mod ledger;
 pub mod manifest;
+pub mod notify;
 pub mod plan;
 pub mod quarantine;
 pub mod query;
 pub mod report;
+pub mod retry;
 pub mod run;
 pub mod stage;
 pub mod stages;

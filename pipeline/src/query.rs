@@ -4,17 +4,18 @@
 //! each committed partition of every stage.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use datafusion::execution::context::SQLOptions;
+use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use futures::StreamExt;
 
-use crate::plan::{Plan, PlannedStage};
+use crate::plan::{Plan, PlannedStage, is_rows};
 use crate::stage::StageError;
 
 /// The table of committed partitions.
@@ -24,22 +25,22 @@ pub const PARTITIONS: &str = "partitions";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     pub name: String,
-    pub files: Vec<PathBuf>,
+    /// Relative to the workdir.
+    pub files: Vec<String>,
 }
 
 /// The tables of rows that are there. Stages that have committed none are left out.
 pub fn tables(plan: &Plan) -> Vec<Table> {
     let mut tables = Vec::new();
     for stage in &plan.stages {
-        let is_rows = |path: &Path| path.extension().is_some_and(|extension| extension == "parquet");
-        let data: Vec<PathBuf> = stage
+        let data: Vec<String> = stage
             .committed()
             .flat_map(|sidecar| &sidecar.data)
-            .map(|file| stage.folder.path().join(&file.file))
-            .filter(|path| is_rows(path))
+            .filter(|file| is_rows(Path::new(&file.file)))
+            .map(|file| stage.folder.name_of(&file.file))
             .collect();
         let refused = stage.committed().filter_map(|s| s.quarantine.as_ref());
-        let refused: Vec<PathBuf> = refused.map(|file| stage.folder.path().join(&file.file)).collect();
+        let refused: Vec<String> = refused.map(|file| stage.folder.name_of(&file.file)).collect();
         for (name, files) in [(stage.name.clone(), data), (format!("{}_quarantine", stage.name), refused)] {
             if !files.is_empty() {
                 tables.push(Table { name, files });
@@ -72,7 +73,7 @@ async fn run(
     let context = SessionContext::new();
     context.register_batch(PARTITIONS, partitions(&plan.stages)?)?;
     for Table { name, files } in tables(plan) {
-        let paths: Vec<String> = files.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        let paths: Vec<String> = files.iter().map(|name| place(plan, &context, name)).collect::<Result<_, _>>()?;
         let rows = context.read_parquet(paths, ParquetReadOptions::default()).await?;
         context.register_table(datafusion::common::TableReference::bare(name), rows.into_view())?;
     }
@@ -85,6 +86,16 @@ async fn run(
         }
     }
     Ok(schema)
+}
+
+/// How DataFusion finds a file of the workdir: by its path, or in the workdir's object store, by ranged reads.
+fn place(plan: &Plan, context: &SessionContext, name: &str) -> Result<String, datafusion::error::DataFusionError> {
+    let Some((store, path)) = plan.workdir.object(name) else {
+        return Ok(plan.workdir.path(name).to_string_lossy().into_owned());
+    };
+    let root = ObjectStoreUrl::parse("workdir://store")?;
+    context.register_object_store(root.as_ref(), store);
+    Ok(format!("{root}{path}"))
 }
 
 /// One row for each committed partition.

@@ -53,6 +53,27 @@ pub trait Stage: Send + Sync {
         Ok(Vec::new())
     }
 
+    /// Of [`Partitioning::Surveyed`]: looks at all inputs once, at everything but images. Leaves one file for each input, in
+    /// their order ([`shards::commit::Attempt::numbered`]): what the partition made from it needs to know of the whole.
+    fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
+        Err(StageError::failed(format!("{} has no survey; this is a fault in the program", task.stage)))
+    }
+
+    /// Whether it also reads the partitions that its inputs were made from, as a training reads the shards behind its index.
+    fn reads_through(&self) -> bool {
+        false
+    }
+
+    /// The rows it will read, where that does not follow from its input (a training's updates).
+    fn rows_to_read(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether rows that it refused may pass another time, so that `retry` makes sense.
+    fn may_retry(&self) -> bool {
+        false
+    }
+
     /// Makes one partition. Writes to the attempt's files only.
     fn process(&self, task: &Task) -> Result<Outcome, StageError>;
 }
@@ -66,9 +87,12 @@ pub enum Partitioning {
     EachInput,
     /// One, from all input partitions.
     Whole,
+    /// One for each input partition, each knowing what a survey of all of them left for it. A partition is stale only when its
+    /// own input or its own part of the survey changed.
+    Surveyed,
 }
 
-/// How many partitions may run beside each other.
+/// How much of the machine one partition takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
     /// Waits more than it computes; at most this many at a time.
@@ -83,6 +107,9 @@ pub enum Load {
 pub enum Law {
     /// in = out + Σ dropped
     RowWise,
+    /// in = out + not chosen: rows are left out because fewer are wanted, not because they are bad. They are counted, but
+    /// neither kept in quarantine nor taken for losses.
+    Chooses,
     /// Rows are read, and not passed on.
     Reads,
 }
@@ -91,16 +118,25 @@ impl Law {
     /// Whether an outcome obeys.
     pub fn holds(self, rows_in: u64, rows_out: u64, dropped: u64) -> bool {
         match self {
-            Self::RowWise => rows_in == rows_out + dropped,
+            Self::RowWise | Self::Chooses => rows_in == rows_out + dropped,
             Self::Reads => true,
+        }
+    }
+
+    /// Whether the rows that come out are the rows that went in, or some of them.
+    pub fn passes_rows_on(self) -> bool {
+        match self {
+            Self::RowWise | Self::Chooses => true,
+            Self::Reads => false,
         }
     }
 
     /// The law with its numbers.
     pub fn in_words(self, rows_in: u64, rows_out: u64, dropped: u64) -> String {
         match self {
-            Self::RowWise if dropped == 0 => format!("{rows_in} in = {rows_out} out"),
+            Self::RowWise | Self::Chooses if dropped == 0 => format!("{rows_in} in = {rows_out} out"),
             Self::RowWise => format!("{rows_in} in = {rows_out} out + {dropped} dropped"),
+            Self::Chooses => format!("{rows_in} in = {rows_out} out + {dropped} not chosen"),
             Self::Reads => format!("{rows_in} read"),
         }
     }
@@ -175,6 +211,12 @@ pub struct Task<'a> {
     pub attempt: &'a Attempt,
     /// The committed partitions it is made from.
     pub inputs: &'a [Input],
+    /// What the survey left for this partition.
+    pub survey: Option<&'a Path>,
+    /// The rows to try again, in place of a source's own: columns key, url and caption.
+    pub retry: Option<&'a Path>,
+    /// Bytes of memory that it may take, where the manifest says.
+    pub memory: Option<u64>,
     pub on_bad_row: OnBadRow,
     pub tally: &'a Tally,
     pub events: &'a EventSink,
@@ -190,9 +232,10 @@ pub struct Input {
 }
 
 impl Input {
-    /// Paths of its data files.
+    /// Paths of its data files on this machine.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> + '_ {
-        self.sidecar.data.iter().map(|file| self.folder.path().join(&file.file))
+        let folder = self.folder.path();
+        self.sidecar.data.iter().map(move |file| folder.join(&file.file))
     }
 }
 
@@ -273,6 +316,13 @@ pub struct StageKind {
     pub schemas: fn() -> Vec<Schema>,
     /// Builds a stage from its table.
     pub build: fn(&Parameters) -> Result<Box<dyn Stage>, Diagnostic>,
+    /// Keys and values that make it work on about so many rows only, for a rehearsal.
+    pub rehearse: fn(&Parameters, u64) -> Vec<(&'static str, Value)>,
+}
+
+/// For [`StageKind::rehearse`] of kinds whose work follows from their input.
+pub fn as_it_is(_: &Parameters, _: u64) -> Vec<(&'static str, Value)> {
+    Vec::new()
 }
 
 /// All kinds, by name.

@@ -1,6 +1,6 @@
 //! Whether what was committed is still what was committed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ use shards::reader::Shard;
 use shards::sidecar::{DataFile, Sidecar};
 
 use crate::plan::{Plan, PlannedStage};
-use crate::stage::{Cancel, Law, Partitioning, StageError};
+use crate::stage::{Cancel, Partitioning, StageError};
 
 /// Something that is not as its record says.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +48,13 @@ pub fn verify(plan: &Plan, cancel: &Cancel, progress: impl Fn(u64) + Sync) -> Re
             if cancel.is_cancelled() {
                 return Err(StageError::Cancelled);
             }
-            if let Some(problem) = file_problem(stage.folder.path(), file) {
+            // What a store holds is looked at, not a copy of it.
+            plan.workdir.let_go(&[stage.folder.name_of(&file.file)]);
+            let problem = match stage.fetch(file) {
+                Ok(path) => file_problem(&path, file),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(problem) = problem {
                 report(stage, sidecar, problem);
             }
             files.fetch_add(1, Ordering::Relaxed);
@@ -74,25 +80,24 @@ pub fn verify(plan: &Plan, cancel: &Cancel, progress: impl Fn(u64) + Sync) -> Re
 }
 
 /// What is wrong with a file, if anything is.
-fn file_problem(folder: &Path, file: &DataFile) -> Option<String> {
-    let path: PathBuf = folder.join(&file.file);
-    let size = match std::fs::metadata(&path) {
+fn file_problem(path: &Path, file: &DataFile) -> Option<String> {
+    let size = match std::fs::metadata(path) {
         Ok(metadata) => metadata.len(),
         Err(error) => return Some(format!("{} cannot be read: {error}", path.display())),
     };
     if size != file.bytes {
         return Some(format!("{} has {size} bytes, its record says {}", path.display(), file.bytes));
     }
-    match Digest::of_file(&path) {
+    match Digest::of_file(path) {
         Ok(digest) if digest == file.digest => {}
         Ok(_) => return Some(format!("{} was changed: its digest is not the recorded one", path.display())),
-        Err(error) => return Some(in_words(&path, &error)),
+        Err(error) => return Some(in_words(path, &error)),
     }
-    if path.extension().is_some_and(|extension| extension == "parquet") {
-        return match Shard::open(&path) {
+    if crate::plan::is_rows(path) {
+        return match Shard::open(path) {
             Ok(shard) if shard.rows() == file.rows => None,
             Ok(shard) => Some(format!("{} has {} rows, its record says {}", path.display(), shard.rows(), file.rows)),
-            Err(error) => Some(in_words(&path, &error)),
+            Err(error) => Some(in_words(path, &error)),
         };
     }
     None
@@ -104,10 +109,9 @@ fn in_words(path: &Path, error: &ShardError) -> String {
 
 /// Whether a row-wise partition took in as many rows as its inputs gave out.
 fn input_problem(plan: &Plan, stage: &PlannedStage, number: usize, sidecar: &Sidecar) -> Option<String> {
-    if stage.stage.law() != Law::RowWise || stage.stage.partitioning() == Partitioning::Source {
+    if !stage.stage.law().passes_rows_on() || stage.stage.partitioning() == Partitioning::Source {
         return None;
     }
-    let (inputs, _) = plan.inputs_of(stage, number)?;
-    let given: u64 = inputs.iter().map(|input| input.sidecar.rows_out).sum();
+    let given: u64 = plan.made_from(stage, Some(number))?.inputs.iter().map(|input| input.sidecar.rows_out).sum();
     (given != sidecar.rows_in).then(|| format!("it took in {} rows, but its input gave out {given}", sidecar.rows_in))
 }

@@ -2,89 +2,30 @@
 //!
 //! ```text
 //! stages/bucket/
-//!     part-00012.19a3f0c2-1.parquet       data of one attempt: written, synced, closed
+//!     part-00012.<runner>-1.parquet       data of one attempt: written, synced, closed
 //!     part-00012.5b0e7f31.json            the sidecar: created only if absent; it alone commits
-//!     quarantine/part-00012.19a3f0c2-1.parquet
+//!     quarantine/part-00012.<runner>-1.parquet
+//!     lease/part-00012.5b0e7f31.1         who is making it: see [`crate::lease`]
 //! ```
 //!
 //! A reader follows sidecars, so it never sees half a shard. Data that no sidecar names is a loser's or a dead process's
 //! and is swept when the next run starts.
 
-use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::ShardError;
-use crate::sidecar::Sidecar;
-
-/// Creates `path` with `bytes` unless it exists; afterwards the content survives a power failure. Returns whether this
-/// call created it. The content appears all at once: it is written under another name and linked.
-pub fn create_if_absent(path: &Path, bytes: &[u8]) -> Result<bool, ShardError> {
-    let staged = staging_name(path);
-    write_synced(&staged, bytes)?;
-    let linked = fs::hard_link(&staged, path);
-    let removed = fs::remove_file(&staged);
-    match linked {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-        Err(e) => return Err(ShardError::io("create", path)(e)),
-    }
-    removed.map_err(ShardError::io("remove", &staged))?;
-    sync_parent(path)?;
-    Ok(true)
-}
-
-/// Replaces `path` with `bytes` in one step; a reader sees the old content or the new, never a mixture.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), ShardError> {
-    let staged = staging_name(path);
-    write_synced(&staged, bytes)?;
-    fs::rename(&staged, path).map_err(ShardError::io("replace", path))?;
-    sync_parent(path)
-}
-
-/// Makes a rename or a new name in `path`'s folder durable.
-pub fn sync_parent(path: &Path) -> Result<(), ShardError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder).and_then(|f| f.sync_all()).map_err(ShardError::io("sync", folder))
-}
-
-/// Creates a folder and those above it.
-pub fn create_folder(path: &Path) -> Result<(), ShardError> {
-    fs::create_dir_all(path).map_err(ShardError::io("create the folder", path))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ShardError> {
-    let written = File::create(path).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written.map_err(|e| {
-        // Half a staging file helps nobody, least of all on a full disk.
-        let _ = fs::remove_file(path);
-        ShardError::io("write", path)(e)
-    })
-}
-
-fn staging_name(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}", attempt_id()))
-}
-
-/// Unique among all processes that share the folder: time, process and a counter.
-fn attempt_id() -> String {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    format!("{:x}-{:x}-{count:x}", nanos >> 10, std::process::id())
-}
+use crate::disk::{create_folder, remove, sync_parent};
+use crate::sidecar::{DataFile, Sidecar};
+use crate::storage::{Entry, Workdir};
+use crate::{ShardError, disk};
 
 /// The folder of one stage in a workdir.
 #[derive(Clone, Debug)]
 pub struct StageFolder {
-    path: PathBuf,
+    workdir: Workdir,
+    /// Relative to the workdir.
+    name: String,
 }
 
 /// One try at producing a partition: names its files so that no two tries collide.
@@ -104,96 +45,193 @@ pub enum Commit {
     Lost(Box<Sidecar>),
 }
 
+/// What a stage's folder holds, as of one listing.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Names of sidecars, sorted.
+    pub sidecars: Vec<String>,
+    /// Every other file of the folder itself, with its size.
+    pub files: HashMap<String, u64>,
+}
+
 impl StageFolder {
-    pub fn new(workdir: &Path, stage: &str) -> Self {
-        Self { path: workdir.join("stages").join(stage) }
+    pub fn new(workdir: &Workdir, stage: &str) -> Self {
+        Self { workdir: workdir.clone(), name: format!("stages/{stage}") }
     }
 
-    /// The stage folder at `path` itself.
+    /// The stage folder at the local path `path` itself.
     pub fn at(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        let workdir = Workdir::local(path.parent().unwrap_or(Path::new("")));
+        Self { workdir, name: path.file_name().unwrap_or_default().to_string_lossy().into_owned() }
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn workdir(&self) -> &Workdir {
+        &self.workdir
     }
 
-    /// A new attempt at `partition`; creates the folders it may write to.
-    pub fn attempt(&self, partition: &str) -> Result<Attempt, ShardError> {
-        create_folder(&self.path.join("quarantine"))?;
-        Ok(Attempt { folder: self.path.clone(), partition: partition.to_owned(), id: attempt_id() })
+    /// Where it lies on this machine.
+    pub fn path(&self) -> PathBuf {
+        self.workdir.path(&self.name)
+    }
+
+    /// The name of a file of this folder within the workdir.
+    pub fn name_of(&self, file: &str) -> String {
+        format!("{}/{file}", self.name)
+    }
+
+    /// Brings a committed file to this machine, unless it is there; returns its path.
+    pub fn fetch(&self, file: &DataFile) -> Result<PathBuf, ShardError> {
+        self.workdir.fetch(&self.name, file)
+    }
+
+    /// Brings a partition's data and record to this machine, for readers that follow sidecars by themselves.
+    pub fn fetch_partition(&self, sidecar: &Sidecar) -> Result<(), ShardError> {
+        for file in &sidecar.data {
+            self.fetch(file)?;
+        }
+        let record = self.path().join(sidecar.file_name());
+        if self.workdir.is_remote() && !record.exists() {
+            disk::replace(&record, &serialized(sidecar, &record)?)?;
+        }
+        Ok(())
+    }
+
+    /// A new attempt of `runner` at `partition`; creates the folders it may write to.
+    pub fn attempt(&self, partition: &str, runner: &str) -> Result<Attempt, ShardError> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let folder = self.path();
+        create_folder(&folder.join("quarantine"))?;
+        let id = format!("{runner}-{:x}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        Ok(Attempt { folder, partition: partition.to_owned(), id })
     }
 
     /// Commits: from here on the sidecar's data is the partition's output. All its files must be synced and closed.
     pub fn commit(&self, sidecar: &Sidecar) -> Result<Commit, ShardError> {
-        let path = self.path.join(sidecar.file_name());
-        let bytes = serde_json::to_vec_pretty(sidecar).map_err(|e| ShardError::Record {
-            path: path.clone(),
-            what: "sidecar",
-            detail: e.to_string(),
-        })?;
-        sync_parent(&path)?;
-        if create_if_absent(&path, &bytes)? {
+        let path = self.path().join(sidecar.file_name());
+        let bytes = serialized(sidecar, &path)?;
+        if sidecar.data.len() + usize::from(sidecar.quarantine.is_some()) > 0 {
+            if self.workdir.is_remote() {
+                files(sidecar).try_for_each(|file| self.workdir.publish(&self.name_of(file)))?;
+            } else {
+                sync_parent(&path)?;
+            }
+        }
+        if self.workdir.create_if_absent(&self.name_of(&sidecar.file_name()), &bytes)? {
             return Ok(Commit::Won);
         }
         let winner = self.read(&sidecar.file_name())?;
         let kept: HashSet<&str> = files(&winner).collect();
         for file in files(sidecar).filter(|f| !kept.contains(f)) {
-            let _ = fs::remove_file(self.path.join(file));
+            let _ = self.workdir.remove(&self.name_of(file));
         }
         Ok(Commit::Lost(Box::new(winner)))
     }
 
-    /// The names of all sidecars, sorted. One listing, no reads.
-    pub fn sidecar_names(&self) -> Result<Vec<String>, ShardError> {
-        let mut names: Vec<String> =
-            self.listing()?.into_iter().filter(|n| n.starts_with("part-") && n.ends_with(".json")).collect();
-        names.sort();
-        Ok(names)
+    /// Takes a record back: its partition counts as not made. The data stays until it is swept.
+    pub fn retract(&self, name: &str) -> Result<(), ShardError> {
+        self.workdir.remove(&self.name_of(name))
+    }
+
+    /// What is there. One listing, no reads.
+    pub fn listing(&self) -> Result<Listing, ShardError> {
+        let mut listing = Listing::default();
+        for Entry { name, bytes, .. } in self.workdir.list(&self.name, false)? {
+            if name.starts_with("part-") && name.ends_with(".json") {
+                listing.sidecars.push(name);
+            } else {
+                listing.files.insert(name, bytes);
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Whether a committed file is there. The listing knows most; files in folders below, and those that came while it was
+    /// made, need a look of their own.
+    pub fn holds(&self, listing: &Listing, file: &str) -> bool {
+        // What cannot be looked at will say so when it is read.
+        listing.files.contains_key(file) || self.workdir.exists(&self.name_of(file)).unwrap_or(true)
     }
 
     /// Reads one sidecar by name.
     pub fn read(&self, name: &str) -> Result<Sidecar, ShardError> {
-        let path = self.path.join(name);
-        let bytes = fs::read(&path).map_err(ShardError::io("read", &path))?;
+        let path = self.path().join(name);
+        let found = self.workdir.read(&self.name_of(name))?;
+        let bytes = found.ok_or_else(|| ShardError::io("read", &path)(std::io::ErrorKind::NotFound.into()))?;
         Sidecar::parse(&bytes, &path)
     }
 
-    /// Removes what dead or losing attempts left: data files that none of `sidecars` names, and staging files. Only for a
-    /// process that holds the workdir's lease. Returns how many files went.
-    pub fn sweep<'a>(&self, sidecars: impl Iterator<Item = &'a Sidecar>) -> Result<usize, ShardError> {
+    /// Reads sidecars by name; those that went away since they were listed are left out.
+    pub fn read_all(&self, names: &[String]) -> Result<Vec<(String, Sidecar)>, ShardError> {
+        let paths: Vec<String> = names.iter().map(|name| self.name_of(name)).collect();
+        let contents = self.workdir.read_all(&paths)?;
+        let found = names.iter().zip(contents).filter_map(|(name, bytes)| Some((name, bytes?)));
+        found.map(|(name, bytes)| Ok((name.clone(), Sidecar::parse(&bytes, &self.path().join(name))?))).collect()
+    }
+
+    /// Removes what dead or losing attempts left: data files that none of `sidecars` names, and staging files, unless
+    /// `is_alive` says of the runner in their name that it still works here. Returns how many files went.
+    pub fn sweep<'a>(
+        &self,
+        sidecars: impl Iterator<Item = &'a Sidecar>,
+        is_alive: impl Fn(&str) -> bool,
+    ) -> Result<usize, ShardError> {
         let kept: HashSet<&str> = sidecars.flat_map(files).collect();
+        let is_orphan = |name: &str, listed: &str| {
+            let data = listed.starts_with("part-") && listed.ends_with(".parquet");
+            data && !kept.contains(name) && !runner_of(listed).is_some_and(&is_alive)
+        };
         let mut swept = 0;
-        for name in self.listing()? {
-            let orphan = name.starts_with("part-") && name.ends_with(".parquet") && !kept.contains(name.as_str());
-            if orphan || name.starts_with(".part-") {
-                let path = self.path.join(&name);
-                fs::remove_file(&path).map_err(ShardError::io("remove", &path))?;
-                swept += 1;
+        for folder in ["", "quarantine/"] {
+            let at = format!("{}/{folder}", self.name);
+            for Entry { name: listed, .. } in self.workdir.list(at.trim_end_matches('/'), false)? {
+                let name = format!("{folder}{listed}");
+                if is_orphan(&name, &listed) {
+                    self.workdir.remove(&self.name_of(&name))?;
+                    swept += 1;
+                }
             }
-        }
-        let quarantine = Self { path: self.path.join("quarantine") };
-        for name in quarantine.listing()? {
-            if !kept.contains(format!("quarantine/{name}").as_str()) {
-                let path = quarantine.path.join(&name);
-                fs::remove_file(&path).map_err(ShardError::io("remove", &path))?;
-                swept += 1;
+            // Files that never left this machine: attempts at a remote workdir, and staging files of records.
+            let here = self.path().join(folder);
+            for listed in local_names(&here)? {
+                let is_staging = listed.starts_with(".part-") && is_old(&here.join(&listed));
+                let is_attempt = self.workdir.is_remote() && is_orphan(&format!("{folder}{listed}"), &listed);
+                if is_staging || is_attempt {
+                    remove(&here.join(&listed))?;
+                    swept += 1;
+                }
             }
         }
         Ok(swept)
     }
+}
 
-    fn listing(&self) -> Result<Vec<String>, ShardError> {
-        let entries = match fs::read_dir(&self.path) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(ShardError::io("list", &self.path)(e)),
-        };
-        entries
-            .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
-            .collect::<Result<_, _>>()
-            .map_err(ShardError::io("list", &self.path))
-    }
+fn serialized(sidecar: &Sidecar, path: &Path) -> Result<Vec<u8>, ShardError> {
+    serde_json::to_vec_pretty(sidecar).map_err(|e| ShardError::Record {
+        path: path.to_owned(),
+        what: "sidecar",
+        detail: e.to_string(),
+    })
+}
+
+/// The runner in `part-00012.<runner>-<count>.parquet`.
+fn runner_of(file: &str) -> Option<&str> {
+    file.split('.').nth(1)?.split_once('-').map(|(runner, _)| runner)
+}
+
+fn local_names(folder: &Path) -> Result<Vec<String>, ShardError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(ShardError::io("list", folder)(error)),
+    };
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    names.collect::<Result<_, _>>().map_err(ShardError::io("list", folder))
+}
+
+/// A staging file lives for milliseconds; one of a minute is a dead process's.
+fn is_old(path: &Path) -> bool {
+    let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > crate::lease::STALE))
 }
 
 fn files(sidecar: &Sidecar) -> impl Iterator<Item = &str> {
@@ -206,6 +244,11 @@ impl Attempt {
         self.folder.join(format!("{}.{}.parquet", self.partition, self.id))
     }
 
+    /// Where this attempt's `n`th file goes, for partitions of several: `part-00012.<attempt>.n.parquet`.
+    pub fn numbered(&self, n: usize) -> PathBuf {
+        self.folder.join(format!("{}.{}.{n:05}.parquet", self.partition, self.id))
+    }
+
     /// Where this attempt's refused rows go.
     pub fn quarantine(&self) -> PathBuf {
         self.folder.join("quarantine").join(format!("{}.{}.parquet", self.partition, self.id))
@@ -213,8 +256,11 @@ impl Attempt {
 
     /// Removes whatever this attempt wrote. For attempts that failed or were cancelled.
     pub fn abandon(&self) {
-        for path in [self.data(), self.quarantine()] {
-            let _ = fs::remove_file(path);
+        let _ = remove(&self.data());
+        let _ = remove(&self.quarantine());
+        let prefix = format!("{}.{}.", self.partition, self.id);
+        for name in local_names(&self.folder).unwrap_or_default().iter().filter(|name| name.starts_with(&prefix)) {
+            let _ = remove(&self.folder.join(name));
         }
     }
 }
@@ -222,21 +268,24 @@ impl Attempt {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::fs;
+    use std::sync::Arc;
 
     use super::*;
     use crate::digest::Digest;
     use crate::sidecar::{DataFile, FORMAT};
 
-    fn sidecar(file: &str) -> Sidecar {
+    fn sidecar(file: &Path) -> Sidecar {
+        let file = file.file_name().unwrap().to_string_lossy().into_owned();
         Sidecar {
             format: FORMAT,
             stage: "bucket".into(),
             kind: "bucket@1".into(),
             partition: "part-00000".into(),
             fingerprint: Digest::of(b"one"),
-            parameters: serde_json::json!({}),
+            parameters: Arc::new(serde_json::json!({})),
             inputs: Vec::new(),
-            data: vec![DataFile { file: file.into(), digest: Digest::of(b"data"), bytes: 4, rows: 1 }],
+            data: vec![DataFile { file, digest: Digest::of(b"data"), bytes: 4, rows: 1 }],
             quarantine: None,
             rows_in: 1,
             rows_out: 1,
@@ -250,56 +299,65 @@ mod tests {
         }
     }
 
+    fn both(check: impl Fn(&StageFolder)) {
+        let folder = tempfile::tempdir().unwrap();
+        check(&StageFolder::new(&Workdir::local(&folder.path().join("work")), "bucket"));
+        let store = Arc::new(object_store::memory::InMemory::new());
+        let remote = Workdir::on_store(store, "work", "memory://work", &folder.path().join("scratch")).unwrap();
+        check(&StageFolder::new(&remote, "bucket"));
+    }
+
     #[test]
     fn the_first_sidecar_stands_and_the_losers_data_goes() {
-        let workdir = tempfile::tempdir().unwrap();
-        let folder = StageFolder::new(workdir.path(), "bucket");
-        let [first, second] = [(); 2].map(|()| {
-            let attempt = folder.attempt("part-00000").unwrap();
+        both(|folder| {
+            let [first, second] = ["a", "b"].map(|runner| {
+                let attempt = folder.attempt("part-00000", runner).unwrap();
+                fs::write(attempt.data(), b"data").unwrap();
+                sidecar(&attempt.data())
+            });
+            assert!(matches!(folder.commit(&first).unwrap(), Commit::Won));
+            let Commit::Lost(winner) = folder.commit(&second).unwrap() else { panic!("two winners") };
+            assert_eq!(winner.data, first.data);
+            let listing = folder.listing().unwrap();
+            assert!(folder.holds(&listing, &first.data[0].file));
+            assert!(!folder.holds(&listing, &second.data[0].file));
+        });
+    }
+
+    #[test]
+    fn sweeping_removes_what_nobody_names_or_works_on() {
+        both(|folder| {
+            let attempt = folder.attempt("part-00000", "a").unwrap();
             fs::write(attempt.data(), b"data").unwrap();
-            attempt.data().file_name().unwrap().to_string_lossy().into_owned()
+            let kept = sidecar(&attempt.data());
+            folder.commit(&kept).unwrap();
+            let dead = folder.attempt("part-00001", "dead").unwrap();
+            fs::write(dead.data(), b"half").unwrap();
+            fs::write(dead.quarantine(), b"half").unwrap();
+            let working = folder.attempt("part-00001", "working").unwrap();
+            fs::write(working.data(), b"half").unwrap();
+            let staging = folder.path().join(".part-00001.x.json.1");
+            fs::write(&staging, b"half").unwrap();
+            let old = std::time::SystemTime::now() - 2 * crate::lease::STALE;
+            fs::File::options().append(true).open(&staging).unwrap().set_modified(old).unwrap();
+            folder.workdir().replace(&folder.name_of("ledger.json"), b"{}").unwrap();
+            assert_eq!(folder.sweep([kept].iter(), |runner| runner == "working").unwrap(), 3);
+            assert!(attempt.data().exists() && working.data().exists() && !dead.data().exists());
+            let listing = folder.listing().unwrap();
+            assert_eq!((listing.sidecars.len(), listing.files.contains_key("ledger.json")), (1, true));
         });
-        assert!(matches!(folder.commit(&sidecar(&first)).unwrap(), Commit::Won));
-        let Commit::Lost(winner) = folder.commit(&sidecar(&second)).unwrap() else { panic!("two winners") };
-        assert_eq!(winner.data[0].file, first);
-        assert!(folder.path().join(&first).exists());
-        assert!(!folder.path().join(&second).exists());
     }
 
     #[test]
-    fn sweeping_removes_what_no_sidecar_names_and_keeps_the_rest() {
-        let workdir = tempfile::tempdir().unwrap();
-        let folder = StageFolder::new(workdir.path(), "bucket");
-        let attempt = folder.attempt("part-00000").unwrap();
-        fs::write(attempt.data(), b"data").unwrap();
-        let kept = sidecar(&attempt.data().file_name().unwrap().to_string_lossy());
-        folder.commit(&kept).unwrap();
-        let dead = folder.attempt("part-00001").unwrap();
-        fs::write(dead.data(), b"half").unwrap();
-        fs::write(dead.quarantine(), b"half").unwrap();
-        fs::write(folder.path().join(".part-00001.x.json.1"), b"half").unwrap();
-        fs::write(folder.path().join("ledger.json"), b"{}").unwrap();
-        assert_eq!(folder.sweep([kept].iter()).unwrap(), 3);
-        assert!(attempt.data().exists() && folder.path().join("ledger.json").exists());
-        assert_eq!(folder.sidecar_names().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn creation_is_exclusive_among_threads() {
-        let workdir = tempfile::tempdir().unwrap();
-        let path = workdir.path().join("claim");
-        let winners: usize = std::thread::scope(|scope| {
-            let tries: Vec<_> = (0..8)
-                .map(|i| {
-                    scope.spawn({
-                        let path = &path;
-                        move || create_if_absent(path, &[i]).unwrap()
-                    })
-                })
-                .collect();
-            tries.into_iter().filter_map(|t| t.join().unwrap().then_some(())).count()
+    fn an_abandoned_attempt_leaves_nothing() {
+        both(|folder| {
+            let attempt = folder.attempt("part-00000", "a").unwrap();
+            for path in [attempt.data(), attempt.numbered(3), attempt.quarantine()] {
+                fs::write(path, b"x").unwrap();
+            }
+            attempt.abandon();
+            assert_eq!(local_names(&folder.path()).unwrap(), ["quarantine"]);
+            assert_eq!(local_names(&folder.path().join("quarantine")).unwrap(), Vec::<String>::new());
         });
-        assert_eq!(winners, 1);
-        assert_eq!(fs::read_dir(workdir.path()).unwrap().count(), 1, "staging files are gone");
     }
 }

@@ -135,7 +135,7 @@ fn find_shard(folder: &Path, name: &str, digest: Digest) -> Result<PathBuf, Shar
     }
     let stage = StageFolder::at(path.parent().unwrap_or(Path::new("")));
     let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
-    for sidecar in stage.sidecar_names()?.iter().filter(|n| n.starts_with(&prefix)) {
+    for sidecar in stage.listing()?.sidecars.iter().filter(|n| n.starts_with(&prefix)) {
         if let Some(file) = stage.read(sidecar)?.data.iter().find(|file| file.digest == digest) {
             return Ok(stage.path().join(&file.file));
         }

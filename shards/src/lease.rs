@@ -1,27 +1,46 @@
-//! Leases: who may work on something, without a coordinator.
+//! Who works on what, without a coordinator.
 //!
-//! `lease/<name>.<n>` is created if absent and touched while its holder lives. A holder that died (its process is gone, or
-//! its heartbeat is old) is taken over by creating `<name>.<n+1>`; n is the fencing number.
+//! ```text
+//! lease/runner.<id>                           a runner, written anew every few seconds while it lives
+//! stages/bucket/lease/part-00012.5b0e7f31.2   the runner that makes this partition; 2 is the fencing number
+//! ```
+//!
+//! A runner is one process at work on a workdir. Before it makes a partition it claims it, by creating a file that names it;
+//! so runners share the work of a workdir, on one machine or many. A runner is dead when its process is gone (as its own
+//! machine can tell) or its heartbeat has been silent for a minute by the storage's own clock; its claims are then taken over
+//! by creating the next number. Claims only keep work from being done twice: what counts is the commit, which only one wins.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::ShardError;
-use crate::commit::{create_folder, create_if_absent, replace};
+use crate::commit::StageFolder;
+use crate::digest::Digest;
+use crate::disk::unique;
+use crate::storage::{Entry, Workdir};
 
-/// How often a holder shows that it lives.
+/// How often a runner shows that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// A heartbeat older than this is a dead holder's, on any machine.
-const STALE: Duration = Duration::from_mins(1);
+/// A heartbeat older than this is a dead runner's, on any machine.
+pub(crate) const STALE: Duration = Duration::from_mins(1);
+/// A runner that could not show for so long that it lives must take itself for dead before others do.
+const SILENT: Duration = Duration::from_secs(40);
+/// How long a look at the other runners is good for.
+const FRESH: Duration = Duration::from_secs(1);
 
-/// Who holds a lease.
+const FOLDER: &str = "lease";
+const PREFIX: &str = "runner.";
+
+/// A process at work on a workdir.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     pub host: String,
@@ -30,7 +49,9 @@ pub struct Holder {
     process_start: u64,
     /// Seconds since 1970, UTC.
     pub since: u64,
-    released: bool,
+    /// What it is at work on, in the words of whoever runs it.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub doing: Value,
 }
 
 impl Holder {
@@ -41,133 +62,263 @@ impl Holder {
             process,
             process_start: process_start(process).unwrap_or(0),
             since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-            released: false,
+            doing: Value::Null,
         }
     }
 
-    /// Known to be gone: released, or a process of this machine that no longer exists.
+    /// Known to be gone: a process of this machine that no longer exists.
     fn is_gone(&self) -> bool {
-        self.released
-            || (self.host == host_name()
-                && Path::new("/proc/self").exists()
-                && process_start(self.process) != Some(self.process_start))
+        self.host == host_name()
+            && Path::new("/proc/self").exists()
+            && process_start(self.process) != Some(self.process_start)
     }
 }
 
-/// Why a lease was not had.
-#[derive(Debug, thiserror::Error)]
-pub enum LeaseError {
-    #[error(
-        "{folder} is in use by process {} on {}, which has held it for {held_for_seconds} s; wait for it, stop it (kill {}), or use another workdir",
-        holder.process, holder.host, holder.process
-    )]
-    Held { folder: PathBuf, holder: Holder, held_for_seconds: u64 },
-    #[error(transparent)]
-    Shard(#[from] ShardError),
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "process {} on {}", self.process, self.host)
+    }
 }
 
-/// A held lease. Dropping it releases it.
+/// The runners of a workdir that are alive, by id. One listing, and a read for each that was not known.
+pub fn runners(workdir: &Workdir) -> Result<BTreeMap<String, Holder>, ShardError> {
+    let mut runners = BTreeMap::new();
+    for (id, entry) in listed(workdir)? {
+        // An onlooker has no heartbeat of its own to compare with, so this machine's clock must do.
+        if let Some(holder) = read(workdir, &id)?
+            && !holder.is_gone()
+            && age(SystemTime::now(), entry.modified) < STALE
+        {
+            runners.insert(id, holder);
+        }
+    }
+    Ok(runners)
+}
+
+fn listed(workdir: &Workdir) -> Result<Vec<(String, Entry)>, ShardError> {
+    let entries = workdir.list(FOLDER, false)?;
+    Ok(entries.into_iter().filter_map(|entry| Some((entry.name.strip_prefix(PREFIX)?.to_owned(), entry))).collect())
+}
+
+fn read(workdir: &Workdir, id: &str) -> Result<Option<Holder>, ShardError> {
+    let record = workdir.read(&format!("{FOLDER}/{PREFIX}{id}"))?;
+    Ok(record.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+fn age(now: SystemTime, then: SystemTime) -> Duration {
+    now.duration_since(then).unwrap_or_default()
+}
+
+/// This process, at work on a workdir. Dropping it says that it has left.
 #[derive(Debug)]
-pub struct Lease {
-    path: PathBuf,
-    /// Grows with every holder of this name; a later holder has a larger one.
-    pub fencing_number: u64,
-    lost: Arc<AtomicBool>,
+pub struct Runner {
+    id: String,
+    workdir: Workdir,
+    heart: Arc<Heart>,
+    others: Mutex<Others>,
     stop: Option<mpsc::SyncSender<()>>,
     heartbeat: Option<JoinHandle<()>>,
 }
 
-impl Lease {
-    /// Takes the lease `name` of `folder`, at once or not at all.
-    pub fn acquire(folder: &Path, name: &str) -> Result<Self, LeaseError> {
-        let leases = folder.join("lease");
-        create_folder(&leases)?;
-        loop {
-            let newest = numbers(&leases, name)?.into_iter().max();
-            if let Some(n) = newest
-                && let Some((holder, age)) = read(&leases.join(format!("{name}.{n}")))?
-                && !holder.is_gone()
-                && age < STALE
-            {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-                let held_for_seconds = now.saturating_sub(holder.since);
-                return Err(LeaseError::Held { folder: folder.to_owned(), holder, held_for_seconds });
-            }
-            let fencing_number = newest.map_or(1, |n| n + 1);
-            let path = leases.join(format!("{name}.{fencing_number}"));
-            let record = serde_json::to_vec(&Holder::here()).unwrap_or_default();
-            if create_if_absent(&path, &record)? {
-                for old in numbers(&leases, name)?.into_iter().filter(|&n| n + 1 < fencing_number) {
-                    let _ = fs::remove_file(leases.join(format!("{name}.{old}")));
-                }
-                return Ok(Self::held(path, fencing_number));
-            }
+/// Shared with the thread of the heartbeat.
+#[derive(Debug)]
+struct Heart {
+    record: Mutex<Holder>,
+    /// When others last could see that it lives: seconds since 1970 (also counts while a machine is suspended).
+    seen: AtomicU64,
+    lost: AtomicBool,
+}
+
+/// What is known of the other runners.
+#[derive(Debug, Default)]
+struct Others {
+    looked: Option<Instant>,
+    alive: BTreeMap<String, Holder>,
+    records: BTreeMap<String, Holder>,
+}
+
+/// How a claim ended.
+#[derive(Debug)]
+pub enum Claim {
+    Ours(Claimed),
+    /// This runner is making the partition.
+    Theirs(Holder),
+}
+
+/// A claimed partition; others leave it alone until it is released, by a call or by dropping it.
+#[derive(Debug)]
+pub struct Claimed {
+    workdir: Workdir,
+    /// Its name without the number.
+    stem: String,
+    /// Grows with every holder of this partition.
+    pub fencing_number: u64,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        // The dead ones' first: while the last is there, it holds. What stays names a runner that will be gone.
+        for number in 1..=self.fencing_number {
+            let _ = self.workdir.remove(&format!("{}.{number}", self.stem));
         }
     }
+}
 
-    fn held(path: PathBuf, fencing_number: u64) -> Self {
-        let lost = Arc::new(AtomicBool::new(false));
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+impl Runner {
+    /// Begins to work on a workdir.
+    pub fn join(workdir: &Workdir) -> Result<Self, ShardError> {
+        let id = unique();
+        let heart = Arc::new(Heart {
+            record: Mutex::new(Holder::here()),
+            seen: AtomicU64::new(seconds_now()),
+            lost: AtomicBool::new(false),
+        });
+        heart.beat(workdir, &id)?;
         let (stop, stopped) = mpsc::sync_channel(1);
         let heartbeat = std::thread::spawn({
-            let (path, lost) = (path.clone(), Arc::clone(&lost));
-            let successor = path.with_extension((fencing_number + 1).to_string());
+            let (heart, workdir, id) = (Arc::clone(&heart), workdir.clone(), id.clone());
             move || {
                 while stopped.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-                    let touched =
-                        File::options().append(true).open(&path).and_then(|f| f.set_modified(SystemTime::now()));
-                    if touched.is_err() || successor.exists() {
-                        lost.store(true, Ordering::Relaxed);
+                    // After a long silence others may have taken over: then it is too late to go on as if nothing was.
+                    if heart.is_lost() {
+                        break;
                     }
+                    // A beat that fails is made good by the next one, or not at all.
+                    let _ = heart.beat(&workdir, &id);
                 }
             }
         });
-        Self { path, fencing_number, lost, stop: Some(stop), heartbeat: Some(heartbeat) }
+        let runner = Self {
+            id,
+            workdir: workdir.clone(),
+            heart,
+            others: Mutex::default(),
+            stop: Some(stop),
+            heartbeat: Some(heartbeat),
+        };
+        runner.clear_away_the_dead()?;
+        Ok(runner)
     }
 
-    /// Whether someone else took over, because this process looked dead (a long suspension, say). Its holder must stop.
+    /// Names this runner in claims and attempts.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether others may have taken this runner for dead (a long suspension, a storage out of reach). Then it must stop.
     pub fn is_lost(&self) -> bool {
+        self.heart.is_lost()
+    }
+
+    /// What others are told that it is doing, with the next heartbeat.
+    pub fn tell(&self, doing: Value) {
+        self.heart.record.lock().unwrap_or_else(PoisonError::into_inner).doing = doing;
+    }
+
+    /// The other runners that are alive, by id.
+    pub fn others(&self) -> Result<BTreeMap<String, Holder>, ShardError> {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if others.looked.is_none_or(|looked| looked.elapsed() >= FRESH) {
+            let listed = listed(&self.workdir)?;
+            // Both times are the storage's, so that no clock is compared with another.
+            let now = listed.iter().find(|(id, _)| *id == self.id).map(|(_, entry)| entry.modified);
+            let mut alive = BTreeMap::new();
+            for (id, entry) in listed.into_iter().filter(|(id, _)| *id != self.id) {
+                // A runner that is not seen here itself was taken for dead; `is_lost` will say so.
+                if now.is_some_and(|now| age(now, entry.modified) >= STALE) {
+                    continue;
+                }
+                let known = others.records.get(&id).cloned();
+                let holder = if known.is_some() { known } else { read(&self.workdir, &id)? };
+                if let Some(holder) = holder {
+                    others.records.insert(id.clone(), holder.clone());
+                    if !holder.is_gone() {
+                        alive.insert(id, holder);
+                    }
+                }
+            }
+            others.alive = alive;
+            others.looked = Some(Instant::now());
+        }
+        Ok(others.alive.clone())
+    }
+
+    /// Whether the runner of this id works here: this one, or another that is alive.
+    pub fn is_alive(&self, id: &str) -> bool {
+        // When in doubt it is: its files are left alone.
+        id == self.id || self.others().is_ok_and(|others| others.contains_key(id))
+    }
+
+    /// Claims a partition, at once or not at all.
+    pub fn claim(&self, folder: &StageFolder, partition: &str, fingerprint: &Digest) -> Result<Claim, ShardError> {
+        let stem = folder.name_of(&format!("{FOLDER}/{partition}.{}", fingerprint.short()));
+        let mut fencing_number = 1;
+        loop {
+            let name = format!("{stem}.{fencing_number}");
+            if self.workdir.claim(&name, self.id.as_bytes())? {
+                return Ok(Claim::Ours(Claimed { workdir: self.workdir.clone(), stem, fencing_number }));
+            }
+            let Some(record) = self.workdir.read(&name)? else { continue };
+            let id = String::from_utf8_lossy(&record).into_owned();
+            if id == self.id {
+                return Ok(Claim::Theirs(self.heart.record.lock().unwrap_or_else(PoisonError::into_inner).clone()));
+            }
+            if let Some(holder) = self.others()?.get(&id) {
+                return Ok(Claim::Theirs(holder.clone()));
+            }
+            // Not known: it may have joined since the last look.
+            self.others.lock().unwrap_or_else(PoisonError::into_inner).looked = None;
+            if let Some(holder) = self.others()?.get(&id) {
+                return Ok(Claim::Theirs(holder.clone()));
+            }
+            fencing_number += 1;
+        }
+    }
+
+    /// Removes the records of runners that are dead for good.
+    fn clear_away_the_dead(&self) -> Result<(), ShardError> {
+        let alive = self.others()?;
+        for (id, _) in listed(&self.workdir)? {
+            if id != self.id && !alive.contains_key(&id) {
+                self.workdir.remove(&format!("{FOLDER}/{PREFIX}{id}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Heart {
+    fn beat(&self, workdir: &Workdir, id: &str) -> Result<(), ShardError> {
+        let record = serde_json::to_vec(&*self.record.lock().unwrap_or_else(PoisonError::into_inner));
+        workdir.replace_soon(&format!("{FOLDER}/{PREFIX}{id}"), &record.unwrap_or_default())?;
+        self.seen.store(seconds_now(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_lost(&self) -> bool {
+        if seconds_now().saturating_sub(self.seen.load(Ordering::Relaxed)) > SILENT.as_secs() {
+            self.lost.store(true, Ordering::Relaxed);
+        }
         self.lost.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Lease {
+impl Drop for Runner {
     fn drop(&mut self) {
         self.stop.take();
         if let Some(heartbeat) = self.heartbeat.take() {
             let _ = heartbeat.join();
         }
-        if !self.is_lost() {
-            let released = Holder { released: true, ..Holder::here() };
-            let _ = replace(&self.path, &serde_json::to_vec(&released).unwrap_or_default());
-        }
+        let _ = self.workdir.remove(&format!("{FOLDER}/{PREFIX}{}", self.id));
     }
 }
 
-fn numbers(leases: &Path, name: &str) -> Result<Vec<u64>, ShardError> {
-    let prefix = format!("{name}.");
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(leases).map_err(ShardError::io("list", leases))? {
-        let entry = entry.map_err(ShardError::io("list", leases))?;
-        numbers.extend(
-            entry.file_name().to_str().and_then(|f| f.strip_prefix(&prefix)).and_then(|n| n.parse::<u64>().ok()),
-        );
-    }
-    Ok(numbers)
-}
-
-/// The holder and the age of its heartbeat; `None` when the file is gone or was never a lease.
-fn read(path: &Path) -> Result<Option<(Holder, Duration)>, ShardError> {
-    let content = match fs::read(path) {
-        Ok(content) => content,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(ShardError::io("read", path)(e)),
-    };
-    let modified = fs::metadata(path).and_then(|m| m.modified()).map_err(ShardError::io("read", path))?;
-    let age = SystemTime::now().duration_since(modified).unwrap_or_default();
-    Ok(serde_json::from_slice(&content).ok().map(|holder| (holder, age)))
-}
-
-fn host_name() -> String {
+/// What this machine calls itself.
+pub fn host_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname")
         .map(|n| n.trim().to_owned())
         .or_else(|_no_proc| std::env::var("HOSTNAME"))
@@ -190,33 +341,70 @@ fn process_start(process: u32) -> Option<u64> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_live_holder_keeps_others_out_and_is_named() {
+    fn workdir() -> (tempfile::TempDir, Workdir, StageFolder) {
         let folder = tempfile::tempdir().unwrap();
-        let first = Lease::acquire(folder.path(), "run").unwrap();
-        let refused = Lease::acquire(folder.path(), "run").unwrap_err();
-        assert!(refused.to_string().contains(&format!("process {}", std::process::id())), "{refused}");
-        assert!(Lease::acquire(folder.path(), "other").is_ok());
-        drop(first);
-        assert_eq!(Lease::acquire(folder.path(), "run").unwrap().fencing_number, 2);
+        let workdir = Workdir::local(folder.path());
+        let stage = StageFolder::new(&workdir, "bucket");
+        (folder, workdir, stage)
+    }
+
+    fn claimed(runner: &Runner, stage: &StageFolder) -> Option<Claimed> {
+        match runner.claim(stage, "part-00000", &Digest::of(b"x")).unwrap() {
+            Claim::Ours(claimed) => Some(claimed),
+            Claim::Theirs(_) => None,
+        }
+    }
+
+    #[test]
+    fn a_partition_is_made_by_one_runner_at_a_time() {
+        let (_folder, workdir, stage) = workdir();
+        let (first, second) = (Runner::join(&workdir).unwrap(), Runner::join(&workdir).unwrap());
+        let held = claimed(&first, &stage).unwrap();
+        assert!(claimed(&second, &stage).is_none());
+        assert!(claimed(&first, &stage).is_none(), "nor twice by one");
+        assert!(second.is_alive(first.id()) && runners(&workdir).unwrap().len() == 2);
+        drop(held);
+        assert_eq!(claimed(&second, &stage).unwrap().fencing_number, 1);
     }
 
     #[test]
     fn a_dead_process_is_taken_over_at_once_and_a_silent_host_after_a_minute() {
-        let folder = tempfile::tempdir().unwrap();
-        let leases = folder.path().join("lease");
-        fs::create_dir(&leases).unwrap();
-        let write =
-            |n: u64, holder: &Holder| fs::write(leases.join(format!("run.{n}")), serde_json::to_vec(holder).unwrap());
+        let (folder, workdir, stage) = workdir();
+        let write = |id: &str, holder: &Holder| {
+            workdir.replace_soon(&format!("lease/runner.{id}"), &serde_json::to_vec(holder).unwrap()).unwrap();
+        };
+        let claim = |id: &str, n: u64| {
+            let name = format!("lease/part-00000.{}.{n}", Digest::of(b"x").short());
+            assert!(workdir.claim(&stage.name_of(&name), id.as_bytes()).unwrap());
+        };
         // The same process number, started at another time: the number was used again.
-        write(1, &Holder { process_start: 1, ..Holder::here() }).unwrap();
-        assert_eq!(Lease::acquire(folder.path(), "run").unwrap().fencing_number, 2);
+        write("gone", &Holder { process_start: 1, ..Holder::here() });
+        claim("gone", 1);
+        let runner = Runner::join(&workdir).unwrap();
+        let taken = claimed(&runner, &stage).unwrap();
+        assert_eq!(taken.fencing_number, 2);
+        drop(taken);
 
-        let elsewhere = Holder { host: "elsewhere".into(), ..Holder::here() };
-        write(3, &elsewhere).unwrap();
-        assert!(matches!(Lease::acquire(folder.path(), "run"), Err(LeaseError::Held { .. })));
-        let old = SystemTime::now() - STALE - Duration::from_secs(1);
-        File::options().append(true).open(leases.join("run.3")).unwrap().set_modified(old).unwrap();
-        assert_eq!(Lease::acquire(folder.path(), "run").unwrap().fencing_number, 4);
+        write("elsewhere", &Holder { host: "elsewhere".into(), ..Holder::here() });
+        claim("elsewhere", 1);
+        std::thread::sleep(FRESH);
+        assert!(claimed(&runner, &stage).is_none());
+        let old = SystemTime::now() - 2 * STALE;
+        let record = folder.path().join("lease/runner.elsewhere");
+        fs::File::options().append(true).open(record).unwrap().set_modified(old).unwrap();
+        std::thread::sleep(FRESH);
+        assert_eq!(claimed(&runner, &stage).unwrap().fencing_number, 2);
+        assert!(!runner.is_alive("elsewhere") && !runner.is_alive("gone"));
+    }
+
+    #[test]
+    fn a_runner_that_left_is_forgotten_and_one_that_was_silent_knows_it() {
+        let (_folder, workdir, _) = workdir();
+        let runner = Runner::join(&workdir).unwrap();
+        assert!(!runner.is_lost());
+        runner.heart.seen.store(seconds_now() - SILENT.as_secs() - 1, Ordering::Relaxed);
+        assert!(runner.is_lost());
+        drop(runner);
+        assert!(runners(&workdir).unwrap().is_empty());
     }
 }

@@ -4,7 +4,8 @@
 //!
 //! - [`columns`], [`bucket`]: the names and types of a sample's columns, and the size that names a bucket.
 //! - [`writer`], [`reader`]: parquet shards, laid out so that one image costs one read.
-//! - [`digest`], [`commit`], [`sidecar`], [`lease`]: content digests, the one commit protocol, and who may run.
+//! - [`storage`], [`disk`]: where a workdir lies, and every change made to a local disk; [`fault`] lets tests break them.
+//! - [`digest`], [`commit`], [`sidecar`], [`lease`]: content digests, the one commit protocol, and who works on what.
 //! - [`event`]: what a run tells its watchers.
 //! - [`index`]: the bucket index that the trainer reads.
 
@@ -12,11 +13,14 @@ pub mod bucket;
 pub mod columns;
 pub mod commit;
 pub mod digest;
+pub mod disk;
 pub mod event;
+pub mod fault;
 pub mod index;
 pub mod lease;
 pub mod reader;
 pub mod sidecar;
+pub mod storage;
 pub mod writer;
 
 use std::path::{Path, PathBuf};
@@ -47,6 +51,15 @@ pub enum ShardError {
     /// A sidecar, ledger or lease is not what this version writes.
     #[error("{path} is not a readable {what}: {detail}")]
     Record { path: PathBuf, what: &'static str, detail: String },
+    /// A workdir's location cannot be used.
+    #[error("{location} cannot hold a workdir: {reason}")]
+    Location { location: String, reason: String },
+    /// An object store refused, or could not be reached.
+    #[error("cannot {action} {object}; check the store's address, credentials (AWS_… variables) and network")]
+    Store { action: &'static str, object: String, source: Box<object_store::Error> },
+    /// What an object store gave is not what was committed.
+    #[error("{object} is not what was committed: {detail}; `ferrotype verify` lists all such files")]
+    Changed { object: String, detail: String },
 }
 
 impl ShardError {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,8 +23,9 @@ pub struct Sidecar {
     /// Partition name, such as `part-00012`.
     pub partition: String,
     pub fingerprint: Digest,
-    /// The semantic parameters behind the fingerprint, so that a later plan can say what changed.
-    pub parameters: Value,
+    /// The semantic parameters behind the fingerprint, so that a later plan can say what changed. Shared by the
+    /// records of a stage.
+    pub parameters: Arc<Value>,
     pub inputs: Vec<InputDigest>,
     /// The partition's data. Downstream stages read these files and nothing else.
     pub data: Vec<DataFile>,

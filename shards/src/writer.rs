@@ -3,7 +3,6 @@
 //! The image column is plain: no dictionary, no compression (the bytes are compressed already), one row a page, so the
 //! offset index says where each image lies. Other columns are compressed with zstd. The same rows give the same bytes.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use crate::digest::Digest;
+use crate::disk::File;
 use crate::sidecar::DataFile;
 use crate::{ShardError, columns};
 
@@ -54,7 +54,7 @@ impl ShardWriter {
         let out = inner.into_inner().map_err(ShardError::parquet(&path))?;
         let HashingFile { file, hasher, bytes } = out;
         let file = file.into_inner().map_err(|e| ShardError::io("write", &path)(e.into_error()))?;
-        file.sync_all().map_err(ShardError::io("sync", &path))?;
+        file.sync().map_err(ShardError::io("sync", &path))?;
         let digest = Digest::from_blake3(hasher.finalize());
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(DataFile { file, digest, bytes, rows })

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use clap::Args;
 use demo::{Catalogue, HOST, Origin};
 use pipeline::plan::{Plan, PlannedStage};
-use pipeline::stage::Cancel;
+use pipeline::run::Options;
 use shards::sidecar::Section;
 
 use super::manifest::{Source, make};
-use crate::settings::on_interrupt;
+use crate::settings::cancelled_by_interrupt;
+use crate::stages;
 use crate::stages::evaluate::{SUMMARY, TABLE, print_table};
 use crate::watch::Watch;
 
@@ -38,11 +39,9 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) fn run(self) -> Result<u8> {
-        let cancel = Cancel::default();
-        let handler = cancel.clone();
-        on_interrupt(move || handler.cancel())?;
+        let cancel = cancelled_by_interrupt()?;
         let catalogue = Catalogue::new(self.pictures, demo::DEFAULT_SEED);
-        shards::commit::create_folder(&self.workdir)?;
+        shards::disk::create_folder(&self.workdir)?;
         let urls = self.workdir.join("urls.tsv");
         write_if_different(&urls, &catalogue.url_list())?;
         let manifest = self.workdir.join("demo.toml");
@@ -55,8 +54,9 @@ impl Demo {
         let origin = runtime.block_on(Origin::start(catalogue, self.port))?;
         let mut sets = vec![format!("stage.download.connect_to={{ \"{HOST}\" = \"{}\" }}", origin.address())];
         sets.extend(self.set.iter().cloned());
-        let mut plan = Source::new(manifest.clone(), sets).plan()?;
-        let code = make(&mut plan, self.watch, &cancel)?;
+        let manifest_read = Source::new(manifest.clone(), sets).read()?;
+        let mut plan = Plan::new(&manifest_read, &stages::registry())?;
+        let code = make(&mut plan, manifest_read.notify.as_ref(), &Options::default(), self.watch, &cancel)?;
         runtime.block_on(origin.stop());
         runtime.shutdown_background();
 
@@ -78,7 +78,7 @@ fn write_if_different(path: &Path, content: &str) -> Result<()> {
     if std::fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
         return Ok(());
     }
-    Ok(shards::commit::replace(path, content.as_bytes())?)
+    Ok(shards::disk::replace(path, content.as_bytes())?)
 }
 
 /// The download's own word for what the origin did to a row that passed or was refused.
@@ -145,7 +145,9 @@ fn summary(plan: &Plan, manifest: &Path, sets: &[String], planted: Vec<(&'static
         }
     }
     println!("{:<11} {}", "report", pipeline::report::path(plan).display());
-    let sets: Vec<String> = sets.iter().map(|set| format!(" --set '{set}'")).collect();
+    // An address to notify may be a secret, and changes nothing about what is made.
+    let shown = sets.iter().filter(|set| !set.trim_start().starts_with("pipeline.notify"));
+    let sets: Vec<String> = shown.map(|set| format!(" --set '{set}'")).collect();
     println!("\nThe same again, without the origin: ferrotype run {}{}", manifest.display(), sets.concat());
 }
 

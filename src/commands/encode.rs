@@ -56,7 +56,7 @@ impl Encode {
             return Err(Usage("nothing to encode: give --prompt \"…\" or --image FILE".to_owned()).into());
         }
         let (text, latents) = self.encodings()?;
-        shards::commit::create_folder(&self.out)?;
+        shards::disk::create_folder(&self.out)?;
         if !self.prompt.is_empty() {
             let captions: Vec<&str> = self.prompt.iter().map(String::as_str).collect();
             let condition = text.encoder(Device::Cpu)?.encode(&captions)?;

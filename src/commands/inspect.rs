@@ -8,35 +8,15 @@ use clap::{Args, ValueEnum};
 use pipeline::explain::{self, Verdict};
 use pipeline::graph;
 use pipeline::plan::PlannedStage;
-use pipeline::stage::Cancel;
 use pipeline::{garbage, verify};
 use serde_json::json;
 use shards::event::Event;
 
 use super::manifest::Source;
-use crate::errors::{FAILED, INTERRUPTED, OK, Usage};
-use crate::settings::on_interrupt;
+use crate::errors::{FAILED, INTERRUPTED, OK};
+use crate::settings::cancelled_by_interrupt;
 use crate::watch::{self, Style};
-
-/// Is cancelled by Ctrl-C.
-fn cancelled_by_interrupt() -> Result<Cancel> {
-    let cancel = Cancel::default();
-    let handler = cancel.clone();
-    on_interrupt(move || handler.cancel())?;
-    Ok(cancel)
-}
-
-/// 1.5 GB
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["bytes", "KB", "MB", "GB", "TB"];
-    let (mut value, mut unit) = (bytes as f64, 0);
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    let name = UNITS.get(unit).copied().unwrap_or_default();
-    if unit == 0 { format!("{bytes} {name}") } else { format!("{value:.1} {name}") }
-}
+use crate::words::size;
 
 #[derive(Debug, Args)]
 pub(crate) struct Graph {
@@ -91,12 +71,7 @@ impl Explain {
         let plan = self.source.plan()?;
         let mut out = std::io::stdout().lock();
         if let Some(name) = &self.dropped {
-            let Some(stage) = plan.stages.iter().find(|stage| stage.name == *name) else {
-                let names: Vec<&str> = plan.stages.iter().map(|stage| stage.name.as_str()).collect();
-                let text = format!("{name} is no stage of this manifest; its stages: {}", names.join(", "));
-                return Err(Usage(text).into());
-            };
-            return self.dropped(stage, &mut out);
+            return self.dropped(plan.stage(name)?, &mut out);
         }
         let key = self.key.clone().unwrap_or_default();
         let story = explain::explain(&plan, &key, &cancelled_by_interrupt()?)?;
@@ -189,7 +164,7 @@ impl Verify {
             for finding in &verified.findings {
                 writeln!(out, "{}, {}: {}", finding.stage, finding.partition, finding.problem)?;
             }
-            let (partitions, files, bytes) = (verified.partitions, verified.files, size(verified.bytes));
+            let (partitions, files, bytes) = (verified.partitions, verified.files, size(verified.bytes as f64));
             let verdict = match verified.findings.len() {
                 0 => "all as recorded, and the rows add up".to_owned(),
                 1 => "1 problem".to_owned(),
@@ -219,9 +194,9 @@ impl Gc {
         let found = garbage::find(&plan)?;
         let mut out = std::io::stdout().lock();
         for garbage in &found {
-            writeln!(out, "{:>10}  {}  ({})", size(garbage.bytes), garbage.path.display(), garbage.why)?;
+            writeln!(out, "{:>10}  {}  ({})", size(garbage.bytes as f64), garbage.name, garbage.why)?;
         }
-        let total = size(found.iter().map(|garbage| garbage.bytes).sum());
+        let total = size(found.iter().map(|garbage| garbage.bytes).sum::<u64>() as f64);
         if found.is_empty() {
             writeln!(out, "Nothing to delete: everything belongs to the manifest as it is.")?;
         } else if self.delete {

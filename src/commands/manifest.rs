@@ -1,18 +1,20 @@
-//! `plan`, `run`, `status`, `report`, `schema`: what is done with a manifest.
+//! What commands on a manifest share; `report` and `schema`.
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use pipeline::manifest::{Manifest, schemas};
+use pipeline::manifest::{ByteSize, Manifest, schemas};
+use pipeline::notify::{Endpoint, Message};
 use pipeline::plan;
+use pipeline::run::Options;
 use pipeline::stage::Cancel;
 use serde_json::{Map, Value, json};
-use shards::event::RunOutcome;
+use shards::event::{EventSink, RunOutcome};
 
-use crate::errors::{FAILED, INTERRUPTED, LOSSES, OK};
-use crate::settings::on_interrupt;
+use crate::errors::{FAILED, INTERRUPTED, LOSSES, OK, in_words};
 use crate::stages;
 use crate::watch::{self, Watch};
 
@@ -31,73 +33,93 @@ impl Source {
         Self { manifest, set }
     }
 
+    pub(crate) fn read(&self) -> Result<Manifest> {
+        Ok(Manifest::read(&self.manifest, &self.set)?)
+    }
+
     pub(crate) fn plan(&self) -> Result<plan::Plan> {
-        let manifest = Manifest::read(&self.manifest, &self.set)?;
-        Ok(plan::Plan::new(&manifest, &stages::registry())?)
+        Ok(plan::Plan::new(&self.read()?, &stages::registry())?)
     }
 }
 
+/// Which stages, and which of their partitions.
 #[derive(Debug, Args)]
-pub(crate) struct Plan {
-    #[command(flatten)]
-    source: Source,
-    /// Print the plan as JSON.
+pub(crate) struct Selected {
+    /// Only this stage; may be given more than once.
+    #[arg(long, value_name = "STAGE", conflicts_with_all = ["from", "until"])]
+    stage: Vec<String>,
+    /// Only this stage and whatever is made from it.
+    #[arg(long, value_name = "STAGE")]
+    from: Option<String>,
+    /// Only this stage and whatever it is made from.
+    #[arg(long, value_name = "STAGE")]
+    until: Option<String>,
+    /// Leave alone what an earlier configuration made; make only what was never made.
     #[arg(long)]
-    json: bool,
+    only_missing: bool,
+    /// Make partitions again also where they are up to date.
+    #[arg(long, conflicts_with = "only_missing")]
+    force: bool,
 }
 
-impl Plan {
-    pub(crate) fn run(&self) -> Result<u8> {
-        let plan = self.source.plan()?;
-        let mut out = std::io::stdout().lock();
-        if self.json {
-            let stages = plan.stages.iter().map(|s| {
-                json!({ "stage": s.name, "kind": s.kind, "partitions": s.partitions.len(), "to_run": s.to_run(), "why": s.summary() })
-            });
-            writeln!(
-                out,
-                "{:#}",
-                json!({ "pipeline": plan.name, "workdir": plan.workdir, "stages": stages.collect::<Vec<_>>() })
-            )?;
-            return Ok(OK);
+impl Selected {
+    pub(crate) fn selection(&self) -> plan::Selection {
+        plan::Selection {
+            stages: self.stage.clone(),
+            from: self.from.clone(),
+            until: self.until.clone(),
+            only_missing: self.only_missing,
+            force: self.force,
         }
-        writeln!(out, "{}: {}", plan.name, plan.workdir.display())?;
-        for stage in &plan.stages {
-            writeln!(out, "  {:<10} {:<12} {}", stage.name, stage.kind, stage.summary())?;
-        }
-        if plan.is_up_to_date() {
-            writeln!(out, "Nothing to do: everything is up to date.")?;
-        }
-        Ok(OK)
     }
 }
 
+/// How much of the machine.
 #[derive(Debug, Args)]
-pub(crate) struct Run {
-    #[command(flatten)]
-    source: Source,
-    #[command(flatten)]
+pub(crate) struct Budget {
+    /// Cores to keep busy [all].
+    #[arg(long)]
+    cores: Option<usize>,
+    /// Memory for partitions whose stage says how much they take, such as 8GB [four fifths of the machine's].
+    #[arg(long)]
+    memory: Option<ByteSize>,
+    /// Go on with what does not depend on a partition that failed.
+    #[arg(long)]
+    keep_going: bool,
+}
+
+impl Budget {
+    pub(crate) fn options(&self) -> Options {
+        let usual = Options::default();
+        Options {
+            cores: self.cores.map_or(usual.cores, |cores| cores.max(1)),
+            memory: self.memory.map_or(usual.memory, |size| size.0),
+            keep_going: self.keep_going,
+        }
+    }
+}
+
+/// Runs a plan, writes its report and tells whom it may concern; returns the exit code.
+pub(crate) fn make(
+    plan: &mut plan::Plan,
+    notify: Option<&Endpoint>,
+    options: &Options,
     watch: Watch,
-}
-
-impl Run {
-    pub(crate) fn run(&self) -> Result<u8> {
-        let cancel = Cancel::default();
-        let handler = cancel.clone();
-        on_interrupt(move || handler.cancel())?;
-        let mut plan = self.source.plan()?;
-        make(&mut plan, self.watch, &cancel)
+    cancel: &Cancel,
+) -> Result<u8> {
+    let started = Instant::now();
+    let ended = run_and_report(plan, options, &watch::sink(watch.style()), cancel);
+    if let Some(endpoint) = notify {
+        let (outcome, error) = match &ended {
+            Ok(outcome) => (*outcome, None),
+            Err(error) => (RunOutcome::Failed, Some(in_words(error))),
+        };
+        // The run's own end stands, whoever hears of it.
+        if let Err(error) = Message::new(plan, outcome, started.elapsed(), error).send(endpoint) {
+            eprintln!("note: {error}");
+        }
     }
-}
-
-/// Runs a plan and writes its report; returns the exit code.
-pub(crate) fn make(plan: &mut plan::Plan, watch: Watch, cancel: &Cancel) -> Result<u8> {
-    let events = watch::sink(watch.style());
-    let outcome = pipeline::run::run(plan, &events, cancel)?;
-    if outcome != RunOutcome::UpToDate || !pipeline::report::path(plan).exists() {
-        pipeline::report::write(plan)?;
-    }
-    Ok(match outcome {
+    Ok(match ended? {
         RunOutcome::UpToDate | RunOutcome::Done => OK,
         RunOutcome::DoneWithLosses => LOSSES,
         RunOutcome::Interrupted => INTERRUPTED,
@@ -105,49 +127,12 @@ pub(crate) fn make(plan: &mut plan::Plan, watch: Watch, cancel: &Cancel) -> Resu
     })
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Status {
-    #[command(flatten)]
-    source: Source,
-    /// Print the status as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Status {
-    pub(crate) fn run(&self) -> Result<u8> {
-        let plan = self.source.plan()?;
-        let mut stages = Vec::new();
-        for stage in &plan.stages {
-            let committed = stage.committed().count();
-            let (rows_in, rows_out, dropped) =
-                stage.committed().fold((0, 0, 0), |(i, o, d), s| (i + s.rows_in, o + s.rows_out, d + s.rows_dropped()));
-            let law = stage.stage.law().in_words(rows_in, rows_out, dropped);
-            stages.push((stage, committed, law, pipeline::report::refused(stage)?));
-        }
-        let mut out = std::io::stdout().lock();
-        if self.json {
-            let stages = stages.iter().map(|(stage, committed, law, refused)| {
-                let refused: Map<String, Value> = refused.iter().map(|r| (r.reason.clone(), r.rows.into())).collect();
-                json!({ "stage": stage.name, "kind": stage.kind, "partitions": stage.partitions.len(),
-                        "committed": committed, "law": law, "refused": refused })
-            });
-            writeln!(
-                out,
-                "{:#}",
-                json!({ "pipeline": plan.name, "workdir": plan.workdir, "stages": stages.collect::<Vec<_>>() })
-            )?;
-            return Ok(OK);
-        }
-        writeln!(out, "{}: {}", plan.name, plan.workdir.display())?;
-        for (stage, committed, law, refused) in stages {
-            writeln!(out, "  {:<10} {committed} of {} partitions  {law}", stage.name, stage.partitions.len())?;
-            for r in refused {
-                writeln!(out, "      {:<20} {:>6}", r.reason, r.rows)?;
-            }
-        }
-        Ok(OK)
+fn run_and_report(plan: &mut plan::Plan, options: &Options, events: &EventSink, cancel: &Cancel) -> Result<RunOutcome> {
+    let outcome = pipeline::run::run(plan, options, events, cancel)?;
+    if outcome != RunOutcome::UpToDate || !pipeline::report::path(plan).exists() {
+        pipeline::report::write(plan)?;
     }
+    Ok(outcome)
 }
 
 #[derive(Debug, Args)]

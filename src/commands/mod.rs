@@ -1,15 +1,25 @@
 //! The command line: one file a subcommand.
 
+mod completions;
 mod convert;
 #[cfg(feature = "pipeline")]
 mod demo;
+mod doctor;
 mod encode;
 mod evaluate;
+#[cfg(feature = "pipeline")]
+mod init;
 #[cfg(feature = "pipeline")]
 mod inspect;
 #[cfg(feature = "pipeline")]
 mod manifest;
+#[cfg(feature = "pipeline")]
+mod plan;
+#[cfg(feature = "pipeline")]
+mod run;
 mod sample;
+#[cfg(feature = "pipeline")]
+mod status;
 mod train;
 
 use anyhow::Result;
@@ -28,15 +38,21 @@ enum Command {
     /// Run the whole house on a small web of its own: download, filter, bucket, index, train, sample, evaluate.
     #[cfg(feature = "pipeline")]
     Demo(demo::Demo),
+    /// Write a manifest to start from.
+    #[cfg(feature = "pipeline")]
+    Init(init::Init),
     /// Say what `run` would do, and why.
     #[cfg(feature = "pipeline")]
-    Plan(manifest::Plan),
+    Plan(plan::Plan),
     /// Make whatever a manifest asks for and is not there yet.
     #[cfg(feature = "pipeline")]
-    Run(manifest::Run),
-    /// Say what a workdir holds, without looking at any data.
+    Run(run::Run),
+    /// Fetch again rows that a stage refused; what passes flows on, with its key unchanged.
     #[cfg(feature = "pipeline")]
-    Status(manifest::Status),
+    Retry(run::Retry),
+    /// Say what a workdir holds and who is at work on it, without looking at any data.
+    #[cfg(feature = "pipeline")]
+    Status(status::Status),
     /// Write one page about a workdir: counts, refused rows, curves, pictures.
     #[cfg(feature = "pipeline")]
     Report(manifest::Report),
@@ -68,6 +84,10 @@ enum Command {
     Convert(convert::Convert),
     /// Put numbers on a checkpoint's pictures.
     Evaluate(evaluate::Evaluate),
+    /// Look whether this machine can do the work, and say what to do where it cannot.
+    Doctor(doctor::Doctor),
+    /// Print a shell's completions of these commands.
+    Completions(completions::Completions),
 }
 
 /// Runs a command; returns the exit code.
@@ -76,9 +96,13 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         #[cfg(feature = "pipeline")]
         Command::Demo(demo) => demo.run(),
         #[cfg(feature = "pipeline")]
+        Command::Init(init) => init.run(),
+        #[cfg(feature = "pipeline")]
         Command::Plan(plan) => plan.run(),
         #[cfg(feature = "pipeline")]
         Command::Run(run) => run.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Retry(retry) => retry.run(),
         #[cfg(feature = "pipeline")]
         Command::Status(status) => status.run(),
         #[cfg(feature = "pipeline")]
@@ -100,5 +124,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Encode(encode) => encode.run(),
         Command::Convert(convert) => convert.run(),
         Command::Evaluate(evaluate) => evaluate.run(),
+        Command::Doctor(doctor) => doctor.run(),
+        Command::Completions(completions) => completions.run(),
     }
 }

@@ -108,7 +108,7 @@ impl Sample {
                 note: String::new(),
             });
         })?;
-        shards::commit::create_folder(&self.out)?;
+        shards::disk::create_folder(&self.out)?;
         for (i, picture) in pictures.iter().enumerate() {
             grid::save(picture, &self.out.join(format!("{i:04}.png")))?;
         }

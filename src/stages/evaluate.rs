@@ -124,7 +124,7 @@ pub(crate) use adapter::{SUMMARY, TABLE};
 
 #[cfg(feature = "pipeline")]
 mod adapter {
-    use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
+    use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
     use schemars::schema_for;
     use serde_json::Value;
     use shards::sidecar::Section;
@@ -144,6 +144,7 @@ mod adapter {
             about: "Samples prompts that name a background colour and looks whether the pictures have it.",
             inputs: (1, 1),
             schemas: || vec![schema_for!(ColorTest)],
+            rehearse: as_it_is,
             build: |parameters| parameters.read::<ColorTest>().map(|test| Box::new(test) as Box<dyn Stage>),
         }
     }

@@ -5,7 +5,7 @@
 //! - stale when: a prompt, a setting or the checkpoint changed
 //! - law: prompts read
 
-use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
+use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 use sampler::grid;
 use sampler::solver::Solver;
 use sampler::text_to_image::{Request, TextToImage, Weights};
@@ -70,6 +70,7 @@ pub(super) fn kind() -> StageKind {
         about: "Makes pictures of prompts from a checkpoint.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Sample)],
+        rehearse: as_it_is,
         build: |parameters| {
             let sample: Sample = parameters.read()?;
             if sample.prompts.is_empty() {

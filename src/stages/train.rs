@@ -5,12 +5,14 @@
 //! - stale when: a setting of [`trainer::config::TrainConfig`] or the index changed
 //! - law: rows read
 
+use models::ModelError;
 use models::checkpoint::{EMA, MODEL};
 use pipeline::stage::{Facts, Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
 use pipeline::stages::bucket::PATCH_SIZE;
 use schemars::schema_for;
 use serde_json::Value;
 use shards::sidecar::Section;
+use trainer::TrainError;
 use trainer::config::{TrainConfig, TrainOperations};
 
 use super::data_file;
@@ -25,13 +27,42 @@ pub(super) fn kind() -> StageKind {
         about: "Trains a text-to-image model on an index of buckets.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(TrainConfig), schema_for!(TrainOperations)],
+        rehearse: |parameters, rows| {
+            let config = parameters.read::<TrainConfig>().unwrap_or_default();
+            let steps = rows.div_ceil(config.batch_size.max(1)).clamp(1, config.steps);
+            vec![("steps", steps.into()), ("warmup_steps", config.warmup_steps.min(steps / 2).into())]
+        },
         build: |parameters| {
             let config: TrainConfig = parameters.read()?;
             let operations = parameters.read()?;
-            config.validate().map_err(|error| parameters.fault("", error))?;
+            // Models that cannot be read are named by the key that names them, before the sizes that follow from them.
+            config.latents.shape().map_err(|error| parameters.fault("latents", in_a_line(error)))?;
+            config.text.shape().map_err(|error| parameters.fault("text", in_a_line(error)))?;
+            config.validate().map_err(|error| parameters.fault(key_of(&error), in_a_line(error)))?;
             Ok(Box::new(Train { config, operations }))
         },
     }
+}
+
+/// The key whose value an error is about.
+fn key_of(error: &TrainError) -> &'static str {
+    match error {
+        TrainError::Configuration { what, .. } | TrainError::Model(ModelError::Configuration { what, .. }) => {
+            match *what {
+                "hidden" => "hidden_scale",
+                what => what,
+            }
+        }
+        _ => "",
+    }
+}
+
+/// The error and its causes.
+fn in_a_line(error: impl Into<anyhow::Error>) -> String {
+    let mut causes: Vec<String> = error.into().chain().map(ToString::to_string).collect();
+    // A transparent error repeats its source.
+    causes.dedup();
+    causes.join(": ")
 }
 
 struct Train {
@@ -63,10 +94,18 @@ impl Stage for Train {
         Load::AllCores
     }
 
+    fn reads_through(&self) -> bool {
+        true
+    }
+
+    fn rows_to_read(&self) -> Option<u64> {
+        Some(self.config.steps.saturating_mul(self.config.batch_size))
+    }
+
     fn check(&self, upstream: &Facts) -> Vec<(&'static str, String)> {
         let multiple = match self.config.pixel_multiple() {
             Ok(multiple) => multiple,
-            Err(error) => return vec![("latents", crate::errors::in_words(&error.into()))],
+            Err(error) => return vec![("latents", in_a_line(error))],
         };
         let patch = upstream.get(PATCH_SIZE).and_then(Value::as_i64);
         let misfit = patch.filter(|patch| patch % multiple != 0);

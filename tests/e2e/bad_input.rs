@@ -1,9 +1,10 @@
 //! Every fault in what the user wrote: one clear message with file, line, what was expected and the nearest name; exit code
 //! 2; nothing started.
 
+use std::fmt::Write as _;
 use std::net::TcpListener;
 
-use crate::support::{folder, run, text};
+use crate::support::{ferrotype, folder, run, text};
 
 const GOOD: &str = r#"[pipeline]
 name = "test"
@@ -50,7 +51,11 @@ fn faults_in_a_manifest_are_named_with_line_and_remedy() {
         ("name = \"test\"", "name = ", vec!["bad.toml:2", "not valid TOML"]),
         ("urls = \"URLS\"", "urls = \"URLS\"\nallow_networks = [\"home\"]", vec!["bad.toml:8", "`home`", "10.0.0.0/8"]),
         ("workdir = \"WORKDIR\"", "workdir = \"{env:FERROTYPE_NOT_SET}\"", vec!["bad.toml:3", "FERROTYPE_NOT_SET"]),
-        ("workdir = \"WORKDIR\"", "workdir = \"s3://bucket/x\"", vec!["s3://bucket/x", "local"]),
+        (
+            "workdir = \"WORKDIR\"",
+            "workdir = \"ftp://host/x\"",
+            vec!["bad.toml:3", "ftp://host/x", "s3://BUCKET/PREFIX"],
+        ),
     ];
     for (from, to, expected) in cases {
         let folder = folder();
@@ -94,6 +99,117 @@ fn a_set_on_the_command_line_is_named_when_it_is_wrong() {
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2));
     assert!(said.contains("--set stage.bucket.patchsize=8") && said.contains("did you mean `patch_size`?"), "{said}");
+}
+
+/// Stages that need torch: each fault in a stage of its own, so that one plan names them all. The messages of the other stages
+/// are in `pipeline/tests/pipeline/snapshots`.
+#[test]
+fn every_fault_of_training_and_sampling_is_named_at_its_line() {
+    let cases: &[(&str, &str, &str)] = &[
+        ("train", "steps = 0", "steps = 0 is not possible: at least 1"),
+        ("train", "steps = \"many\"", "steps: found text \"many\", expected a whole number, 0 or more"),
+        ("train", "batch_size = 0", "batch_size = 0 is not possible: from 1 to a million"),
+        ("train", "learning_rate = 2", "learning_rate = 2 is not possible: from 0 to 1"),
+        ("train", "beta1 = 1", "beta1 = 1 is not possible: from 0 to below 1"),
+        ("train", "beta2 = -0.5", "beta2 = -0.5 is not possible: from 0 to below 1"),
+        ("train", "epsilon = 0", "epsilon = 0 is not possible: a small positive number"),
+        ("train", "weight_decay = 11", "weight_decay = 11 is not possible: from 0 to 10"),
+        ("train", "clip_norm = 0", "clip_norm = 0 is not possible: a positive number"),
+        ("train", "ema_decay = 1.5", "ema_decay = 1.5 is not possible: from 0 to 1"),
+        ("train", "null_caption = 10", "null_caption = 10 is not possible: a share from 0 to 1"),
+        ("train", "time_shift = 0", "time_shift = 0 is not possible: a positive number; 1 leaves times as they are"),
+        ("train", "width = 0", "width = 0 is not possible: from 1 to 65536"),
+        (
+            "train",
+            "width = 100",
+            "width = 100 is not possible: a multiple of 4 and of 48, so that each of the 12 heads has pairs for two axes",
+        ),
+        ("train", "blocks = 0", "blocks = 0 is not possible: from 1 to 65536"),
+        ("train", "blocks = 2000", "blocks = 2000 is not possible: at most 1024"),
+        ("train", "heads = 0", "heads = 0 is not possible: from 1 to 65536"),
+        ("train", "patch_size = 0", "patch_size = 0 is not possible: from 1 to 65536"),
+        (
+            "train",
+            "patch_size = 3",
+            "buckets come in multiples of 4 pixels, but the model needs multiples of 6 (latent factor × patch_size): set bucket.patch_size = 6",
+        ),
+        ("train", "hidden_scale = 0", "hidden = 0 is not possible: from 1 to 65536"),
+        ("train", "zero_gates = 1", "zero_gates: found number `1`, expected true or false"),
+        (
+            "train",
+            "schedule = \"cosin\"",
+            "schedule: unknown choice `cosin`, expected one of `constant`, `cosine`, `linear`",
+        ),
+        ("train", "checkpoint_every = -1", "checkpoint_every: found number `-1`, expected a whole number, 0 or more"),
+        ("train", "latents = \"pixel\"", "latents: unknown choice `pixel`, expected `pixels` or `autoencoder`"),
+        ("train", "latents = 5", "latents: found number `5`, expected the name of a choice, in quotes"),
+        (
+            "train",
+            "latents = \"autoencoder\"",
+            "latents.autoencoder: found a name alone, expected the name with its settings: { NAME = { … } }",
+        ),
+        ("train", "latents = { pixels = 5 }", "latents.pixels: found number `5`, expected the name alone, in quotes"),
+        (
+            "train",
+            "latents = { autoencoder = \"vae\" }",
+            "latents.autoencoder: found text \"vae\", expected a table: { … }",
+        ),
+        (
+            "train",
+            "latents = { autoencoder = { foldr = \"vae\" } }",
+            "latents.autoencoder.foldr: unknown key `foldr`, expected `folder` or `affine`",
+        ),
+        (
+            "train",
+            "latents = { autoencoder = { folder = \"nowhere\" } }",
+            "cannot open nowhere/config.json: No such file or directory (os error 2)",
+        ),
+        (
+            "train",
+            "text = { hash = 5, pretrained = 5 }",
+            "text: found a table, expected a table with one name in it: { NAME = { … } }",
+        ),
+        (
+            "train",
+            "text = { pretrained = { gemma = \"nowhere\", modernbert = \"x\", clip = \"x\" } }",
+            "cannot open nowhere/config.json: No such file or directory (os error 2)",
+        ),
+        ("sample", "", "missing key `prompts`"),
+        ("sample", "prompts = []", "prompts is empty: give at least one"),
+        ("sample", "prompts = \"a cat\"", "prompts: found text \"a cat\", expected a list: [ … ]"),
+        (
+            "sample",
+            "sizes = [\"32\"]\nprompts = [\"a cat\"]",
+            "`32` is not a bucket size; expected WIDTHxHEIGHT in pixels, such as 512x384",
+        ),
+        (
+            "sample",
+            "sampler = \"eulr\"\nprompts = [\"a cat\"]",
+            "sampler: unknown choice `eulr`, expected one of `euler`, `heun`, `euler-stochastic`, `euler-stochastic-corrected`",
+        ),
+        ("evaluate", "prompts = \"many\"", "prompts: found text \"many\", expected a whole number, 0 or more"),
+        ("evaluate", "sampler = 5", "sampler: found number `5`, expected the name of a choice, in quotes"),
+    ];
+    let folder = folder();
+    std::fs::write(folder.path().join("urls.tsv"), "url\tcaption\n").unwrap();
+    let mut manifest = GOOD.replace("URLS", "urls.tsv").replace("WORKDIR", "work");
+    let mut expected = Vec::new();
+    for (i, (kind, keys, message)) in cases.iter().enumerate() {
+        let table = manifest.lines().count() + 2;
+        let line = if keys.is_empty() { table } else { table + 3 };
+        expected.push(format!("bad.toml:{line}: in [stage.s{i:02}], {message}"));
+        let _ = writeln!(manifest, "\n[stage.s{i:02}]\nuses = \"{kind}\"\nfrom = \"index\"\n{keys}");
+    }
+    std::fs::write(folder.path().join("bad.toml"), &manifest).unwrap();
+    let output = ferrotype().args(["run", "bad.toml"]).current_dir(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stderr);
+    let said: Vec<&str> = said.trim_start_matches("error: ").lines().map(str::trim).collect();
+    for (said, expected) in said.iter().zip(&expected) {
+        assert_eq!(said, expected);
+    }
+    assert_eq!(said.len(), expected.len());
+    assert!(!folder.path().join("work").exists(), "nothing is started");
 }
 
 #[test]

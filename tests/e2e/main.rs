@@ -4,7 +4,12 @@
 
 mod bad_input;
 mod demo;
+mod engine;
 mod inspect;
 mod interruption;
+mod notify;
+mod report;
+mod setup;
+mod store;
 mod support;
 mod weights;

@@ -61,7 +61,7 @@ struct Learner {
 pub fn train(job: &Job) -> Result<Finished, TrainError> {
     let Job { config, operations, .. } = *job;
     config.validate()?;
-    shards::commit::create_folder(job.folder)?;
+    shards::disk::create_folder(job.folder)?;
     let (mut learner, start) = Learner::start_or_resume(job)?;
     let mut metrics = MetricsFile::open(&job.folder.join("metrics.jsonl"), start)?;
     let mut loader = Loader::start(job.index.to_owned(), config, start..config.steps, operations.prefetch)?;

@@ -75,5 +75,5 @@ pub(super) fn staged(path: &Path, write: impl FnOnce(&Path) -> Result<(), ModelE
         write(&staged).and_then(|()| std::fs::hard_link(&staged, path).map_err(ModelError::io("create", path)));
     let _ = std::fs::remove_file(&staged);
     result?;
-    Ok(shards::commit::sync_parent(path)?)
+    Ok(shards::disk::sync_parent(path)?)
 }

@@ -1,6 +1,7 @@
 //! Faults in what was written, with their places.
 
 use std::fmt;
+use std::panic::Location;
 use std::path::{Path, PathBuf};
 
 /// Where something was written.
@@ -8,13 +9,24 @@ use std::path::{Path, PathBuf};
 pub enum Place {
     /// Line 0 stands for the file as a whole.
     File { file: PathBuf, line: usize },
-    /// A `--set` on the command line.
+    /// A `--set` on the command line, as it may be shown.
     Set(String),
 }
 
 impl Place {
     pub fn file(file: &Path) -> Self {
         Self::File { file: file.to_owned(), line: 0 }
+    }
+
+    /// For a `--set`. Of a web address only scheme and host are shown: the rest may hold a token.
+    pub fn set(text: &str) -> Self {
+        let Some((before, address)) = text.split_once("://") else { return Self::Set(text.to_owned()) };
+        let end = address.find(['/', '?', '#', '"', '\'']).unwrap_or(address.len());
+        let (authority, rest) = address.split_at(end);
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        let rest = if rest.starts_with(['/', '?', '#']) { "/…" } else { "" };
+        let quote = text.chars().next_back().filter(|last| matches!(last, '"' | '\''));
+        Self::Set(format!("{before}://{host}{rest}{}", quote.map(String::from).unwrap_or_default()))
     }
 }
 
@@ -34,11 +46,14 @@ pub struct Diagnostic {
     pub place: Place,
     pub message: String,
     pub hint: Option<String>,
+    /// The line of our source that raised it. A test compares these with the sources: no message goes without a snapshot.
+    pub raised_at: &'static Location<'static>,
 }
 
 impl Diagnostic {
+    #[track_caller]
     pub fn new(place: Place, message: impl Into<String>) -> Self {
-        Self { place, message: message.into(), hint: None }
+        Self { place, message: message.into(), hint: None, raised_at: Location::caller() }
     }
 
     /// Adds what to do about it.

@@ -3,10 +3,12 @@
 //! Reading keeps the place of every key, so that each fault names its file and line. All faults are collected and reported
 //! together; nothing is started before there are none.
 
+mod byte_size;
 mod diagnostic;
 mod parameters;
 mod tree;
 
+pub use byte_size::ByteSize;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use parameters::{Parameters, nearest, property_names};
 pub use tree::{Node, Value};
@@ -16,14 +18,22 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::notify::Endpoint;
+
 /// A manifest as written, with `--set` applied and variables replaced.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     pub file: PathBuf,
     pub name: String,
+    /// A folder, or `s3://bucket/prefix`.
     pub workdir: PathBuf,
+    pub workdir_place: Place,
+    /// Where copies of a workdir on an object store lie on this machine.
+    pub scratch: Option<PathBuf>,
     /// Share of a stage's rows that may be refused before the run ends with a warning.
     pub warn_above: f64,
+    /// Who is told how a run ended. No part of any fingerprint.
+    pub notify: Option<Endpoint>,
     /// In the order of the file.
     pub stages: Vec<StageTable>,
 }
@@ -39,6 +49,10 @@ pub struct StageTable {
     pub from: Vec<(String, Place)>,
     pub on_bad_row: OnBadRow,
     pub fail_if: Option<FailIf>,
+    /// The most partitions to make at a time.
+    pub concurrency: Option<usize>,
+    /// Bytes of memory that one partition takes.
+    pub memory: Option<u64>,
     /// The keys that belong to the kind.
     pub parameters: Parameters,
 }
@@ -70,12 +84,22 @@ pub struct FailIf {
 struct PipelineTable {
     /// Names the pipeline in reports.
     name: String,
-    /// Folder of all results.
+    /// Folder of all results: a path, or s3://BUCKET/PREFIX on an S3-compatible store (AWS_… variables say how to reach it).
     workdir: String,
+    /// Folder of this machine for copies of a workdir on a store [below ~/.cache/ferrotype].
+    #[serde(default)]
+    scratch: Option<PathBuf>,
     /// Share of a stage's rows that may be refused before `run` ends with code 3 [0.2].
     #[serde(default = "default_warn_above")]
     warn_above: f64,
+    /// An http or https address that is told, in one POST of JSON, how each run ended [none].
+    #[serde(default)]
+    notify: Option<String>,
 }
+
+const STAGES_HINT: &str = "add one, such as [stage.download] with uses = \"download\"";
+const NOTIFY_HINT: &str =
+    "such as notify = \"https://hooks.example.com/…\", or notify = \"{env:NAME}\" for a secret one";
 
 fn default_warn_above() -> f64 {
     0.2
@@ -96,6 +120,12 @@ struct CommonKeys {
     /// When the stage has failed as a whole [never].
     #[serde(default)]
     fail_if: Option<FailIf>,
+    /// The most partitions to make at a time [as many as there is room for].
+    #[serde(default)]
+    concurrency: Option<usize>,
+    /// Memory that one partition takes, such as "2 GB": no more are made at a time than `run --memory` has room for.
+    #[serde(default)]
+    memory: Option<ByteSize>,
 }
 
 #[derive(JsonSchema)]
@@ -110,7 +140,11 @@ impl Manifest {
     /// Reads a manifest file. `sets` are `KEY=VALUE` overrides with dotted keys and TOML values.
     pub fn read(file: &Path, sets: &[String]) -> Result<Self, Diagnostics> {
         let text = std::fs::read_to_string(file).map_err(|error| {
-            Diagnostics::from(Diagnostic::new(Place::file(file), format!("cannot be read: {error}")))
+            let fault = Diagnostic::new(Place::file(file), format!("cannot be read: {error}"));
+            Diagnostics::from(match error.kind() {
+                std::io::ErrorKind::NotFound => fault.hint("`ferrotype init` writes one to start from"),
+                _ => fault,
+            })
         })?;
         Self::parse(&text, file, sets)
     }
@@ -128,6 +162,7 @@ impl Manifest {
         let top = ["pipeline", "stage", "vars"];
         faults.extend(root.unknown_keys(&top.map(str::to_owned), "the manifest"));
 
+        let mut notify = None;
         let pipeline = match root.get("pipeline") {
             None => {
                 let fault = Diagnostic::new(Place::file(file), "has no [pipeline] table");
@@ -137,7 +172,14 @@ impl Manifest {
             Some(node) => {
                 let parameters = Parameters::new("[pipeline]", node.clone());
                 faults.extend(parameters.unknown(&[schemars::schema_for!(PipelineTable)], &[]));
-                parameters.read::<PipelineTable>().map_err(|fault| faults.push(fault)).ok()
+                let table = parameters.read::<PipelineTable>().map_err(|fault| faults.push(fault)).ok();
+                if let Some(address) = table.as_ref().and_then(|table| table.notify.as_deref()) {
+                    match Endpoint::parse(address) {
+                        Ok(endpoint) => notify = Some(endpoint),
+                        Err(reason) => faults.push(parameters.fault("notify", reason).hint(NOTIFY_HINT)),
+                    }
+                }
+                table
             }
         };
         let mut stages = Vec::new();
@@ -146,18 +188,26 @@ impl Manifest {
                 for (name, node) in tables {
                     match stage_table(name, node) {
                         Ok(stage) => stages.push(stage),
+                        // A --set for a stage that is not there makes a table with little in it.
+                        Err(fault) if matches!(node.place, Place::Set(_)) && node.get("uses").is_none() => {
+                            let others = tables.keys().map(String::as_str).filter(|other| other != name);
+                            faults.push(match nearest(name, others) {
+                                Some(near) => fault.hint(format!("did you mean stage.{near}?")),
+                                None => fault,
+                            });
+                        }
                         Err(fault) => faults.push(fault),
                     }
                 }
             }
-            Some((node, Value::Table(_))) => faults.push(Diagnostic::new(node.place.clone(), "has no stages")),
+            Some((node, Value::Table(_))) => {
+                faults.push(Diagnostic::new(node.place.clone(), "has no stages").hint(STAGES_HINT));
+            }
             Some((node, _)) => {
-                faults.push(Diagnostic::new(node.place.clone(), "`stage` must hold tables: [stage.NAME]"));
+                let fault = Diagnostic::new(node.place.clone(), "`stage` must hold tables: [stage.NAME]");
+                faults.push(fault.hint(STAGES_HINT));
             }
-            None => {
-                let fault = Diagnostic::new(Place::file(file), "has no stages");
-                faults.push(fault.hint("add one, such as [stage.download] with uses = \"download\""));
-            }
+            None => faults.push(Diagnostic::new(Place::file(file), "has no stages").hint(STAGES_HINT)),
         }
         stages.sort_by(|a, b| a.place.cmp(&b.place));
         match pipeline {
@@ -165,12 +215,20 @@ impl Manifest {
                 file: file.to_owned(),
                 name: pipeline.name,
                 workdir: PathBuf::from(pipeline.workdir),
+                workdir_place: place_of(&root, &["pipeline", "workdir"]),
+                scratch: pipeline.scratch,
                 warn_above: pipeline.warn_above,
+                notify,
                 stages,
             }),
             _ => Err(Diagnostics(faults)),
         }
     }
+}
+
+/// Where the value at a path of keys was written.
+fn place_of(root: &Node, path: &[&str]) -> Place {
+    root.follow(path.iter().copied()).place.clone()
 }
 
 fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
@@ -184,6 +242,11 @@ fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
     }
     let whole = Parameters::new(format!("[stage.{name}]"), node.clone());
     let common: CommonKeys = whole.read()?;
+    // Its keys are judged together with its kind's own; here only what lies below the common ones is.
+    let all: Vec<String> = entries.keys().cloned().collect();
+    if let Some(fault) = whole.unknown(&[schemars::schema_for!(CommonKeys)], &all).into_iter().next() {
+        return Err(fault);
+    }
     let place = |key: &str| entries.get(key).map_or_else(|| node.place.clone(), |n| n.place.clone());
     let from = match common.from {
         None => Vec::new(),
@@ -196,6 +259,10 @@ fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
             return Err(fault.hint("expected a stage's name, or a list of names"));
         }
     };
+    if common.concurrency == Some(0) {
+        let fault = Diagnostic::new(place("concurrency"), format!("stage.{name}.concurrency is 0"));
+        return Err(fault.hint("expected 1 or more"));
+    }
     let common_keys = property_names(&schemars::schema_for!(CommonKeys));
     let own =
         entries.iter().filter(|(key, _)| !common_keys.contains(key)).map(|(key, n)| (key.clone(), n.clone())).collect();
@@ -208,6 +275,8 @@ fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
         from,
         on_bad_row: common.on_bad_row,
         fail_if: common.fail_if,
+        concurrency: common.concurrency,
+        memory: common.memory.map(|size| size.0),
         parameters,
     })
 }

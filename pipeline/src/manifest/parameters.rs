@@ -4,7 +4,7 @@ use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::diagnostic::Diagnostic;
+use super::diagnostic::{Diagnostic, Place};
 use super::tree::Node;
 
 /// A table of a stage, or of the pipeline.
@@ -32,6 +32,11 @@ impl Parameters {
         })
     }
 
+    /// Sets a key, as `--set` would.
+    pub fn replace(&mut self, key: &str, value: &Value, place: &Place) {
+        self.node.replace(key, value, place);
+    }
+
     /// A fault for each key that neither `schemas` nor `others` know, at any depth.
     pub fn unknown(&self, schemas: &[Schema], others: &[String]) -> Vec<Diagnostic> {
         let mut known: Vec<String> = others.to_vec();
@@ -43,7 +48,13 @@ impl Parameters {
         faults
     }
 
+    /// Whether `key` was written.
+    pub fn has(&self, key: &str) -> bool {
+        self.node.get(key).is_some()
+    }
+
     /// A fault at `key`, or at the table when the key was not written.
+    #[track_caller]
     pub fn fault(&self, key: &str, message: impl std::fmt::Display) -> Diagnostic {
         let place = self.node.get(key).map_or(&self.node.place, |n| &n.place).clone();
         Diagnostic::new(place, format!("in {}, {message}", self.owner))
@@ -84,31 +95,64 @@ pub fn property_names(schema: &Schema) -> Vec<String> {
     properties.map(|p| p.keys().cloned().collect()).unwrap_or_default()
 }
 
-/// The name most like `written`, when one is like it at all.
+/// The name most like `written`, whatever its case, when one is like it at all.
 pub fn nearest<'a>(written: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     names
-        .map(|name| (strsim::jaro_winkler(written, name), name))
+        .map(|name| (strsim::jaro_winkler(&written.to_lowercase(), &name.to_lowercase()), name))
         .filter(|(likeness, _)| *likeness > 0.75)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, name)| name)
 }
 
-/// serde's messages name Rust's types; people know numbers.
+/// serde's messages name Rust's types; people know numbers, tables and lists.
 fn in_words(message: &str) -> String {
-    let words = [
-        ("expected u64", "expected a whole number, 0 or more"),
-        ("expected u32", "expected a whole number from 0 to 4294967295"),
-        ("expected u8", "expected a whole number from 0 to 255"),
-        ("expected usize", "expected a whole number, 0 or more"),
-        ("expected i64", "expected a whole number"),
-        ("expected f64", "expected a number"),
-        ("expected a string", "expected text in quotes"),
-        ("invalid type: ", "found "),
-        ("invalid value: ", "found "),
-        ("floating point ", "number "),
+    let misfit = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    if let Some((found, expected)) = misfit.and_then(|rest| rest.rsplit_once(", expected ")) {
+        return format!("found {}, expected {}", found_in_words(found), expected_in_words(expected));
+    }
+    for (serdes, ours) in [
+        ("missing field ", "missing key "),
+        ("unknown variant ", "unknown choice "),
+        ("unknown field ", "unknown key "),
+    ] {
+        if let Some(rest) = message.strip_prefix(serdes) {
+            return format!("{ours}{rest}");
+        }
+    }
+    message.to_owned()
+}
+
+fn found_in_words(found: &str) -> String {
+    let beginnings = [
         ("integer ", "number "),
-        ("missing field", "missing key"),
-        ("unknown variant", "unknown choice"),
+        ("floating point ", "number "),
+        ("string ", "text "),
+        ("boolean ", ""),
+        ("sequence", "a list"),
+        ("map", "a table"),
+        ("unit variant", "a name alone"),
     ];
-    words.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
+    let known = beginnings.iter().find_map(|(serdes, ours)| Some((ours, found.strip_prefix(serdes)?)));
+    known.map_or_else(|| found.to_owned(), |(ours, rest)| format!("{ours}{rest}"))
+}
+
+fn expected_in_words(expected: &str) -> &str {
+    match expected {
+        "u64" | "usize" => "a whole number, 0 or more",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u8" => "a whole number from 0 to 255",
+        "i64" => "a whole number",
+        "f64" => "a number",
+        "a string" | "path string" => "text in quotes",
+        "a boolean" => "true or false",
+        "a sequence" => "a list: [ … ]",
+        "a map" => "a table: { … }",
+        "string or map" => "the name of a choice, in quotes",
+        "newtype variant" => "the name with its settings: { NAME = { … } }",
+        "map with a single key" => "a table with one name in it: { NAME = { … } }",
+        "unit" => "the name alone, in quotes",
+        // The name of one of our types.
+        other if other.starts_with("struct ") => "a table: { … }",
+        other => other,
+    }
 }

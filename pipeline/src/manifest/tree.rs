@@ -69,6 +69,32 @@ impl Node {
             .collect()
     }
 
+    /// Sets a key of a table.
+    pub(super) fn replace(&mut self, key: &str, value: &serde_json::Value, place: &Place) {
+        if let Value::Table(table) = &mut self.value {
+            table.insert(key.to_owned(), Self::of_json(value, place));
+        }
+    }
+
+    fn of_json(value: &serde_json::Value, place: &Place) -> Self {
+        let value = match value {
+            serde_json::Value::Object(map) => {
+                Value::Table(map.iter().map(|(key, value)| (key.clone(), Self::of_json(value, place))).collect())
+            }
+            serde_json::Value::Array(items) => {
+                Value::Array(items.iter().map(|item| Self::of_json(item, place)).collect())
+            }
+            serde_json::Value::Bool(truth) => Value::Truth(*truth),
+            serde_json::Value::Number(number) => match number.as_i64() {
+                Some(whole) => Value::Whole(whole),
+                None => Value::Real(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            serde_json::Value::String(text) => Value::Text(text.clone()),
+            serde_json::Value::Null => Value::Text(String::new()),
+        };
+        Self { place: place.clone(), value }
+    }
+
     /// As JSON, without places.
     pub fn json(&self) -> serde_json::Value {
         match &self.value {
@@ -144,14 +170,14 @@ fn convert_value(value: &toml_edit::Value, place: &dyn Fn(Option<usize>) -> Plac
 
 /// Applies `a.b.c=VALUE`; a value that is not TOML is taken as text.
 pub(super) fn set(root: &mut Node, text: &str) -> Result<(), Diagnostic> {
-    let here = Place::Set(text.to_owned());
+    let here = Place::set(text);
     let Some((path, value)) = text.split_once('=') else {
         return Err(Diagnostic::new(here, "has no `=`").hint("write --set stage.NAME.KEY=VALUE"));
     };
     let parsed = value.trim().parse::<toml_edit::Value>();
     let value = parsed.map_or_else(
         |_not_toml| Value::Text(value.trim().to_owned()),
-        |value| convert_value(&value, &|_| Place::Set(text.to_owned())),
+        |value| convert_value(&value, &|_| Place::set(text)),
     );
     let mut node = root;
     for key in path.trim().split('.') {
@@ -183,11 +209,11 @@ pub(super) fn substitute(root: &mut Node) -> Vec<Diagnostic> {
             }
         }
     }
-    // The workdir may use variables, and everything else may use the workdir.
+    // The workdir may use variables, and everything else may use the workdir. What is wrong here is found again below.
     if let Value::Table(table) = &mut root.value
         && let Some(pipeline) = table.get_mut("pipeline")
     {
-        walk(pipeline, &variables, &mut faults);
+        walk(pipeline, &variables, &mut Vec::new());
         if let Some(Value::Text(workdir)) = pipeline.get("workdir").map(|n| &n.value) {
             variables.insert("workdir".to_owned(), workdir.clone());
         }
@@ -204,16 +230,22 @@ fn walk(node: &mut Node, variables: &BTreeMap<String, String>, faults: &mut Vec<
             for (name, value) in variables {
                 *text = text.replace(&format!("{{{name}}}"), value);
             }
-            while let Some((before, rest)) = text.split_once("{env:")
-                && let Some((name, after)) = rest.split_once('}')
+            let mut replaced = String::new();
+            let mut rest = text.as_str();
+            while let Some((before, reference)) = rest.split_once("{env:")
+                && let Some((name, after)) = reference.split_once('}')
             {
                 let Ok(value) = std::env::var(name) else {
                     let fault = Diagnostic::new(node.place.clone(), format!("the environment has no variable {name}"));
                     faults.push(fault.hint(format!("set {name}, or replace {{env:{name}}}")));
                     return;
                 };
-                *text = format!("{before}{value}{after}");
+                replaced += before;
+                replaced += &value;
+                rest = after;
             }
+            replaced += rest;
+            *text = replaced;
         }
         _ => {}
     }

@@ -26,7 +26,7 @@ use shards::{ShardError, columns};
 
 use crate::decode::{DecodeError, decode};
 use crate::quarantine::{BadRow, Quarantine};
-use crate::stage::{Facts, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task};
+use crate::stage::{Facts, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
 /// The fact, and parameter, that later stages check: pixels of the longest side.
 pub const MAX_RESOLUTION: &str = "max_resolution";
@@ -74,6 +74,7 @@ pub fn kind() -> StageKind {
         about: "Resizes images to whole numbers of patches and sorts them by size.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Bucket)],
+        rehearse: as_it_is,
         build: |parameters| {
             let bucket: Bucket = parameters.read()?;
             if bucket.patch_size == 0 || bucket.patch_size > bucket.max_resolution {
@@ -125,7 +126,9 @@ impl Stage for Bucket {
         let mut rows_in = 0;
         for file in task.files() {
             let shard = Shard::open(&file)?;
-            for batch in shard.batches(None, 64)? {
+            // A shard without rows has a schema all the same, which a shard made from it needs.
+            let none = (shard.rows() == 0).then(|| Ok(RecordBatch::new_empty(Arc::clone(shard.schema()))));
+            for batch in shard.batches(None, 64)?.chain(none) {
                 task.check_cancelled()?;
                 let batch = batch?;
                 let images = shard.binary(&batch, columns::IMAGE)?;
@@ -203,11 +206,7 @@ fn bad_row(shard: &Shard, batch: &RecordBatch, row: usize, error: &DecodeError) 
     let text = |column| -> String {
         shard.text(batch, column).ok().filter(|a| a.is_valid(row)).map(|a| a.value(row).to_owned()).unwrap_or_default()
     };
-    let reason = match error {
-        DecodeError::NotAnImage(_) => "not_an_image",
-        DecodeError::TooManyPixels { .. } => "too_many_pixels",
-        DecodeError::Damaged(_) => "damaged_image",
-    };
+    let reason = error.reason();
     let key = shard.text(batch, columns::KEY)?.value(row).to_owned();
     let (url, caption) = (text(columns::URL), text(columns::CAPTION));
     Ok(BadRow { key, url, caption, reason, status: "failed_to_resize", detail: error.to_string() })

@@ -7,12 +7,7 @@
 //!
 //! `where` is a DataFusion SQL condition over all columns but the image, which is never read for it.
 
-use std::sync::Arc;
-
-use arrow::array::{Array, BooleanArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
-use arrow::datatypes::{DataType, Field, Schema};
-use datafusion::prelude::SessionContext;
-use datafusion::sql::parser::DFParser;
+use arrow::array::{Array, BooleanArray, RecordBatch, StringArray, UInt32Array};
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,13 +15,9 @@ use shards::reader::Shard;
 use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 
+use crate::condition;
 use crate::quarantine::{BadRow, Quarantine};
-use crate::stage::{Law, Outcome, Partitioning, Stage, StageError, StageKind, Task};
-
-/// Name of the rows' table in a condition.
-const TABLE: &str = "samples";
-/// Name of the column that numbers them.
-const ROW: &str = "__row";
+use crate::stage::{Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 struct Filter {
@@ -49,25 +40,17 @@ pub fn kind() -> StageKind {
         about: "Keeps the rows that meet all conditions.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Filter)],
+        rehearse: as_it_is,
         build: |parameters| {
             let filter: Filter = parameters.read()?;
             if let Some(condition) = &filter.condition
-                && let Err(reason) = check_syntax(condition)
+                && let Err(reason) = condition::check_syntax(condition)
             {
                 return Err(parameters.fault("where", format!("where is not an SQL condition: {reason}")));
             }
             Ok(Box::new(filter))
         },
     }
-}
-
-fn query(condition: &str) -> String {
-    format!("SELECT {ROW} FROM {TABLE} WHERE ({condition})")
-}
-
-fn check_syntax(condition: &str) -> Result<(), String> {
-    let statements = DFParser::parse_sql(&query(condition)).map_err(|error| error.to_string())?;
-    if statements.len() == 1 { Ok(()) } else { Err("it ends the statement".to_owned()) }
 }
 
 impl Stage for Filter {
@@ -157,50 +140,11 @@ impl Filter {
         let rows = batches.iter().map(RecordBatch::num_rows).sum();
         let Some(condition) = &self.condition else { return Ok(vec![true; rows]) };
         let Some(first) = batches.first() else { return Ok(Vec::new()) };
-        let mut fields: Vec<Arc<Field>> = first.schema().fields().iter().cloned().collect();
-        fields.push(Arc::new(Field::new(ROW, DataType::UInt64, false)));
-        let schema = Arc::new(Schema::new(fields));
         let all = arrow::compute::concat_batches(&first.schema(), batches).map_err(ShardError::arrow(shard.path()))?;
-        let mut arrays = all.columns().to_vec();
-        arrays.push(Arc::new(UInt64Array::from_iter_values(0..rows as u64)));
-        let table = RecordBatch::try_new(schema, arrays).map_err(ShardError::arrow(shard.path()))?;
-
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .map_err(StageError::io("start a query over", shard.path()))?;
-        let result = runtime.block_on(async {
-            let context = SessionContext::new();
-            context.register_batch(TABLE, table)?;
-            context.sql(&query(condition)).await?.collect().await
-        });
-        let mut meets = vec![false; rows];
-        for batch in result.map_err(|error| StageError::failed(format!("where = \"{condition}\": {error}")))? {
-            let numbers = batch.column(0).as_any().downcast_ref::<UInt64Array>();
-            for number in numbers.into_iter().flat_map(|n| n.values().iter()) {
-                if let Some(meets) = meets.get_mut(*number as usize) {
-                    *meets = true;
-                }
-            }
-        }
-        Ok(meets)
+        condition::rows_that_meet(condition, &all)
     }
 }
 
 fn value(array: &StringArray, row: usize) -> String {
     if array.is_null(row) { String::new() } else { array.value(row).to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn conditions_are_one_expression() {
-        for good in ["width > 10", "caption LIKE '%apple%' AND width * 2 < height"] {
-            check_syntax(good).unwrap();
-        }
-        for bad in ["width >", "1=1); DROP TABLE samples; --", "SELECT"] {
-            assert!(check_syntax(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -21,7 +21,7 @@ use shards::digest::Digest;
 use shards::index::Run;
 use shards::sidecar::Section;
 
-use crate::stage::{Law, Outcome, Partitioning, Stage, StageError, StageKind, Task};
+use crate::stage::{Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 struct Index {}
@@ -34,6 +34,7 @@ pub fn kind() -> StageKind {
         about: "Says where each bucket's rows lie.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Index)],
+        rehearse: as_it_is,
         build: |parameters| parameters.read::<Index>().map(|index| Box::new(index) as Box<dyn Stage>),
     }
 }

@@ -1,9 +1,15 @@
 //! The stages that prepare data, one module each.
 
 pub mod bucket;
+pub mod dedup;
 pub mod download;
 pub mod filter;
+pub mod import;
 pub mod index;
+mod rows;
+mod samples;
+pub mod sql;
+pub mod subset;
 
 use crate::stage::Registry;
 
@@ -11,7 +17,11 @@ use crate::stage::Registry;
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(download::kind());
+    registry.add(import::kind());
     registry.add(filter::kind());
+    registry.add(sql::kind());
+    registry.add(dedup::kind());
+    registry.add(subset::kind());
     registry.add(bucket::kind());
     registry.add(index::kind());
     registry

@@ -1,15 +1,15 @@
 //! One URL to one image, with retries.
 
 use std::collections::hash_map::RandomState;
-use std::fmt::{Display, Write as _};
+use std::fmt::Display;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, StatusCode, Url};
-use sha2::{Digest, Sha256};
 
+use super::super::samples::sha256;
 use super::client::{AddressError, address_error, check};
 use crate::decode::{DecodeError, decode};
 
@@ -101,7 +101,7 @@ impl Fetcher {
         let most_pixels = self.max_pixels;
         let checked = tokio::task::spawn_blocking(move || {
             let image = decode(&bytes, most_pixels).map_err(|error| of_image(&error))?;
-            let sha256 = hexadecimal(&Sha256::digest(&bytes));
+            let sha256 = sha256(&bytes);
             Ok(Fetched { width: image.width(), height: image.height(), bytes, sha256, observed })
         });
         checked
@@ -152,13 +152,6 @@ impl Fetcher {
         let mut directives = values.flat_map(|value| value.split([',', ':'])).map(|d| d.trim().to_lowercase());
         directives.find(|directive| self.directives.contains(directive))
     }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// 0.25 s, 0.5 s, 1 s …, each up to half as long again at random, so that many waiting rows do not come back together.
@@ -225,10 +218,5 @@ fn of_status(status: StatusCode, headers: &HeaderMap) -> Refusal {
 }
 
 fn of_image(error: &DecodeError) -> Refusal {
-    let reason = match error {
-        DecodeError::NotAnImage(_) => "not_an_image",
-        DecodeError::TooManyPixels { .. } => "too_many_pixels",
-        DecodeError::Damaged(_) => "damaged_image",
-    };
-    Refusal::image(reason, error)
+    Refusal::image(error.reason(), error)
 }

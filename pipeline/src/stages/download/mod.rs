@@ -16,17 +16,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, StringArray, UInt32Array};
-use arrow::datatypes::{DataType, Field};
-use arrow::record_batch::RecordBatch;
 use futures::{StreamExt, stream};
 use ipnet::IpNet;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shards::columns;
-use shards::writer::ShardWriter;
 
+use super::samples::{self, Sample};
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Cancel, Law, Load, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task};
 use fetch::{Fetched, Fetcher, Refusal};
@@ -74,6 +71,9 @@ impl Default for Columns {
 struct Operations {
     /// The list of URLs: a .csv or .tsv file with a header.
     urls: PathBuf,
+    /// Only the first so many rows of the list [all].
+    #[serde(default)]
+    limit: Option<u64>,
     /// Requests in flight in one partition [64].
     #[serde(default = "default_in_flight")]
     in_flight: usize,
@@ -139,6 +139,12 @@ pub fn kind() -> StageKind {
         about: "Fetches a list of URLs into shards of images.",
         inputs: (0, 0),
         schemas: || vec![schema_for!(Semantics), schema_for!(Operations)],
+        rehearse: |parameters, rows| {
+            let usual = parameters.read::<Semantics>().map_or_else(|_fault| default_rows(), |s| s.rows_per_shard);
+            // Several partitions, so that what runs beside each other later does so now.
+            let shard = usual.min(rows.div_ceil(4)).max(1);
+            vec![("limit", rows.into()), ("rows_per_shard", shard.into())]
+        },
         build: |parameters| {
             let mut semantics: Semantics = parameters.read()?;
             let operations: Operations = parameters.read()?;
@@ -179,13 +185,18 @@ pub fn kind() -> StageKind {
                 })?;
                 allowed.push(network);
             }
-            if let Err(error) = list::columns(&operations.urls, &semantics.columns.url, &semantics.columns.caption) {
-                return Err(parameters.fault("urls", error));
+            if let Err(error) = list::positions(&operations.urls, &semantics.columns.url, &semantics.columns.caption) {
+                let key = if error.is_about_columns() && parameters.has("columns") { "columns" } else { "urls" };
+                let fault = parameters.fault(key, &error);
+                return Err(if error.is_absent() { fault.hint(RELATIVE_PATHS) } else { fault });
             }
             Ok(Box::new(Download { semantics, operations, connect_to, allowed }))
         },
     }
 }
+
+const RELATIVE_PATHS: &str =
+    "a path is looked up from the folder that the command runs in; \"{workdir}/…\" is below the workdir";
 
 struct Download {
     semantics: Semantics,
@@ -262,19 +273,26 @@ impl Stage for Download {
     }
 
     fn sources(&self) -> Result<Vec<Source>, StageError> {
-        list::partitions(&self.operations.urls, &self.semantics.columns, self.semantics.rows_per_shard)
+        let Semantics { columns, rows_per_shard, .. } = &self.semantics;
+        list::partitions(&self.operations.urls, columns, *rows_per_shard, self.operations.limit.unwrap_or(u64::MAX))
+    }
+
+    fn may_retry(&self) -> bool {
+        true
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
-        let first = task.number as u64 * self.semantics.rows_per_shard;
-        let rows = list::rows(&self.operations.urls, &self.semantics.columns, first, self.semantics.rows_per_shard)?;
+        let rows = match task.retry {
+            Some(list) => list::to_try_again(list)?,
+            None => self.rows_of(task.number)?,
+        };
         let rows_in = rows.len() as u64;
         // A runtime a partition: its threads end with it, and a blocked partition cannot hold up another.
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
-            .map_err(StageError::io("start the network threads of", task.folder.path()))?;
+            .map_err(StageError::io("start the network threads of", &task.folder.path()))?;
         let client = client::build(&self.operations, &self.connect_to, &self.allowed).map_err(StageError::failed)?;
         let fetcher = Fetcher {
             client,
@@ -286,61 +304,40 @@ impl Stage for Download {
         };
         let results = runtime.block_on(self.fetch_all(fetcher, rows, task));
         runtime.shutdown_background();
-        self.write(results?, first, rows_in, task)
+        Self::write(results?, rows_in, task)
     }
 }
 
 impl Download {
-    fn write(&self, results: Vec<RowResult>, first: u64, rows_in: u64, task: &Task) -> Result<Outcome, StageError> {
+    /// The list's rows of a partition.
+    fn rows_of(&self, number: usize) -> Result<Vec<UrlRow>, StageError> {
+        let Semantics { columns, rows_per_shard, source, .. } = &self.semantics;
+        let first = number as u64 * rows_per_shard;
+        let count = (*rows_per_shard).min(self.operations.limit.unwrap_or(u64::MAX).saturating_sub(first));
+        list::rows(&self.operations.urls, columns, source, first, count)
+    }
+
+    fn write(results: Vec<RowResult>, rows_in: u64, task: &Task) -> Result<Outcome, StageError> {
         let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
         let mut observed: BTreeMap<String, u64> = BTreeMap::new();
-        let mut good: Vec<(String, UrlRow, Fetched)> = Vec::new();
-        for (i, (row, result)) in results.into_iter().enumerate() {
-            let key = format!("{}/{:09}", self.semantics.source, first + i as u64);
+        let mut good: Vec<Sample> = Vec::new();
+        for (row, result) in results {
             match result {
                 Ok(fetched) => {
                     for event in &fetched.observed {
                         *observed.entry(event.clone()).or_default() += 1;
                     }
-                    good.push((key, row, fetched));
+                    let UrlRow { key, url, caption } = row;
+                    let Fetched { bytes, width, height, sha256, .. } = fetched;
+                    good.push(Sample { key, bytes, caption, url, width, height, sha256 });
                 }
                 Err(Refusal { reason, status, detail, .. }) => {
-                    let UrlRow { url, caption } = row;
+                    let UrlRow { key, url, caption } = row;
                     quarantine.record(BadRow { key, url, caption, reason, status, detail })?;
                 }
             }
         }
-        let schema = Arc::new(columns::schema_of_samples(vec![
-            Field::new(columns::KEY, DataType::Utf8, false),
-            Field::new(columns::IMAGE, DataType::Binary, false),
-            Field::new(columns::CAPTION, DataType::Utf8, false),
-            Field::new(columns::URL, DataType::Utf8, false),
-            Field::new(columns::WIDTH, DataType::UInt32, false),
-            Field::new(columns::HEIGHT, DataType::UInt32, false),
-            Field::new(columns::SHA256, DataType::Utf8, false),
-        ]));
-        let path = task.attempt.data();
-        let mut writer = ShardWriter::create(&path, &schema)?;
-        for rows in good.chunks(256) {
-            let text = |value: fn(&(String, UrlRow, Fetched)) -> &str| -> ArrayRef {
-                Arc::new(StringArray::from_iter_values(rows.iter().map(value)))
-            };
-            let number = |value: fn(&Fetched) -> u32| -> ArrayRef {
-                Arc::new(UInt32Array::from_iter_values(rows.iter().map(|(.., f)| value(f))))
-            };
-            let arrays = vec![
-                text(|(key, ..)| key),
-                Arc::new(BinaryArray::from_iter_values(rows.iter().map(|(.., f)| &f.bytes))) as ArrayRef,
-                text(|(_, row, _)| &row.caption),
-                text(|(_, row, _)| &row.url),
-                number(|f| f.width),
-                number(|f| f.height),
-                text(|(.., f)| &f.sha256),
-            ];
-            writer
-                .write(&RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(shards::ShardError::arrow(&path))?)?;
-        }
-        let data = writer.finish()?;
+        let data = samples::write(&task.attempt.data(), &good)?;
         let (dropped, quarantine) = quarantine.finish(&task.attempt.quarantine())?;
         let rows_out = data.rows;
         Ok(Outcome { data: vec![data], quarantine, rows_in, rows_out, dropped, observed, ..Outcome::default() })

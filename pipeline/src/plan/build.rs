@@ -1,0 +1,58 @@
+//! One stage table to a stage: kind, keys, parameters, and how it fits its inputs.
+
+use crate::manifest::{Diagnostic, StageTable};
+use crate::stage::{Facts, Registry, Stage};
+
+/// A stage without faults: its table, itself, its kind with version, and the positions of its inputs.
+pub(super) type Checked<'a> = (&'a StageTable, Box<dyn Stage>, String, Vec<usize>);
+pub(super) type Built = (Box<dyn Stage>, String, Vec<usize>, Facts);
+
+pub(super) fn build(
+    table: &StageTable,
+    registry: &Registry,
+    built: &[Checked],
+    facts: &[Facts],
+) -> Result<Built, Vec<Diagnostic>> {
+    let (uses, place) = &table.uses;
+    let Some(kind) = registry.get(uses) else {
+        let fault =
+            Diagnostic::new(place.clone(), format!("stage.{} uses `{uses}`, which is no stage kind", table.name));
+        let known: Vec<&str> = registry.kinds().map(|k| k.name).collect();
+        return Err(vec![match registry.nearest(uses) {
+            Some(name) => fault.hint(format!("did you mean `{name}`?")),
+            None => fault.hint(format!("known kinds: {}", known.join(", "))),
+        }]);
+    };
+    let mut faults = Vec::new();
+    let (least, most) = kind.inputs;
+    if table.from.len() < least || table.from.len() > most {
+        let fault = Diagnostic::new(
+            table.from.first().map_or(&table.place, |(_, place)| place).clone(),
+            format!("stage.{} ({uses}) reads from {} stages", table.name, table.from.len()),
+        );
+        faults.push(fault.hint(match (least, most) {
+            (0, 0) => "it reads from outside: remove `from`".to_owned(),
+            (1, 1) => "write from = \"STAGE\"".to_owned(),
+            _ => format!("it needs {least} to {most}: write from = [\"STAGE\", …]"),
+        }));
+    }
+    let (_, common) = crate::manifest::schemas();
+    faults.extend(table.parameters.unknown(&(kind.schemas)(), &crate::manifest::property_names(&common)));
+    let stage = match (kind.build)(&table.parameters) {
+        Ok(stage) => stage,
+        Err(fault) => {
+            faults.push(fault);
+            return Err(faults);
+        }
+    };
+    // A stage whose input could not be built is not checked further: the input's own faults come first.
+    let inputs: Vec<usize> =
+        table.from.iter().filter_map(|(name, _)| built.iter().position(|(t, ..)| t.name == *name)).collect();
+    let mut upstream = Facts::new();
+    for known in inputs.iter().filter_map(|&i| facts.get(i)) {
+        upstream.extend(known.clone());
+    }
+    faults.extend(stage.check(&upstream).into_iter().map(|(key, message)| table.parameters.fault(key, message)));
+    upstream.extend(stage.facts());
+    if faults.is_empty() { Ok((stage, kind.versioned_name(), inputs, upstream)) } else { Err(faults) }
+}

@@ -1,0 +1,120 @@
+//! Runs a plan: partitions in parallel, each committed by itself, each started as soon as its own inputs are committed.
+//!
+//! Any number of runs, on one machine or many, may work on one workdir: each claims the partitions it makes (see
+//! [`shards::lease`]) and takes over what others have committed.
+
+mod copies;
+mod pool;
+mod scheduler;
+mod stage_run;
+mod work;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use shards::event::{Event, EventSink, RunOutcome};
+use shards::lease::Runner;
+
+use crate::plan::Plan;
+use crate::stage::{Cancel, Law, StageError};
+use scheduler::Scheduler;
+
+/// Why a run stopped short.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("{stage}, {partition}")]
+    Stage { stage: String, partition: String, source: Box<StageError> },
+    #[error(transparent)]
+    Shard(#[from] shards::ShardError),
+    #[error(
+        "this process was silent for so long that others may have taken over its work on {workdir}; what was committed is kept"
+    )]
+    LeaseLost { workdir: String },
+    /// The selected stages cannot be made.
+    #[error("{}; run them too (--until), or without a selection", .0.join("\n"))]
+    Obstructed(Vec<String>),
+    /// Another run is at work, and must not be.
+    #[error("{workdir} is in use by {holders}; wait, or stop it first")]
+    Busy { workdir: String, holders: String },
+}
+
+/// How to run. None of it changes what comes out.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Cores to keep busy.
+    pub cores: usize,
+    /// Bytes of memory for partitions whose stage says how much they take.
+    pub memory: u64,
+    /// Go on with what does not depend on a partition that failed.
+    pub keep_going: bool,
+}
+
+impl Default for Options {
+    /// All cores, and four fifths of the machine's memory.
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { cores, memory: machine_memory().map_or(u64::MAX, |bytes| bytes / 5 * 4), keep_going: false }
+    }
+}
+
+/// Bytes of memory that this machine has; where the system says so.
+fn machine_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// Makes whatever `plan` says is missing. Watches `cancel`: then what is under way is ended cleanly and the outcome is
+/// [`RunOutcome::Interrupted`].
+pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Cancel) -> Result<RunOutcome, RunError> {
+    let started = Instant::now();
+    if !plan.obstacles.is_empty() {
+        return Err(RunError::Obstructed(plan.obstacles.clone()));
+    }
+    let runner = Arc::new(Runner::join(&plan.workdir)?);
+    events.send(Event::RunStarted {
+        pipeline: plan.name.clone(),
+        workdir: plan.workdir.to_string(),
+        process: std::process::id(),
+    });
+    for stage in plan.stages.iter_mut().filter(|stage| stage.selected) {
+        // Clear away what dead attempts left, and records whose data is gone.
+        stage.ledger.retract_incomplete()?;
+        stage.folder.sweep(stage.ledger.sidecars(), |id| runner.is_alive(id))?;
+    }
+    for stage in &plan.stages {
+        events.send(Event::StagePlanned {
+            stage: stage.name.clone(),
+            kind: stage.kind.clone(),
+            partitions: stage.partitions.len(),
+            to_run: stage.to_run(),
+            why: stage.summary(),
+        });
+    }
+    let mut scheduler = Scheduler::new(plan, options, &runner, events, cancel);
+    let result = scheduler.drive();
+    let worked = scheduler.worked;
+    for stage in &mut plan.stages {
+        stage.ledger.save()?;
+    }
+    let outcome = match &result {
+        Err(_) => RunOutcome::Failed,
+        Ok(()) if cancel.is_cancelled() && !plan.is_up_to_date() => RunOutcome::Interrupted,
+        Ok(()) if plan.has_heavy_losses() => RunOutcome::DoneWithLosses,
+        Ok(()) if worked => RunOutcome::Done,
+        Ok(()) => RunOutcome::UpToDate,
+    };
+    events.send(Event::RunFinished { outcome, seconds: started.elapsed().as_secs_f64() });
+    result.map(|()| outcome)
+}
+
+impl Plan {
+    /// Whether some row-wise stage lost a larger share of its rows than the manifest's threshold. Rows that were only not
+    /// chosen are no loss.
+    fn has_heavy_losses(&self) -> bool {
+        self.stages.iter().filter(|stage| stage.stage.law() != Law::Chooses).any(|stage| {
+            let totals = stage.totals();
+            totals.rows_in > 0 && totals.rows_dropped() as f64 > self.warn_above * totals.rows_in as f64
+        })
+    }
+}

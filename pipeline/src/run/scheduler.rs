@@ -1,0 +1,382 @@
+//! Which partition is made when: the state of a run, kept by one thread.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use shards::event::{Event, EventSink};
+use shards::lease::{Holder, Runner};
+use shards::sidecar::Sidecar;
+
+use super::pool::Pool;
+use super::stage_run::StageRun;
+use super::work::{Ended, Message, Work};
+use super::{Options, RunError};
+use crate::plan::{PartitionState, Plan};
+use crate::stage::{Cancel, Input, Load, Partitioning, StageError};
+
+/// How often watchers hear of rows in partitions that are under way.
+const TICK: Duration = Duration::from_millis(200);
+/// How often to look whether other runs have committed what this one waits for.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often ledgers are written, so that a run that is killed leaves little to read again.
+const SAVE: Duration = Duration::from_secs(30);
+/// Commits that may be under way beside each other: they wait for the disk, or the store, not for a core.
+const COMMITS: usize = 32;
+
+/// A partition of a stage, or (without a number) its survey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Node {
+    pub(super) stage: usize,
+    pub(super) number: Option<usize>,
+}
+
+pub(super) struct Scheduler<'a> {
+    pub(super) plan: &'a mut Plan,
+    options: &'a Options,
+    runner: &'a Arc<Runner>,
+    events: &'a EventSink,
+    cancel: &'a Cancel,
+    stages: Vec<StageRun>,
+    /// For each stage: who reads from it, and the number that its first partition has there.
+    pub(super) readers: Vec<Vec<(usize, usize)>>,
+    /// Tells this run's own partitions to stop after an error, without claiming that the user asked for it.
+    stop: Cancel,
+    first_error: Option<RunError>,
+    pub(super) worked: bool,
+}
+
+impl<'a> Scheduler<'a> {
+    pub(super) fn new(
+        plan: &'a mut Plan,
+        options: &'a Options,
+        runner: &'a Arc<Runner>,
+        events: &'a EventSink,
+        cancel: &'a Cancel,
+    ) -> Self {
+        let mut readers = vec![Vec::new(); plan.stages.len()];
+        for (reader, stage) in plan.stages.iter().enumerate() {
+            let mut first = 0;
+            for &input in &stage.inputs {
+                if let Some(readers) = readers.get_mut(input) {
+                    readers.push((reader, first));
+                }
+                first += plan.stages.get(input).map_or(0, |s| s.partitions.len());
+            }
+        }
+        let stages = (0..plan.stages.len()).map(|index| StageRun::new(plan, index)).collect();
+        let stop = Cancel::default();
+        Self { plan, options, runner, events, cancel, stages, readers, stop, first_error: None, worked: false }
+    }
+
+    /// Starts and commits partitions until none is left. The first error is kept as nearest the cause; what runs beside it
+    /// is asked to stop, unless the run is to keep going.
+    pub(super) fn drive(&mut self) -> Result<(), RunError> {
+        let (sender, done) = sync_channel(4 * COMMITS);
+        std::thread::scope(|scope| {
+            let pool = Pool::new(scope, sender);
+            let (mut ticked, mut looked, mut saved) = (Instant::now(), Instant::now(), Instant::now());
+            loop {
+                if self.cancel.is_cancelled() {
+                    self.stop.cancel();
+                }
+                if !self.stop.is_cancelled() {
+                    self.start_ready(&pool);
+                }
+                self.finish_stages();
+                let waits = !self.stop.is_cancelled() && self.stages.iter().any(|s| !s.elsewhere.is_empty());
+                if !waits && self.stages.iter().all(|s| s.running == 0) {
+                    break;
+                }
+                self.receive(&done);
+                if ticked.elapsed() >= TICK {
+                    ticked = Instant::now();
+                    self.tick();
+                }
+                if waits && looked.elapsed() >= LOOK {
+                    looked = Instant::now();
+                    self.look_elsewhere();
+                }
+                if saved.elapsed() >= SAVE {
+                    saved = Instant::now();
+                    // A ledger that cannot be written is no loss; a disk that is full will say so where it matters.
+                    self.plan.stages.iter_mut().for_each(|stage| drop(stage.ledger.save()));
+                }
+                if self.runner.is_lost() {
+                    self.fail(RunError::LeaseLost { workdir: self.plan.workdir.to_string() });
+                    self.stop.cancel();
+                }
+            }
+        });
+        self.first_error.take().map_or(Ok(()), Err)
+    }
+
+    /// Takes in what threads report: waits a little for the first, then takes what is there.
+    fn receive(&mut self, done: &Receiver<Message>) {
+        let mut next = done.recv_timeout(TICK).ok();
+        while let Some(message) = next {
+            match message {
+                Message::Computed(node) => {
+                    if let Some(stage) = self.stages.get_mut(node.stage) {
+                        stage.computing -= 1;
+                    }
+                }
+                Message::Done(node, result) => self.settle(node, result),
+            }
+            next = done.try_recv().ok();
+        }
+    }
+
+    fn fail(&mut self, error: RunError) {
+        self.first_error.get_or_insert(error);
+    }
+
+    /// Starts every partition whose inputs are committed and for which there is room. Later stages come first, so that
+    /// partitions flow through instead of piling up.
+    fn start_ready(&mut self, pool: &Pool) {
+        let mut look_again = true;
+        while std::mem::take(&mut look_again) {
+            for index in (0..self.plan.stages.len()).rev() {
+                while self.has_room(index)
+                    && let Some(number) = self.stages.get_mut(index).and_then(|s| s.ready.pop_front())
+                {
+                    let node = Node { stage: index, number };
+                    if let Some(work) = self.work(node) {
+                        self.note_start(node);
+                        pool.start(work);
+                    } else {
+                        // It was there, so what reads it may be ready now.
+                        look_again = true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn has_room(&self, index: usize) -> bool {
+        let (Some(stage), Some(run)) = (self.plan.stages.get(index), self.stages.get(index)) else { return false };
+        if run.ready.is_empty() || stage.concurrency.is_some_and(|most| run.running >= most) {
+            return false;
+        }
+        let (mut cores, mut committing, mut memory) = (0, 0, 0);
+        for (stage, run) in self.plan.stages.iter().zip(&self.stages) {
+            committing += run.running - run.computing;
+            memory += run.computing as u64 * stage.memory.unwrap_or(0);
+            cores += match stage.stage.load() {
+                Load::Network(_) => 0,
+                Load::OneCore => run.computing,
+                Load::AllCores => run.computing * self.options.cores,
+            };
+        }
+        let takes = stage.memory.unwrap_or(0);
+        // A partition that is larger than the budget is made alone rather than never.
+        if committing >= COMMITS || (memory > 0 && memory + takes > self.options.memory) {
+            return false;
+        }
+        match stage.stage.load() {
+            Load::Network(most) => run.computing < most.max(1),
+            Load::OneCore => cores < self.options.cores.max(1),
+            Load::AllCores => cores == 0,
+        }
+    }
+
+    /// What it takes to make a partition; `None` when it turned out to be up to date.
+    fn work(&mut self, node: Node) -> Option<Work> {
+        let stage = self.plan.stages.get(node.stage)?;
+        let partition = stage.partition(node.number)?;
+        let made = self.plan.made_from(stage, node.number)?;
+        // Its inputs may have come out as they were before: then it is up to date after all.
+        if let PartitionState::UpToDate(sidecar) = stage.state(&partition.name, &made.digests) {
+            self.there(node, sidecar);
+            return None;
+        }
+        let fingerprint = stage.fingerprint(&made.digests);
+        let behind = if stage.stage.reads_through() { self.behind(&made.inputs) } else { Vec::new() };
+        let tally = self.stages.get(node.stage).map(|run| Arc::clone(&run.tally)).unwrap_or_default();
+        Some(Work {
+            node,
+            stage_name: stage.name.clone(),
+            kind: stage.kind.clone(),
+            partition: partition.name.clone(),
+            stage: Arc::clone(&stage.stage),
+            semantics: Arc::clone(&stage.semantics),
+            folder: stage.folder.clone(),
+            memory: stage.memory,
+            on_bad_row: stage.on_bad_row,
+            tally,
+            made,
+            behind,
+            retry: node.number.and_then(|number| stage.retry_list(number)).cloned(),
+            fingerprint,
+            force: stage.force,
+            runner: Arc::clone(self.runner),
+            events: self.events.clone(),
+            cancel: self.stop.clone(),
+        })
+    }
+
+    /// The committed partitions that inputs were made from.
+    fn behind(&self, inputs: &[Input]) -> Vec<Input> {
+        let mut behind = Vec::new();
+        for upstream in inputs.iter().filter_map(|input| self.plan.stages.iter().find(|s| s.name == input.stage)) {
+            for stage in upstream.inputs.iter().filter_map(|&i| self.plan.stages.get(i)) {
+                let (name, folder) = (stage.name.clone(), stage.folder.clone());
+                behind.extend(stage.committed().map(|sidecar| Input {
+                    stage: name.clone(),
+                    folder: folder.clone(),
+                    sidecar: Arc::clone(sidecar),
+                }));
+            }
+        }
+        behind
+    }
+
+    fn note_start(&mut self, node: Node) {
+        if let Some(run) = self.stages.get_mut(node.stage) {
+            run.running += 1;
+            run.computing += 1;
+            run.started.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn names(&self, node: Node) -> Option<(String, String)> {
+        let stage = self.plan.stages.get(node.stage)?;
+        Some((stage.name.clone(), stage.partition(node.number)?.name.clone()))
+    }
+
+    /// Takes in the end of a partition.
+    fn settle(&mut self, node: Node, result: Result<Ended, StageError>) {
+        if let Some(run) = self.stages.get_mut(node.stage) {
+            run.running -= 1;
+        }
+        let Some((stage, partition)) = self.names(node) else { return };
+        match result {
+            Ok(Ended::Found(sidecar)) => self.there(node, sidecar),
+            Ok(Ended::Elsewhere(holder)) => self.is_elsewhere(node, &holder),
+            Ok(Ended::Made(sidecar)) => {
+                self.worked = true;
+                self.events.send(Event::PartitionCommitted {
+                    stage,
+                    partition,
+                    rows_in: sidecar.rows_in,
+                    rows_out: sidecar.rows_out,
+                    dropped: sidecar.dropped.clone(),
+                    seconds: sidecar.seconds,
+                });
+                self.there(node, sidecar);
+            }
+            Err(StageError::Cancelled) => {}
+            Err(source) => {
+                let error = source.to_string();
+                self.events.send(Event::PartitionFailed { stage: stage.clone(), partition: partition.clone(), error });
+                self.fail(RunError::Stage { stage, partition, source: Box::new(source) });
+                if !self.options.keep_going {
+                    self.stop.cancel();
+                }
+            }
+        }
+    }
+
+    /// A partition is there now, whoever made it: whoever waits for it has one reason less to.
+    fn there(&mut self, node: Node, sidecar: Arc<Sidecar>) {
+        let Some(stage) = self.plan.stages.get_mut(node.stage) else { return };
+        stage.ledger.add(Arc::clone(&sidecar));
+        let partitions = stage.partitions.len();
+        if let Some(partition) = stage.partition_mut(node.number) {
+            partition.state = PartitionState::UpToDate(sidecar);
+        }
+        let Some(number) = node.number else {
+            (0..partitions).for_each(|number| self.one_less(node.stage, Some(number)));
+            return;
+        };
+        if self.plan.workdir.is_remote() {
+            self.let_go_of_copies(node.stage, number);
+        }
+        if let Some(run) = self.stages.get_mut(node.stage) {
+            run.left = run.left.saturating_sub(1);
+        }
+        for (reader, first) in self.readers.get(node.stage).cloned().unwrap_or_default() {
+            match self.plan.stages.get(reader).map(|s| s.stage.partitioning()) {
+                Some(Partitioning::EachInput) => self.one_less(reader, Some(first + number)),
+                Some(Partitioning::Whole) => self.one_less(reader, Some(0)),
+                Some(Partitioning::Surveyed) => {
+                    self.one_less(reader, Some(first + number));
+                    self.one_less(reader, None);
+                }
+                Some(Partitioning::Source) | None => {}
+            }
+        }
+    }
+
+    fn one_less(&mut self, stage: usize, number: Option<usize>) {
+        let Some((planned, run)) = self.plan.stages.get(stage).zip(self.stages.get_mut(stage)) else { return };
+        let Some(waits_for) = run.waits_for.get_mut(number.unwrap_or(planned.partitions.len())) else { return };
+        *waits_for = waits_for.saturating_sub(1);
+        let is_missing = planned.partition(number).is_some_and(|p| p.sidecar().is_none());
+        if *waits_for == 0 && is_missing && planned.selected {
+            run.ready.push_back(number);
+        }
+    }
+
+    fn is_elsewhere(&mut self, node: Node, holder: &Holder) {
+        let Some(run) = self.stages.get_mut(node.stage) else { return };
+        run.elsewhere.insert(node.number);
+        if !std::mem::replace(&mut run.told_elsewhere, true)
+            && let Some((stage, partition)) = self.names(node)
+        {
+            self.events.send(Event::Note { stage, text: format!("{partition} is being made by {holder}") });
+        }
+    }
+
+    /// Looks for what other runs have committed; what they hold is tried again, since they may have died.
+    fn look_elsewhere(&mut self) {
+        for index in 0..self.stages.len() {
+            let (Some(run), Some(stage)) = (self.stages.get_mut(index), self.plan.stages.get_mut(index)) else {
+                continue;
+            };
+            if run.elsewhere.is_empty() {
+                continue;
+            }
+            // A look that failed is made good by the next one; a store that stays away ends the run as lost.
+            if stage.ledger.refresh().is_ok() {
+                run.ready.extend(std::mem::take(&mut run.elsewhere));
+            }
+        }
+    }
+
+    /// Says of each stage that has just become complete what it did.
+    fn finish_stages(&mut self) {
+        for (stage, run) in self.plan.stages.iter().zip(&mut self.stages) {
+            if run.finished || run.left > 0 || run.running > 0 {
+                continue;
+            }
+            run.finished = true;
+            let seconds = run.started.map_or(0.0, |s| s.elapsed().as_secs_f64());
+            self.events.send(stage.finished(run.started.is_none(), seconds));
+        }
+    }
+
+    fn tick(&mut self) {
+        let mut doing = serde_json::Map::new();
+        for (stage, run) in self.plan.stages.iter().zip(&mut self.stages) {
+            let (good, bad) = run.tally.counts();
+            let done = good + bad.values().sum::<u64>();
+            if run.running > 0 {
+                doing.insert(stage.name.clone(), json!({ "partitions": run.running, "rows": done }));
+            }
+            if run.running > 0 && done != run.told {
+                run.told = done;
+                self.events.send(Event::Progress {
+                    stage: stage.name.clone(),
+                    unit: "rows",
+                    done,
+                    total: run.total_rows,
+                    outcomes: bad,
+                    note: String::new(),
+                });
+            }
+        }
+        self.runner.tell(doing.into());
+    }
+}

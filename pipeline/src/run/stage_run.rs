@@ -1,0 +1,103 @@
+//! One stage's part of a run: what waits, what is ready, what is under way.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use shards::event::Event;
+
+use crate::plan::{Plan, PlannedStage, Totals};
+use crate::stage::{Partitioning, Tally};
+
+/// One stage's part of a run.
+pub(super) struct StageRun {
+    pub(super) tally: Arc<Tally>,
+    /// For each partition, and last for the survey: inputs that are not there yet.
+    pub(super) waits_for: Vec<usize>,
+    /// Partitions whose inputs are there.
+    pub(super) ready: VecDeque<Option<usize>>,
+    /// Partitions that another run is making.
+    pub(super) elsewhere: BTreeSet<Option<usize>>,
+    /// Partitions that are not there yet.
+    pub(super) left: usize,
+    /// Partitions under way, their commits included.
+    pub(super) running: usize,
+    /// Partitions that take up a share of the machine.
+    pub(super) computing: usize,
+    /// Rows of what is to be made, when known.
+    pub(super) total_rows: Option<u64>,
+    pub(super) started: Option<Instant>,
+    pub(super) finished: bool,
+    /// What watchers heard last.
+    pub(super) told: u64,
+    pub(super) told_elsewhere: bool,
+}
+
+impl StageRun {
+    pub(super) fn new(plan: &Plan, index: usize) -> Self {
+        let mut run = Self {
+            tally: Arc::default(),
+            waits_for: Vec::new(),
+            ready: VecDeque::new(),
+            elsewhere: BTreeSet::new(),
+            left: 0,
+            running: 0,
+            computing: 0,
+            total_rows: None,
+            started: None,
+            finished: false,
+            told: 0,
+            told_elsewhere: false,
+        };
+        let Some(stage) = plan.stages.get(index) else { return run };
+        run.tally = Arc::new(Tally::new(stage.fail_if));
+        run.left = stage.missing();
+        run.finished = !stage.selected;
+        run.total_rows = rows_to_make(plan, stage);
+        let upstream = || stage.inputs.iter().filter_map(|&i| plan.stages.get(i));
+        let absent: Vec<bool> = upstream().flat_map(|s| &s.partitions).map(|p| p.sidecar().is_none()).collect();
+        let all = absent.iter().filter(|absent| **absent).count();
+        let survey = usize::from(stage.survey.as_ref().is_some_and(|survey| survey.sidecar().is_none()));
+        let of = |number: usize| match stage.stage.partitioning() {
+            Partitioning::Source => 0,
+            Partitioning::EachInput | Partitioning::Surveyed => usize::from(absent.get(number) == Some(&true)) + survey,
+            Partitioning::Whole => all,
+        };
+        run.waits_for = (0..stage.partitions.len()).map(of).chain([all]).collect();
+        if stage.selected {
+            let numbers = (0..stage.partitions.len()).map(Some).chain(stage.survey.as_ref().map(|_| None));
+            let is_ready = |number: &Option<usize>| {
+                let waits_for = run.waits_for.get(number.unwrap_or(stage.partitions.len()));
+                waits_for == Some(&0) && stage.partition(*number).is_some_and(|p| p.sidecar().is_none())
+            };
+            run.ready = numbers.filter(is_ready).collect();
+        }
+        run
+    }
+}
+
+/// Rows of the partitions that are to be made, where all of them are known.
+fn rows_to_make(plan: &Plan, stage: &PlannedStage) -> Option<u64> {
+    if let Some(rows) = stage.stage.rows_to_read() {
+        return Some(rows);
+    }
+    let missing = stage.partitions.iter().enumerate().filter(|(_, p)| p.sidecar().is_none()).map(|(number, _)| number);
+    let rows = missing.map(|number| match stage.stage.partitioning() {
+        Partitioning::Source => match stage.sources.get(number) {
+            Some(source) => Some(source.rows),
+            None => stage.retry_list(number).map(crate::retry::RetryList::rows),
+        },
+        _ => plan.made_from(stage, Some(number)).map(|made| made.inputs.iter().map(|i| i.sidecar.rows_out).sum()),
+    });
+    rows.sum::<Option<u64>>().filter(|rows| *rows > 0)
+}
+
+impl PlannedStage {
+    /// The event that sums up a complete stage.
+    pub fn finished(&self, up_to_date: bool, seconds: f64) -> Event {
+        let totals = self.totals();
+        let law = self.stage.law().in_words(totals.rows_in, totals.rows_out, totals.rows_dropped());
+        let Totals { dropped, observed, .. } = totals;
+        Event::StageFinished { stage: self.name.clone(), up_to_date, law, dropped, observed, seconds }
+    }
+}

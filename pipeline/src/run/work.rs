@@ -1,0 +1,183 @@
+//! One partition, from claimed to committed.
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use shards::commit::{Commit, StageFolder};
+use shards::digest::Digest;
+use shards::event::{Event, EventSink};
+use shards::lease::{Claim, Holder, Runner};
+use shards::sidecar::{FORMAT, Sidecar};
+
+use super::scheduler::Node;
+use crate::manifest::OnBadRow;
+use crate::plan::Made;
+use crate::retry::RetryList;
+use crate::stage::{Cancel, Input, Law, Outcome, Stage, StageError, Tally, Task};
+
+/// What a thread reports of its work.
+pub(super) enum Message {
+    /// Its share of the machine is free again; the commit goes on.
+    Computed(Node),
+    Done(Node, Result<Ended, StageError>),
+}
+
+/// How a partition ended that did not fail.
+pub(super) enum Ended {
+    Made(Arc<Sidecar>),
+    /// Another run had committed it.
+    Found(Arc<Sidecar>),
+    /// Another run is making it.
+    Elsewhere(Holder),
+}
+
+/// What a thread needs to make a partition, independent of the plan.
+pub(super) struct Work {
+    pub(super) node: Node,
+    pub(super) stage_name: String,
+    pub(super) kind: String,
+    pub(super) partition: String,
+    pub(super) stage: Arc<dyn Stage>,
+    pub(super) semantics: Arc<Value>,
+    pub(super) folder: StageFolder,
+    pub(super) memory: Option<u64>,
+    pub(super) on_bad_row: OnBadRow,
+    pub(super) tally: Arc<Tally>,
+    pub(super) made: Made,
+    /// Partitions that its inputs were made from, where the stage reads them too.
+    pub(super) behind: Vec<Input>,
+    pub(super) retry: Option<RetryList>,
+    pub(super) fingerprint: Digest,
+    /// Whether to make it although it may be there.
+    pub(super) force: bool,
+    pub(super) runner: Arc<Runner>,
+    pub(super) events: EventSink,
+    pub(super) cancel: Cancel,
+}
+
+impl Work {
+    pub(super) fn run(self, done: &SyncSender<Message>) {
+        let node = self.node;
+        let mut computing = true;
+        let mut computed = || {
+            if std::mem::take(&mut computing) {
+                let _ = done.send(Message::Computed(node));
+            }
+        };
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(&mut computed)))
+            .unwrap_or_else(|_panic| Err(StageError::failed("the stage panicked; this is a fault in the program")));
+        computed();
+        drop(self);
+        let _ = done.send(Message::Done(node, result));
+    }
+
+    fn make(&self, computed: &mut impl FnMut()) -> Result<Ended, StageError> {
+        let started = Instant::now();
+        if let Some(sidecar) = self.already_there()? {
+            return Ok(Ended::Found(Arc::new(sidecar)));
+        }
+        // Held until the partition is committed.
+        let _claimed = match self.runner.claim(&self.folder, &self.partition, &self.fingerprint)? {
+            Claim::Ours(claimed) => claimed,
+            Claim::Theirs(holder) => return Ok(Ended::Elsewhere(holder)),
+        };
+        // Whoever held the claim before may have committed in between.
+        if let Some(sidecar) = self.already_there()? {
+            return Ok(Ended::Found(Arc::new(sidecar)));
+        }
+        if self.force {
+            // Its record goes first, or the new one could not be created.
+            self.folder.retract(&self.record())?;
+        }
+        let (stage, partition) = (self.stage_name.clone(), self.partition.clone());
+        self.events.send(Event::PartitionStarted { stage, partition });
+        for input in self.made.inputs.iter().chain(&self.behind) {
+            input.folder.fetch_partition(&input.sidecar)?;
+        }
+        let survey = self.made.survey.as_ref().map(|file| self.folder.fetch(file)).transpose()?;
+        let retry = self.retry.as_ref().map(|list| self.folder.fetch(list.file())).transpose()?;
+        let attempt = self.folder.attempt(&self.partition, self.runner.id())?;
+        let task = Task {
+            stage: &self.stage_name,
+            partition: &self.partition,
+            number: self.node.number.unwrap_or(0),
+            fingerprint: self.fingerprint,
+            folder: &self.folder,
+            attempt: &attempt,
+            inputs: &self.made.inputs,
+            survey: survey.as_deref(),
+            retry: retry.as_deref(),
+            memory: self.memory,
+            on_bad_row: self.on_bad_row,
+            tally: &self.tally,
+            events: &self.events,
+            cancel: &self.cancel,
+        };
+        let outcome = match self.node.number {
+            Some(_) => self.stage.process(&task),
+            None => self.stage.survey(&task),
+        };
+        computed();
+        let made = outcome.and_then(|outcome| self.commit(outcome, started));
+        // A record that could be neither made durable nor taken back keeps its data.
+        if made.is_err() && !self.folder.path().join(self.record()).exists() {
+            attempt.abandon();
+        }
+        made.map(Ended::Made)
+    }
+
+    /// The name of its sidecar.
+    fn record(&self) -> String {
+        format!("{}.{}.json", self.partition, self.fingerprint.short())
+    }
+
+    /// What another run has committed since this one last looked.
+    fn already_there(&self) -> Result<Option<Sidecar>, StageError> {
+        if self.force {
+            return Ok(None);
+        }
+        let name = self.record();
+        let Some(bytes) = self.folder.workdir().read(&self.folder.name_of(&name))? else { return Ok(None) };
+        let sidecar = Sidecar::parse(&bytes, &self.folder.path().join(name))?;
+        Ok(Some(sidecar).filter(|s| s.fingerprint == self.fingerprint))
+    }
+
+    fn commit(&self, outcome: Outcome, started: Instant) -> Result<Arc<Sidecar>, StageError> {
+        let Outcome { data, quarantine, rows_in, rows_out, dropped, observed, sections, details } = outcome;
+        let lost = dropped.values().sum();
+        let law = if self.node.number.is_some() { self.stage.law() } else { Law::Reads };
+        if !law.holds(rows_in, rows_out, lost) {
+            return Err(StageError::LawBroken(format!("{rows_in} rows in, but {rows_out} out and {lost} dropped")));
+        }
+        if self.node.number.is_none() && data.len() != self.made.inputs.len() {
+            let (files, inputs) = (data.len(), self.made.inputs.len());
+            return Err(StageError::LawBroken(format!("a survey of {inputs} inputs left {files} files")));
+        }
+        let sidecar = Sidecar {
+            format: FORMAT,
+            stage: self.stage_name.clone(),
+            kind: self.kind.clone(),
+            partition: self.partition.clone(),
+            fingerprint: self.fingerprint,
+            parameters: Arc::clone(&self.semantics),
+            inputs: self.made.digests.clone(),
+            data,
+            quarantine,
+            rows_in,
+            rows_out,
+            dropped,
+            observed,
+            sections,
+            details,
+            finished_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            seconds: started.elapsed().as_secs_f64(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        Ok(match self.folder.commit(&sidecar)? {
+            Commit::Won => Arc::new(sidecar),
+            Commit::Lost(winner) => Arc::from(winner),
+        })
+    }
+}

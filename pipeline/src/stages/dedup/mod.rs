@@ -1,0 +1,272 @@
+//! `dedup`: keeps one of several equal, or nearly equal, pictures: the largest.
+//!
+//! - in: shards with key, image, width, height, optionally sha256, and any other column
+//! - out: the same columns, rows in the same order
+//! - stale when: by, distance, keep or its input changed; a partition is stale only when other rows of it are dropped, or for
+//!   the sake of other keys
+//! - law: in = out + Σ dropped (`duplicate`); quarantine names the kept key and the distance
+//!
+//! `exact` compares digests: the sha256 column where it is there (images are not read then), else that of the image's bytes.
+//!
+//! `perceptual` compares 64-bit gradient hashes (8 rows of 8 comparisons between neighbours in a grey 9×8 thumbnail; see
+//! [`pictures`] for why) by the number of bits in which they differ. The pictures are looked at from the largest to the
+//! smallest, those of equal size in the order of their keys; one that lies within `distance` of a kept one is dropped for the
+//! largest such, else it is kept. So every dropped picture is close to its kept one itself: no chain of small steps leads from
+//! one picture to another. Pictures that cannot be decoded, or whose hash says nothing (a blank page), are kept.
+//!
+//! The survey reads all partitions in parallel and remembers about 40 bytes a row (digest or hash, size, where the key ends,
+//! and its place in the order of comparison) and the text of its key; `perceptual` another 32 bytes for each different hash,
+//! and 16 for each kept one and band, of which there are distance + 1.
+
+mod near;
+mod pictures;
+
+use std::cmp::Reverse;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{BooleanArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema};
+use rayon::prelude::*;
+use schemars::{JsonSchema, schema_for};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shards::sidecar::DataFile;
+use shards::writer::ShardWriter;
+use shards::{ShardError, columns};
+
+use self::pictures::{Pictures, Place};
+use super::rows;
+use crate::quarantine::{BadRow, Quarantine};
+use crate::stage::{Cancel, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
+
+/// More than a quarter of the bits says nothing any more: two random hashes differ in 32 ± 4.
+const MOST_DISTANCE: u32 = 16;
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+struct Dedup {
+    /// How pictures are compared [exact].
+    #[serde(default)]
+    by: By,
+    /// For perceptual: the most bits, of 64, in which near-duplicates differ, from 0 to 16 [4].
+    #[serde(default = "default_distance")]
+    distance: u32,
+    /// Which of several is kept [largest].
+    #[serde(default)]
+    keep: Keep,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum By {
+    /// By SHA-256: the same bytes.
+    #[default]
+    Exact,
+    /// By a 64-bit hash of what they show: also other sizes and encodings of one picture.
+    Perceptual,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Keep {
+    /// By width × height; of equally large ones, the one with the smallest key.
+    #[default]
+    Largest,
+}
+
+fn default_distance() -> u32 {
+    4
+}
+
+/// The kind, for the registry.
+pub fn kind() -> StageKind {
+    StageKind {
+        name: "dedup",
+        version: 1,
+        about: "Keeps the largest of equal, or nearly equal, pictures.",
+        inputs: (1, 1),
+        schemas: || vec![schema_for!(Dedup)],
+        rehearse: as_it_is,
+        build: |parameters| {
+            let dedup: Dedup = parameters.read()?;
+            if dedup.distance > MOST_DISTANCE {
+                let message = format!("distance = {}: expected 0 to {MOST_DISTANCE}, of 64 bits", dedup.distance);
+                return Err(parameters.fault("distance", message));
+            }
+            Ok(Box::new(dedup))
+        },
+    }
+}
+
+/// A row to drop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Duplicate {
+    row: Place,
+    /// The row that is kept in its place.
+    kept: Place,
+    /// Bits in which their hashes differ.
+    distance: u32,
+}
+
+impl Stage for Dedup {
+    fn semantics(&self) -> Value {
+        // The distance of exact duplicates is nothing that could change.
+        match self.by {
+            By::Exact => serde_json::json!({ "by": self.by, "keep": self.keep }),
+            By::Perceptual => serde_json::to_value(self).unwrap_or_default(),
+        }
+    }
+
+    fn partitioning(&self) -> Partitioning {
+        Partitioning::Surveyed
+    }
+
+    fn law(&self) -> Law {
+        Law::RowWise
+    }
+
+    fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
+        match self.by {
+            By::Exact => {
+                let pictures = pictures::digests(task.inputs, task.cancel)?;
+                let found = exact(&pictures);
+                leave(&pictures, found, 0, task)
+            }
+            By::Perceptual => {
+                let (pictures, not_compared) = pictures::hashes(task.inputs, task.cancel)?;
+                let found = perceptual(&pictures, self.distance, task.cancel)?;
+                leave(&pictures, found, not_compared, task)
+            }
+        }
+    }
+
+    fn process(&self, task: &Task) -> Result<Outcome, StageError> {
+        let shards = rows::open(task.inputs)?;
+        let survey = rows::survey(task)?;
+        let dropped = rows::listed(&survey, rows::count(&shards))?;
+        let keep: BooleanArray = dropped.iter().map(|dropped| dropped.map(|dropped| !dropped)).collect();
+        // They are listed in the order of the rows.
+        let mut reasons = survey.batches(Some(&[KEPT, DISTANCE]), 65_536)?;
+        let mut batch: Option<(RecordBatch, usize)> = None;
+        let mut next = || -> Result<String, StageError> {
+            while batch.as_ref().is_none_or(|(batch, at)| *at == batch.num_rows()) {
+                let Some(more) = reasons.next() else {
+                    return Err(StageError::failed(format!("{} ends too early", survey.path().display())));
+                };
+                batch = Some((more?, 0));
+            }
+            let Some((batch, at)) = &mut batch else { return Ok(String::new()) };
+            let distances: &UInt32Array = survey.typed(batch, DISTANCE, "uint32")?;
+            let detail = self.detail(survey.text(batch, KEPT)?.value(*at), distances.value(*at));
+            *at += 1;
+            Ok(detail)
+        };
+        let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
+        let mut outcome = rows::copy(task, &shards, &keep, |shard, batch, row| {
+            let text = |column| rows::text(shard, batch, column, row);
+            let (key, url, caption) = (text(columns::KEY), text(columns::URL), text(columns::CAPTION));
+            let detail = next()?;
+            quarantine.refuse(BadRow { key, url, caption, reason: "duplicate", status: "filtered", detail })
+        })?;
+        (outcome.dropped, outcome.quarantine) = quarantine.finish(&task.attempt.quarantine())?;
+        Ok(outcome)
+    }
+}
+
+impl Dedup {
+    fn detail(&self, kept: &str, distance: u32) -> String {
+        match self.by {
+            By::Exact => format!("the same bytes as {kept}, which is kept"),
+            By::Perceptual => format!("looks like {kept}, which is kept: distance {distance} of 64 bits"),
+        }
+    }
+}
+
+/// All but the first of the rows of each digest.
+fn exact(pictures: &Pictures<u128>) -> Vec<Duplicate> {
+    let mut places = pictures.places();
+    places.retain(|place| pictures.mark(*place) != 0);
+    places.par_sort_unstable_by(|a, b| {
+        pictures.mark(*a).cmp(&pictures.mark(*b)).then_with(|| pictures.preference(*a, *b))
+    });
+    let groups = places.chunk_by(|a, b| pictures.mark(*a) == pictures.mark(*b));
+    groups.flat_map(|group| dropped_for(group, group.first().copied(), |_| 0)).collect()
+}
+
+/// The rows of `group` but `kept`, as its duplicates.
+fn dropped_for(group: &[Place], kept: Option<Place>, distance: impl Fn(Place) -> u32) -> Vec<Duplicate> {
+    let Some(kept) = kept else { return Vec::new() };
+    let others = group.iter().filter(|row| **row != kept);
+    others.map(|row| Duplicate { row: *row, kept, distance: distance(*row) }).collect()
+}
+
+/// Rows whose hash lies within `distance` of that of a row that is kept before them.
+fn perceptual(pictures: &Pictures<u64>, distance: u32, cancel: &Cancel) -> Result<Vec<Duplicate>, StageError> {
+    let mut places = pictures.places();
+    places.retain(|place| pictures.mark(*place) != pictures::NOTHING);
+    places.par_sort_unstable_by(|a, b| {
+        pictures.mark(*a).cmp(&pictures.mark(*b)).then_with(|| pictures.preference(*a, *b))
+    });
+    // Rows of one hash share their fate: what is kept or dropped is the first of them, and the others with it.
+    let mut groups: Vec<&[Place]> = places.chunk_by(|a, b| pictures.mark(*a) == pictures.mark(*b)).collect();
+    let first = |group: &[Place]| group.first().copied().unwrap_or_default();
+    groups.par_sort_unstable_by(|a, b| pictures.preference(first(a), first(b)));
+    let hashes: Vec<u64> = groups.iter().map(|group| pictures.mark(first(group))).collect();
+    let kept_for = near::greedy(&hashes, distance, cancel)?;
+    let mut found = Vec::new();
+    for (group, kept) in groups.iter().zip(kept_for) {
+        let kept = kept.and_then(|kept| groups.get(kept as usize)).map_or_else(|| first(group), |kept| first(kept));
+        let apart = |row| (pictures.mark(row) ^ pictures.mark(kept)).count_ones();
+        found.extend(dropped_for(group, Some(kept), apart));
+    }
+    Ok(found)
+}
+
+/// In the survey's files: the key of the row that is kept.
+const KEPT: &str = "kept";
+/// In the survey's files: bits in which the hashes differ.
+const DISTANCE: &str = "distance";
+
+/// Writes for each input its rows to drop, in their order.
+fn leave<M>(
+    pictures: &Pictures<M>,
+    mut found: Vec<Duplicate>,
+    not_compared: u64,
+    task: &Task,
+) -> Result<Outcome, StageError> {
+    found.sort_unstable_by_key(|duplicate| Reverse(duplicate.row));
+    let rows_in = pictures.len() as u64;
+    let mut outcome = Outcome { rows_in, rows_out: rows_in - found.len() as u64, ..Outcome::default() };
+    if not_compared > 0 {
+        outcome.observed.insert("not compared".to_owned(), not_compared);
+    }
+    for n in 0..task.inputs.len() {
+        task.check_cancelled()?;
+        // They come off the end, in ascending order.
+        let mut here = Vec::new();
+        while let Some(duplicate) = found.pop_if(|duplicate| duplicate.row.part as usize == n) {
+            here.push(duplicate);
+        }
+        outcome.data.push(write(&task.attempt.numbered(n), &here, pictures)?);
+    }
+    Ok(outcome)
+}
+
+fn write<M>(path: &Path, rows: &[Duplicate], pictures: &Pictures<M>) -> Result<DataFile, StageError> {
+    let schema = Arc::new(Schema::new(vec![
+        Field::new(rows::ROW, DataType::UInt64, false),
+        Field::new(KEPT, DataType::Utf8, false),
+        Field::new(DISTANCE, DataType::UInt32, false),
+    ]));
+    let batch = RecordBatch::try_new(
+        Arc::clone(&schema),
+        vec![
+            Arc::new(UInt64Array::from_iter_values(rows.iter().map(|d| u64::from(d.row.row)))),
+            Arc::new(StringArray::from_iter_values(rows.iter().map(|d| pictures.key(d.kept)))),
+            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|d| d.distance))),
+        ],
+    );
+    let mut writer = ShardWriter::create(path, &schema)?;
+    writer.write(&batch.map_err(ShardError::arrow(path))?)?;
+    Ok(writer.finish()?)
+}

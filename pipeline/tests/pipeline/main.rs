@@ -1,0 +1,14 @@
+//! The crate from outside. The engine's tests run synthetic stages, so that what is tested is the engine and not what stages do.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
+
+mod dedup;
+mod faults;
+mod incremental;
+mod manifest_faults;
+mod samples;
+mod sharing;
+mod sql;
+mod stores;
+mod subset;
+mod synthetic;

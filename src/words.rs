@@ -1,0 +1,54 @@
+//! Numbers as people read them.
+
+/// 1.5 GB
+pub(crate) fn size(bytes: f64) -> String {
+    const UNITS: [&str; 6] = ["bytes", "KB", "MB", "GB", "TB", "PB"];
+    let (mut value, mut unit) = (bytes, 0);
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or_default();
+    if unit == 0 { format!("{value:.0} {name}") } else { format!("{value:.1} {name}") }
+}
+
+/// 4 min 05 s
+pub(crate) fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match (whole / 86_400, whole / 3600 % 24, whole / 60 % 60, whole % 60) {
+        (0, 0, 0, s) if s >= 10 => format!("{s} s"),
+        (0, 0, 0, _) => format!("{seconds:.1} s"),
+        (0, 0, m, s) => format!("{m} min {s:02} s"),
+        (0, h, m, _) => format!("{h} h {m:02} min"),
+        (d, h, ..) => format!("{d} d {h} h"),
+    }
+}
+
+/// 11.8 M
+#[cfg(feature = "pipeline")]
+pub(crate) fn count(n: f64) -> String {
+    match n {
+        n if n < 99_999.5 => format!("{n:.0}"),
+        n if n < 9.995e8 => format!("{:.1} M", n / 1e6),
+        n => format!("{:.1} G", n / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(feature = "pipeline")]
+    fn numbers_read_well_at_every_size() {
+        assert_eq!(
+            [0.0, 999.0, 1000.0, 999_960.0, 2.5e15].map(size),
+            ["0 bytes", "999 bytes", "1.0 KB", "1.0 MB", "2.5 PB"]
+        );
+        assert_eq!(
+            [0.44, 59.9, 61.0, 3_700.0, 200_000.0].map(duration),
+            ["0.4 s", "59 s", "1 min 01 s", "1 h 01 min", "2 d 7 h"]
+        );
+        assert_eq!([0.0, 12_000.4, 1.18e7, 2.0e9].map(count), ["0", "12000", "11.8 M", "2.0 G"]);
+    }
+}

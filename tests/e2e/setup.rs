@@ -1,0 +1,138 @@
+//! Before the first run: `init`, `doctor`, `completions`.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::{ferrotype, folder, run, text};
+
+#[test]
+fn every_template_can_be_planned_once_its_list_is_there() {
+    for (name, list, rows) in [
+        ("cc12m", "cc12m.tsv", "url\tcaption\nhttp://x/1\ta dog\n"),
+        ("laion", "laion.csv", "URL,TEXT\nhttp://x/1,a dog\n"),
+        ("urls", "urls.tsv", "url\tcaption\nhttp://x/1\ta dog\n"),
+    ] {
+        let folder = folder();
+        let here = |arguments: &[&str]| ferrotype().args(arguments).current_dir(folder.path()).output().unwrap();
+        let manifest = format!("{name}.toml");
+        let written = here(&["init", name]);
+        assert!(written.status.success(), "{}", text(&written.stderr));
+        assert!(text(&written.stdout).contains(list), "{}", text(&written.stdout));
+
+        let without = here(&["plan", &manifest]);
+        assert_eq!(without.status.code(), Some(2));
+        assert!(text(&without.stderr).contains(list), "{}", text(&without.stderr));
+
+        std::fs::write(folder.path().join(list), rows).unwrap();
+        let plan = here(&["plan", &manifest]);
+        assert!(plan.status.success(), "{name}: {}", text(&plan.stderr));
+        let said = text(&plan.stdout);
+        for stage in ["download", "filter", "bucket", "index", "train", "samples"] {
+            assert!(said.contains(stage), "{name}, {stage}: {said}");
+        }
+
+        // What a user changed is not written over.
+        std::fs::write(folder.path().join(&manifest), "mine").unwrap();
+        let again = here(&["init", name]);
+        assert_eq!(again.status.code(), Some(2));
+        assert!(text(&again.stderr).contains("--force"), "{}", text(&again.stderr));
+        assert_eq!(std::fs::read_to_string(folder.path().join(&manifest)).unwrap(), "mine");
+        assert!(here(&["init", name, "--force"]).status.success());
+        assert!(here(&["init", name, "--out", "other.toml"]).status.success());
+        let [forced, other] = [&*manifest, "other.toml"].map(|file| std::fs::read(folder.path().join(file)).unwrap());
+        assert_eq!(forced, other);
+    }
+}
+
+#[test]
+fn the_doctor_looks_at_everything_and_leaves_nothing_behind() {
+    let folder = folder();
+    let workdir = folder.path().join("not/there/yet");
+    let arguments = ["doctor", "--resolve", "localhost", "--workdir", &*workdir.to_string_lossy()];
+    let output = run(&arguments);
+    let said = text(&output.stdout);
+    for check in ["libtorch", "CUDA", "NCCL", "disk", "fsync", "descriptors", "DNS", "clock", "memory", "cores"] {
+        let line = said.lines().find(|line| line.split_whitespace().nth(1) == Some(check)).expect(check);
+        assert!(["ok", "note", "problem"].iter().any(|verdict| line.starts_with(verdict)), "{line}");
+    }
+    assert!(said.contains("libtorch_cpu.so; a small computation comes out right"), "{said}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    let output = run(&[&arguments[..], &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verdicts: Vec<&str> =
+        report["checks"].as_array().unwrap().iter().map(|check| check["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts.len(), 10);
+    let problems = verdicts.iter().filter(|verdict| **verdict == "problem").count();
+    assert_eq!(report["problems"], problems);
+    assert_eq!(output.status.code(), Some(i32::from(problems > 0)));
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_said_within_seconds_and_with_advice() {
+    let started = std::time::Instant::now();
+    let output = run(&["doctor", "--resolve", "nobody.invalid", "--json"]);
+    assert!(started.elapsed().as_secs() < 20);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let dns = report["checks"].as_array().unwrap().iter().find(|check| check["check"] == "DNS").unwrap();
+    // A problem, or a note where there is no network at all.
+    assert_ne!(dns["verdict"], "ok");
+    assert!(dns["what_to_do"].is_string(), "{dns}");
+}
+
+#[test]
+fn completions_know_every_command() {
+    let help = text(&run(&["--help"]).stdout);
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // Continued descriptions are indented farther.
+    let commands: Vec<&str> = listed
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert!(commands.contains(&"completions") && commands.contains(&"run"), "{help}");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let script = text(&output.stdout);
+        for command in &commands {
+            assert!(script.contains(command), "{shell}: {command}");
+        }
+    }
+    let script = run(&["completions", "bash"]).stdout;
+    let folder = folder();
+    let file = folder.path().join("completions.bash");
+    std::fs::write(&file, script).unwrap();
+    // Where there is no bash, nobody needs it.
+    if let Ok(status) = Command::new("bash").arg("-n").arg(&file).stderr(Stdio::inherit()).status() {
+        assert!(status.success());
+    }
+    assert_eq!(run(&["completions", "tcsh"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_folder_of_pictures_goes_from_its_template_to_buckets() {
+    let folder = folder();
+    let here = |arguments: &[&str]| {
+        let output = ferrotype().args(arguments).current_dir(folder.path()).output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    assert_eq!(here(&["init", "folder"]).0, Some(0));
+    let (code, _, said) = here(&["plan", "folder.toml"]);
+    assert!(code == Some(2) && said.contains("the folder pictures cannot be read"), "{said}");
+    let pictures = folder.path().join("pictures/cats");
+    std::fs::create_dir_all(&pictures).unwrap();
+    for (name, side) in [("large", 300), ("small", 30)] {
+        image::RgbImage::new(side, side).save(pictures.join(format!("{name}.png"))).unwrap();
+        std::fs::write(pictures.join(format!("{name}.txt")), "a black square\n").unwrap();
+    }
+    std::fs::write(pictures.join("uncaptioned.jpg"), "").unwrap();
+    let (code, _, said) = here(&["run", "folder.toml", "--until", "index"]);
+    // Of three rows, two are refused: more than warn_above.
+    assert_eq!(code, Some(3), "{said}");
+    for part in ["3 in = 2 out + 1 dropped", "no_caption 1", "2 in = 1 out + 1 dropped", "below_min_side 1"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let (_, story, _) = here(&["explain", "folder.toml", "pictures/cats/large"]);
+    assert!(story.contains("256x256") && story.contains("a black square"), "{story}");
+}
