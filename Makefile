@@ -61,12 +61,12 @@ bench: .cargo/config.toml peers
 	$(PYTHON) tools/bench.py $(PEERS)/bin/python
 
 # What the engine itself costs, and how long Snakemake and DVC take to plan the same.
-bench-engine: build $(CACHE)/peers-workflows
+bench-engine: build $(CACHE)/peers-workflows/ready
 	$(CARGO) bench --workspace --locked --bench overhead
 	$(PYTHON) tools/bench_engine.py $(BINARY) $(CACHE)/peers-workflows/bin
-$(CACHE)/peers-workflows: tools/peers-workflows.txt
-	$(PYTHON) -m venv $@
-	$@/bin/pip install --quiet --disable-pip-version-check -r tools/peers-workflows.txt
+$(CACHE)/peers-workflows/ready: tools/peers-workflows.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-workflows.txt
 	@touch $@
 
 # Other people's programs, for benchmarks and reference numbers; one cached environment, never needed by `make test`.
