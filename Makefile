@@ -7,9 +7,10 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 CARGO   := cargo
 BINARY  := $(CARGO_TARGET_DIR)/release/ferrotype
 PEERS   := $(CACHE)/peers
+READERS := $(CACHE)/readers
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch peers files chromium bench bench-engine
+.PHONY: build demo test soak lint libtorch assembler peers files readers chromium bench bench-engine bench-peers
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -18,8 +19,17 @@ libtorch: $(LIBTORCH)/build-version
 $(LIBTORCH)/build-version:
 	$(PYTHON) tools/libtorch.py $(LIBTORCH) $(if $(CUDA),--cuda)
 
+# Debian's packages, where this user may install them; the shell's `missing` names them. True where nothing is missing afterwards.
+INSTALL := { [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }; }
+
+# libjpeg-turbo is built from source, and its vector code is half of its speed: a build without an assembler is refused.
+assembler:
+	@missing=; for name in cmake nasm; do command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	$(INSTALL) || { echo "please install$$missing (libjpeg-turbo is built with them)"; exit 1; }
+
 # Written anew whenever the places change, so that plain `cargo build` finds libtorch and the shared target directory.
-.cargo/config.toml: $(LIBTORCH)/build-version Makefile
+.cargo/config.toml: $(LIBTORCH)/build-version Makefile | assembler
 	@mkdir -p .cargo
 	@printf '%s\n' '# Written by make; not committed.' \
 	  '[env]' 'LIBTORCH = "$(LIBTORCH)"' 'LIBTORCH_BYPASS_VERSION_CHECK = "1"' \
@@ -33,14 +43,19 @@ demo: build
 files:
 	@$(PYTHON) tools/test_files.py $(CACHE)/files
 
+# Python's readers of what we write; without them their tests say so and pass.
+readers:
+	@[ -e $(READERS)/ready ] && cmp -s $(READERS)/ready tools/readers.txt || { $(PYTHON) -m venv $(READERS) && \
+	$(READERS)/bin/pip install --quiet --disable-pip-version-check -r tools/readers.txt && cp tools/readers.txt $(READERS)/ready; } || \
+	echo "no webdataset and pyarrow, and none could be installed: what they would read will not be tested"
+
 # A browser for the report's test, installed where that is possible; without one the test says so and checks only the figures.
 chromium:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
-	[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
-	apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null || \
+	missing="chromium fonts-liberation"; $(INSTALL) || \
 	echo "no chromium, and none could be installed: the report will not be opened in a browser"
 
-test: .cargo/config.toml files chromium
+test: .cargo/config.toml files readers chromium
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --workspace --release --locked
 else
@@ -67,6 +82,16 @@ bench-engine: build $(CACHE)/peers-workflows/ready
 $(CACHE)/peers-workflows/ready: tools/peers-workflows.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-workflows.txt
+	@touch $@
+
+# The download beside img2dataset: the same pictures from nginx on this machine, in turn, five times (about 40 minutes).
+bench-peers: build $(CACHE)/peers-data/ready
+	@missing=; for name in nginx wrk; do PATH=$$PATH:/usr/sbin command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	$(INSTALL) || { echo "please install$$missing"; exit 1; }
+	$(CACHE)/peers-data/bin/python tools/bench_peers.py $(BINARY)
+$(CACHE)/peers-data/ready: tools/peers-data.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-data.txt
 	@touch $@
 
 # Other people's programs, for benchmarks and reference numbers; one cached environment, never needed by `make test`.

@@ -41,7 +41,7 @@ impl Stage for Nothing {
     fn law(&self) -> Law {
         Law::RowWise
     }
-    fn sources(&self) -> Result<Vec<Source>, StageError> {
+    fn sources(&self, _folder: &std::path::Path) -> Result<Vec<Source>, StageError> {
         let source = |n: usize| Source { name: format!("{n}"), digest: Digest::of(&n.to_le_bytes()), rows: self.rows };
         Ok(if self.first { (0..self.partitions).map(source).collect() } else { Vec::new() })
     }

@@ -7,7 +7,7 @@ use shards::reader::Shard;
 use shards::sidecar::DataFile;
 use shards::{ShardError, columns};
 
-use crate::plan::{Plan, PlannedStage};
+use crate::plan::{Plan, PlannedStage, is_shard};
 use crate::stage::Cancel;
 
 /// What a stage did with the row.
@@ -53,7 +53,7 @@ fn verdict(stage: &PlannedStage, key: &str) -> Result<Verdict, ShardError> {
     let mut has_keys = false;
     let mut refused = None;
     for sidecar in stage.committed() {
-        for file in sidecar.data.iter().filter(|file| file.file.ends_with(".parquet")) {
+        for file in sidecar.data.iter().filter(|file| is_shard(&file.file)) {
             let Some(shard) = keyed(stage, file)? else { continue };
             has_keys = true;
             if let Some(row) = find(&shard, key)? {

@@ -86,6 +86,12 @@ fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, ga
                     add(&folder, ABANDONED);
                 }
             }
+            // What a shard was abandoned with, in the folder of the present configuration, is written over by the next try.
+            Some((folder, _)) if folder.starts_with("webdataset-") => {
+                if !kept.iter().any(|name| name.split_once('/').is_some_and(|(of, _)| of == folder)) {
+                    add(file, EARLIER);
+                }
+            }
             Some(("quarantine" | "lease", _)) => add(file, LEFT),
             // Lists of rows to try again belong to the partitions that refused them.
             Some(("retry", _)) if !stage.retries.iter().any(|list| shares_stem(&list.file().file, file)) => {

@@ -8,19 +8,19 @@
 //! - [`stage`]: what a stage is, and what it is given to work with.
 //! - [`plan`], [`ledger`]: what would run, and why.
 //! - [`run`]: partitions in parallel, committed one by one, by any number of processes. [`retry`]: refused rows once more.
-//! - [`stages`]: download, filter, sql, dedup, subset, bucket, index.
+//! - [`stages`]: download, extract, import, filter, sql, dedup, subset, bucket, index. [`picture`]: bytes to pixels and back.
 //! - [`report`]: one self-contained page about a workdir. [`graph`]: the DAG, drawn.
 //! - [`notify`]: tells someone how a run ended.
 //! - [`explain`], [`query`], [`verify`], [`garbage`]: looking into what is committed, and clearing away what is not needed.
 
 mod condition;
-pub mod decode;
 pub mod explain;
 pub mod garbage;
 pub mod graph;
 pub mod ledger;
 pub mod manifest;
 pub mod notify;
+pub mod picture;
 pub mod plan;
 pub mod quarantine;
 pub mod query;

@@ -17,10 +17,14 @@ use shards::digest::Digest;
 use shards::event::EventSink;
 use shards::sidecar::{DataFile, Section, Sidecar};
 
+use crate::ledger::Ledger;
 use crate::manifest::{Diagnostic, FailIf, OnBadRow, Parameters, nearest};
 
 /// Values that a stage states about its output, for checks further down (`patch_size`, `max_resolution`).
 pub type Facts = BTreeMap<String, Value>;
+
+/// The fact that a stage's output is for other programs: what it is (`webdataset`). No stage can read it.
+pub const NOT_SHARDS: &str = "not_shards";
 
 /// A stage with its parameters, ready to be planned and run.
 pub trait Stage: Send + Sync {
@@ -48,9 +52,23 @@ pub trait Stage: Send + Sync {
         Load::OneCore
     }
 
-    /// The partitions of an outside input. Asked only of [`Partitioning::Source`].
-    fn sources(&self) -> Result<Vec<Source>, StageError> {
+    /// The partitions of an outside input. Asked only of [`Partitioning::Source`]. `folder` is the stage's own on this machine,
+    /// for what it wants to remember of its input; it may not exist yet.
+    fn sources(&self, _folder: &Path) -> Result<Vec<Source>, StageError> {
         Ok(Vec::new())
+    }
+
+    /// As [`Stage::sources`], for a stage that goes by what it has committed before: `ledger` holds its records, and its folder
+    /// in the workdir. This is the one that is asked.
+    fn sources_after(&self, ledger: &Ledger) -> Result<Vec<Source>, StageError> {
+        self.sources(&ledger.folder().path())
+    }
+
+    /// Hears of every partition of the present configuration that is committed: after its commit, and again whenever a run
+    /// starts and finds it committed, for a process may end in between. For what may be done only then, and as often as it is
+    /// asked for.
+    fn committed(&self, _folder: &StageFolder, _sidecar: &Sidecar, _events: &EventSink) -> Result<(), StageError> {
+        Ok(())
     }
 
     /// Of [`Partitioning::Surveyed`]: looks at all inputs once, at everything but images. Leaves one file for each input, in
@@ -271,11 +289,28 @@ pub struct Tally {
     good: AtomicU64,
     bad: Mutex<BTreeMap<String, u64>>,
     fail_if: Option<FailIf>,
+    /// Rows to be made in this run, where that is known.
+    total: Option<u64>,
+    note: Mutex<String>,
 }
 
 impl Tally {
-    pub fn new(fail_if: Option<FailIf>) -> Self {
-        Self { fail_if, ..Self::default() }
+    pub fn new(fail_if: Option<FailIf>, total: Option<u64>) -> Self {
+        Self { fail_if, total, ..Self::default() }
+    }
+
+    /// Rows to be made in this run, where that is known.
+    pub fn total(&self) -> Option<u64> {
+        self.total
+    }
+
+    /// Says how it goes, beside the counts: "12.3 MB/s".
+    pub fn set_note(&self, note: String) {
+        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
+    }
+
+    pub fn note(&self) -> String {
+        self.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn good(&self, rows: u64) {

@@ -22,6 +22,13 @@ pub const WIDTH: &str = "width";
 pub const HEIGHT: &str = "height";
 /// SHA-256 of the image bytes, in lower-case hexadecimal.
 pub const SHA256: &str = "sha256";
+/// Pixels across and down as it came, upright, of an image that was resized on the way in.
+pub const ORIGINAL_WIDTH: &str = "original_width";
+pub const ORIGINAL_HEIGHT: &str = "original_height";
+/// Perceptual hash, 16 hexadecimal digits.
+pub const PHASH: &str = "phash";
+/// EXIF tags as a JSON object.
+pub const EXIF: &str = "exif";
 /// The bucket of a resized image: see [`crate::bucket::BucketSize`].
 pub const BUCKET_SIZE: &str = "bucket_size";
 /// In quarantine: the stage that refused the row.

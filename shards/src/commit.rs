@@ -132,6 +132,19 @@ impl StageFolder {
         self.workdir.remove(&self.name_of(name))
     }
 
+    /// Takes back the records of `partition` that name any of `names`, relative to this folder, but for the record `own`: what
+    /// is about to be written under those names is no longer theirs.
+    pub fn retract_others(&self, partition: &str, own: &str, names: &[String]) -> Result<(), ShardError> {
+        let prefix = format!("{partition}.");
+        let others = self.listing()?.sidecars.into_iter().filter(|name| name.starts_with(&prefix) && name != own);
+        for (name, sidecar) in self.read_all(&others.collect::<Vec<_>>())? {
+            if files(&sidecar).any(|file| names.iter().any(|name| name == file)) {
+                self.retract(&name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What is there. One listing, no reads.
     pub fn listing(&self) -> Result<Listing, ShardError> {
         let mut listing = Listing::default();
@@ -177,7 +190,7 @@ impl StageFolder {
     ) -> Result<usize, ShardError> {
         let kept: HashSet<&str> = sidecars.flat_map(files).collect();
         let is_orphan = |name: &str, listed: &str| {
-            let data = listed.starts_with("part-") && listed.ends_with(".parquet");
+            let data = listed.starts_with("part-") && (listed.ends_with(".parquet") || listed.ends_with(".tar"));
             data && !kept.contains(name) && !runner_of(listed).is_some_and(&is_alive)
         };
         let mut swept = 0;
@@ -242,6 +255,11 @@ impl Attempt {
     /// Where this attempt's data goes: `part-00012.<attempt>.parquet`.
     pub fn data(&self) -> PathBuf {
         self.folder.join(format!("{}.{}.parquet", self.partition, self.id))
+    }
+
+    /// Where this attempt's tar goes: `part-00012.<attempt>.tar`.
+    pub fn tar(&self) -> PathBuf {
+        self.data().with_extension("tar")
     }
 
     /// Where this attempt's `n`th file goes, for partitions of several: `part-00012.<attempt>.n.parquet`.
@@ -333,6 +351,7 @@ mod tests {
             folder.commit(&kept).unwrap();
             let dead = folder.attempt("part-00001", "dead").unwrap();
             fs::write(dead.data(), b"half").unwrap();
+            fs::write(dead.tar(), b"half").unwrap();
             fs::write(dead.quarantine(), b"half").unwrap();
             let working = folder.attempt("part-00001", "working").unwrap();
             fs::write(working.data(), b"half").unwrap();
@@ -341,8 +360,10 @@ mod tests {
             let old = std::time::SystemTime::now() - 2 * crate::lease::STALE;
             fs::File::options().append(true).open(&staging).unwrap().set_modified(old).unwrap();
             folder.workdir().replace(&folder.name_of("ledger.json"), b"{}").unwrap();
-            assert_eq!(folder.sweep([kept].iter(), |runner| runner == "working").unwrap(), 3);
-            assert!(attempt.data().exists() && working.data().exists() && !dead.data().exists());
+            assert_eq!(folder.sweep([kept].iter(), |runner| runner == "working").unwrap(), 4);
+            assert!(
+                attempt.data().exists() && working.data().exists() && !dead.data().exists() && !dead.tar().exists()
+            );
             let listing = folder.listing().unwrap();
             assert_eq!((listing.sidecars.len(), listing.files.contains_key("ledger.json")), (1, true));
         });
@@ -352,7 +373,7 @@ mod tests {
     fn an_abandoned_attempt_leaves_nothing() {
         both(|folder| {
             let attempt = folder.attempt("part-00000", "a").unwrap();
-            for path in [attempt.data(), attempt.numbered(3), attempt.quarantine()] {
+            for path in [attempt.data(), attempt.tar(), attempt.numbered(3), attempt.quarantine()] {
                 fs::write(path, b"x").unwrap();
             }
             attempt.abandon();

@@ -3,7 +3,7 @@
 //! Knows no torch, no manifest and no network. Everything above speaks to the disk through this crate.
 //!
 //! - [`columns`], [`bucket`]: the names and types of a sample's columns, and the size that names a bucket.
-//! - [`writer`], [`reader`]: parquet shards, laid out so that one image costs one read.
+//! - [`writer`], [`reader`]: parquet shards, laid out so that one image costs one read; [`data_file`]: files of any format.
 //! - [`storage`], [`disk`]: where a workdir lies, and every change made to a local disk; [`fault`] lets tests break them.
 //! - [`digest`], [`commit`], [`sidecar`], [`lease`]: content digests, the one commit protocol, and who works on what.
 //! - [`event`]: what a run tells its watchers.
@@ -12,6 +12,7 @@
 pub mod bucket;
 pub mod columns;
 pub mod commit;
+pub mod data_file;
 pub mod digest;
 pub mod disk;
 pub mod event;

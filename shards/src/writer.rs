@@ -3,7 +3,6 @@
 //! The image column is plain: no dictionary, no compression (the bytes are compressed already), one row a page, so the
 //! offset index says where each image lies. Other columns are compressed with zstd. The same rows give the same bytes.
 
-use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,14 +13,13 @@ use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use crate::digest::Digest;
-use crate::disk::File;
+use crate::data_file::DataFileWriter;
 use crate::sidecar::DataFile;
 use crate::{ShardError, columns};
 
 /// Writes one shard. Nothing is durable before [`ShardWriter::finish`].
 pub struct ShardWriter {
-    inner: ArrowWriter<HashingFile>,
+    inner: ArrowWriter<DataFileWriter>,
     path: PathBuf,
     rows: u64,
 }
@@ -29,9 +27,7 @@ pub struct ShardWriter {
 impl ShardWriter {
     /// Starts a shard at `path`, which must not exist.
     pub fn create(path: &Path, schema: &Arc<Schema>) -> Result<Self, ShardError> {
-        let file = File::create_new(path).map_err(ShardError::io("create", path))?;
-        let out =
-            HashingFile { file: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new(), bytes: 0 };
+        let out = DataFileWriter::create(path)?;
         let inner =
             ArrowWriter::try_new(out, Arc::clone(schema), Some(properties())).map_err(ShardError::parquet(path))?;
         Ok(Self { inner, path: path.to_owned(), rows: 0 })
@@ -52,12 +48,7 @@ impl ShardWriter {
     pub fn finish(self) -> Result<DataFile, ShardError> {
         let Self { inner, path, rows } = self;
         let out = inner.into_inner().map_err(ShardError::parquet(&path))?;
-        let HashingFile { file, hasher, bytes } = out;
-        let file = file.into_inner().map_err(|e| ShardError::io("write", &path)(e.into_error()))?;
-        file.sync().map_err(ShardError::io("sync", &path))?;
-        let digest = Digest::from_blake3(hasher.finalize());
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(DataFile { file, digest, bytes, rows })
+        out.finish(rows)
     }
 }
 
@@ -75,24 +66,4 @@ fn properties() -> WriterProperties {
         .set_column_data_page_size_limit(image, 1)
         .set_write_batch_size(1)
         .build()
-}
-
-/// A file that is hashed as it is written, so that no second read is needed for its digest.
-struct HashingFile {
-    file: BufWriter<File>,
-    hasher: blake3::Hasher,
-    bytes: u64,
-}
-
-impl Write for HashingFile {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = self.file.write(buffer)?;
-        self.hasher.update(&buffer[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
 }

@@ -38,7 +38,7 @@ impl Template {
     fn parts(self) -> (&'static str, &'static str, &'static str) {
         match self {
             Self::Cc12m => ("cc12m.toml", include_str!("init/cc12m.toml"), "cc12m.tsv"),
-            Self::Laion => ("laion.toml", include_str!("init/laion.toml"), "laion.csv"),
+            Self::Laion => ("laion.toml", include_str!("init/laion.toml"), "laion.parquet"),
             Self::Urls => ("urls.toml", include_str!("init/urls.toml"), "urls.tsv"),
             Self::Folder => ("folder.toml", include_str!("init/folder.toml"), "pictures"),
         }

@@ -92,7 +92,7 @@ fn a_workdir_answers_questions() {
     assert!(story.contains("http://origin.demo.invalid/") && story.contains("bucket_size"), "{story}");
     let refused = ask("SELECT key FROM download_quarantine WHERE reason = 'http_404' LIMIT 1");
     let story = made.says("explain", &[refused.lines().nth(1).unwrap()]);
-    assert!(story.contains("refused: http_404 (404 Not Found)") && story.contains("not there"), "{story}");
+    assert!(story.contains("refused: http_404 (HTTP Error 404: Not Found)") && story.contains("not there"), "{story}");
     assert!(made.says("explain", &["--dropped", "download", "--limit", "1"]).contains("opted_out 2"));
     assert!(text(&made.command("explain", &["nobody"]).stderr).contains("nobody"));
     assert_eq!(made.command("explain", &["--dropped", "nothing"]).status.code(), Some(2));

@@ -12,4 +12,6 @@ mod report;
 mod setup;
 mod store;
 mod support;
+mod web;
+mod webdataset;
 mod weights;

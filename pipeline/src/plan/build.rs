@@ -1,7 +1,7 @@
 //! One stage table to a stage: kind, keys, parameters, and how it fits its inputs.
 
 use crate::manifest::{Diagnostic, StageTable};
-use crate::stage::{Facts, Registry, Stage};
+use crate::stage::{Facts, NOT_SHARDS, Registry, Stage};
 
 /// A stage without faults: its table, itself, its kind with version, and the positions of its inputs.
 pub(super) type Checked<'a> = (&'a StageTable, Box<dyn Stage>, String, Vec<usize>);
@@ -51,6 +51,12 @@ pub(super) fn build(
     let mut upstream = Facts::new();
     for known in inputs.iter().filter_map(|&i| facts.get(i)) {
         upstream.extend(known.clone());
+    }
+    if let (Some(format), Some((from, place))) = (upstream.get(NOT_SHARDS).and_then(|f| f.as_str()), table.from.first())
+    {
+        let message = format!("stage.{} cannot read from {from}, whose output is {format}", table.name);
+        let hint = "write output = \"parquet\" there, or read the files it leaves with `uses = \"extract\"`";
+        faults.push(Diagnostic::new(place.clone(), message).hint(hint));
     }
     faults.extend(stage.check(&upstream).into_iter().map(|(key, message)| table.parameters.fault(key, message)));
     upstream.extend(stage.facts());

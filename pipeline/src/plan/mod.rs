@@ -242,7 +242,8 @@ impl Plan {
     ) -> Result<PlannedStage, PlanError> {
         let folder = StageFolder::new(&self.workdir, &table.name);
         let ledger = Ledger::read(folder.clone())?;
-        let sources = stage.sources().map_err(|source| PlanError::Stage { stage: table.name.clone(), source })?;
+        let sources = stage.sources_after(&ledger);
+        let sources = sources.map_err(|source| PlanError::Stage { stage: table.name.clone(), source })?;
         let semantics = stage.semantics();
         let selected = selected.contains(&table.name);
         let mut planned = PlannedStage {
@@ -463,4 +464,9 @@ impl PlannedStage {
 /// Whether a path ends like a table of rows.
 pub(crate) fn is_rows(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "parquet")
+}
+
+/// Whether a data file of a stage is a shard of samples: what lies in a folder below the stage's own is for other programs.
+pub(crate) fn is_shard(file: &str) -> bool {
+    is_rows(Path::new(file)) && !file.contains('/')
 }

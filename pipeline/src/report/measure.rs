@@ -12,7 +12,7 @@ use shards::reader::Shard;
 use shards::sidecar::DataFile;
 use shards::{ShardError, columns};
 
-use crate::plan::PlannedStage;
+use crate::plan::{PlannedStage, is_shard};
 use crate::stages::bucket::{MAX_RESOLUTION, PATCH_SIZE};
 
 /// The captions that a page shows and measures, where the columns exist.
@@ -101,7 +101,7 @@ pub(super) fn row_files(stage: &PlannedStage) -> Vec<&DataFile> {
 }
 
 fn all_row_files(stage: &PlannedStage) -> Vec<&DataFile> {
-    stage.committed().flat_map(|sidecar| &sidecar.data).filter(|file| file.file.ends_with(".parquet")).collect()
+    stage.committed().flat_map(|sidecar| &sidecar.data).filter(|file| is_shard(&file.file)).collect()
 }
 
 /// How many of the stage's files are read, of how many, when it is not all of them.

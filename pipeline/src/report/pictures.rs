@@ -14,8 +14,8 @@ use shards::{ShardError, columns};
 use super::html::escape;
 use super::measure::{CAPTIONS, row_files};
 use super::numbers::{grouped, shortened};
-use crate::decode::decode;
 use crate::explain::values;
+use crate::picture::decode;
 use crate::plan::PlannedStage;
 
 /// Pictures in the gallery.

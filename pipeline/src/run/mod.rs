@@ -78,9 +78,20 @@ pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Canc
         process: std::process::id(),
     });
     for stage in plan.stages.iter_mut().filter(|stage| stage.selected) {
+        // Others may have committed, and ended, since the plan was made: what they left is not to be swept.
+        stage.ledger.refresh()?;
         // Clear away what dead attempts left, and records whose data is gone.
         stage.ledger.retract_incomplete()?;
         stage.folder.sweep(stage.ledger.sidecars(), |id| runner.is_alive(id))?;
+    }
+    for stage in plan.stages.iter().filter(|stage| stage.selected) {
+        for sidecar in stage.committed().take_while(|_| !cancel.is_cancelled()) {
+            stage.stage.committed(&stage.folder, sidecar, events).map_err(|source| RunError::Stage {
+                stage: stage.name.clone(),
+                partition: sidecar.partition.clone(),
+                source: Box::new(source),
+            })?;
+        }
     }
     for stage in &plan.stages {
         events.send(Event::StagePlanned {

@@ -373,7 +373,7 @@ impl<'a> Scheduler<'a> {
                     done,
                     total: run.total_rows,
                     outcomes: bad,
-                    note: String::new(),
+                    note: run.tally.note(),
                 });
             }
         }

@@ -50,10 +50,10 @@ impl StageRun {
             told_elsewhere: false,
         };
         let Some(stage) = plan.stages.get(index) else { return run };
-        run.tally = Arc::new(Tally::new(stage.fail_if));
         run.left = stage.missing();
         run.finished = !stage.selected;
         run.total_rows = rows_to_make(plan, stage);
+        run.tally = Arc::new(Tally::new(stage.fail_if, run.total_rows));
         let upstream = || stage.inputs.iter().filter_map(|&i| plan.stages.get(i));
         let absent: Vec<bool> = upstream().flat_map(|s| &s.partitions).map(|p| p.sidecar().is_none()).collect();
         let all = absent.iter().filter(|absent| **absent).count();

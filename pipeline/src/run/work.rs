@@ -87,10 +87,6 @@ impl Work {
         if let Some(sidecar) = self.already_there()? {
             return Ok(Ended::Found(Arc::new(sidecar)));
         }
-        if self.force {
-            // Its record goes first, or the new one could not be created.
-            self.folder.retract(&self.record())?;
-        }
         let (stage, partition) = (self.stage_name.clone(), self.partition.clone());
         self.events.send(Event::PartitionStarted { stage, partition });
         for input in self.made.inputs.iter().chain(&self.behind) {
@@ -119,13 +115,17 @@ impl Work {
             Some(_) => self.stage.process(&task),
             None => self.stage.survey(&task),
         };
+        // No record can name what it left.
+        let outcome = outcome.inspect_err(|_| attempt.abandon());
         computed();
         let made = outcome.and_then(|outcome| self.commit(outcome, started));
         // A record that could be neither made durable nor taken back keeps its data.
         if made.is_err() && !self.folder.path().join(self.record()).exists() {
             attempt.abandon();
         }
-        made.map(Ended::Made)
+        let made = made?;
+        self.stage.committed(&self.folder, &made, &self.events)?;
+        Ok(Ended::Made(made))
     }
 
     /// The name of its sidecar.
@@ -175,6 +175,11 @@ impl Work {
             seconds: started.elapsed().as_secs_f64(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
+        if self.force {
+            // The old record goes, or the new one could not be created; and not before there is a new one, for its input may be
+            // gone.
+            self.folder.retract(&self.record())?;
+        }
         Ok(match self.folder.commit(&sidecar)? {
             Commit::Won => Arc::new(sidecar),
             Commit::Lost(winner) => Arc::from(winner),

@@ -6,14 +6,13 @@
 //! - stale when: a size, the encoding or its input changed
 //! - law: in = out + Σ dropped (`damaged_image`, `not_an_image`, `too_many_pixels`)
 
-use std::io::Cursor;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::{ImageEncoder, RgbImage};
+use image::RgbImage;
 use rayon::prelude::*;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
@@ -24,7 +23,7 @@ use shards::sidecar::DataFile;
 use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 
-use crate::decode::{DecodeError, decode};
+use crate::picture::{DecodeError, Format, decode_at_least, encode};
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Facts, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
@@ -50,15 +49,6 @@ struct Bucket {
     max_pixels: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum Format {
-    #[default]
-    Png,
-    Jpeg,
-    Webp,
-}
-
 fn default_quality() -> u8 {
     95
 }
@@ -70,7 +60,7 @@ fn default_pixels() -> u64 {
 pub fn kind() -> StageKind {
     StageKind {
         name: "bucket",
-        version: 1,
+        version: 2,
         about: "Resizes images to whole numbers of patches and sorts them by size.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Bucket)],
@@ -163,28 +153,15 @@ impl Stage for Bucket {
 
 impl Bucket {
     fn resize(&self, bytes: &[u8]) -> Result<(BucketSize, Vec<u8>), DecodeError> {
-        let image = decode(bytes, self.max_pixels)?;
-        let size = BucketSize::for_image(image.width(), image.height(), self.max_resolution, self.patch_size);
+        let wanted = |width, height| BucketSize::for_image(width, height, self.max_resolution, self.patch_size);
+        let (image, (width, height)) = decode_at_least(bytes, self.max_pixels, |width, height| {
+            // Lanczos looks further than the pixels that it is given.
+            let size = wanted(width, height);
+            (2 * size.width, 2 * size.height)
+        })?;
+        let size = wanted(width, height);
         let image = scale(image, size).map_err(|error| DecodeError::Damaged(error.clone()))?;
-        self.encode(&image).map(|bytes| (size, bytes)).map_err(DecodeError::Damaged)
-    }
-
-    fn encode(&self, image: &RgbImage) -> Result<Vec<u8>, String> {
-        let mut out = Cursor::new(Vec::new());
-        let (pixels, width, height) = (image.as_raw().as_slice(), image.width(), image.height());
-        let color = image::ExtendedColorType::Rgb8;
-        match self.format {
-            Format::Png => image::codecs::png::PngEncoder::new(&mut out).write_image(pixels, width, height, color),
-            Format::Jpeg => image::codecs::jpeg::JpegEncoder::new_with_quality(&mut out, self.quality)
-                .write_image(pixels, width, height, color),
-            Format::Webp => {
-                let encoded =
-                    webp::Encoder::from_rgb(pixels, width, height).encode_simple(false, f32::from(self.quality));
-                return encoded.map(|memory| memory.to_vec()).map_err(|error| format!("libwebp: {error:?}"));
-            }
-        }
-        .map_err(|error| error.to_string())?;
-        Ok(out.into_inner())
+        encode(&image, self.format, self.quality).map(|bytes| (size, bytes)).map_err(DecodeError::Damaged)
     }
 }
 

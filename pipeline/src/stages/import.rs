@@ -15,10 +15,11 @@ use rayon::prelude::*;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use shards::columns;
 use shards::digest::DigestBuilder;
 
-use super::samples::{self, Sample, sha256};
-use crate::decode::decode;
+use super::samples::{Columns, Sample, SampleWriter, sha256};
+use crate::picture::decode;
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Law, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task};
 
@@ -155,7 +156,8 @@ impl Import {
         let image = decode(&bytes, self.semantics.max_pixels)
             .map_err(|error| refused(error.reason(), &caption, error.to_string()))?;
         let (width, height, sha256) = (image.width(), image.height(), sha256(&bytes));
-        Ok(Sample { key, bytes, caption, url: String::new(), width, height, sha256 })
+        let hash = Some(sha256);
+        Ok(Sample { key, bytes, caption, width, height, hash, ..Sample::default() })
     }
 }
 
@@ -191,7 +193,7 @@ impl Stage for Import {
         Law::RowWise
     }
 
-    fn sources(&self) -> Result<Vec<Source>, StageError> {
+    fn sources(&self, _folder: &Path) -> Result<Vec<Source>, StageError> {
         let per_shard = self.semantics.rows_per_shard;
         let source = |(number, files): (usize, &[Found])| {
             let mut digest = DigestBuilder::new();
@@ -212,7 +214,8 @@ impl Stage for Import {
         let files = self.files()?;
         let files: Vec<&Found> = files.iter().skip(task.number * per_shard).take(per_shard).collect();
         let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
-        let mut good = Vec::new();
+        let columns = Columns { hash: Some(columns::SHA256), ..Columns::default() };
+        let mut good = SampleWriter::create(&task.attempt.data(), columns)?;
         for files in files.chunks(64) {
             task.check_cancelled()?;
             let results: Vec<Result<Sample, Box<BadRow>>> = files.par_iter().map(|file| self.sample(file)).collect();
@@ -220,13 +223,13 @@ impl Stage for Import {
                 match result {
                     Ok(sample) => {
                         task.tally.good(1);
-                        good.push(sample);
+                        good.push(sample)?;
                     }
                     Err(row) => quarantine.refuse(*row)?,
                 }
             }
         }
-        let data = samples::write(&task.attempt.data(), &good)?;
+        let data = good.finish()?;
         let (dropped, quarantine) = quarantine.finish(&task.attempt.quarantine())?;
         let (rows_in, rows_out) = (files.len() as u64, data.rows);
         Ok(Outcome { data: vec![data], quarantine, rows_in, rows_out, dropped, ..Outcome::default() })
@@ -263,10 +266,10 @@ mod tests {
         assert_eq!([by(Captions::FileName), by(Captions::FolderName), by(Captions::None)], ["a 1", "tabby cat", ""]);
         assert_eq!(import(folder.path(), Captions::None).sample(&files[1]).unwrap_err().reason, "not_an_image");
 
-        let before: Vec<_> = stage.sources().unwrap().into_iter().map(|s| (s.rows, s.digest)).collect();
+        let before: Vec<_> = stage.sources(folder.path()).unwrap().into_iter().map(|s| (s.rows, s.digest)).collect();
         assert_eq!(before.iter().map(|(rows, _)| *rows).collect::<Vec<_>>(), [2, 1]);
         fs::write(folder.path().join("tabby_cat/a-1.PNG"), "other").unwrap();
-        let after: Vec<_> = stage.sources().unwrap().into_iter().map(|s| (s.rows, s.digest)).collect();
+        let after: Vec<_> = stage.sources(folder.path()).unwrap().into_iter().map(|s| (s.rows, s.digest)).collect();
         assert!(before[0] == after[0] && before[1] != after[1]);
     }
 }

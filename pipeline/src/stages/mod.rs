@@ -3,6 +3,7 @@
 pub mod bucket;
 pub mod dedup;
 pub mod download;
+pub mod extract;
 pub mod filter;
 pub mod import;
 pub mod index;
@@ -17,6 +18,7 @@ use crate::stage::Registry;
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
     registry.add(download::kind());
+    registry.add(extract::kind());
     registry.add(import::kind());
     registry.add(filter::kind());
     registry.add(sql::kind());

@@ -169,7 +169,7 @@ const OTHERS: &[Case] = &[
     Change("patch_size = 4", "patch_size = 64"),
     Change("patch_size = 4", "patch_size = 4\nquality = 0"),
     Change("patch_size = 4", "patch_size = 4\nquality = 300"),
-    Change("patch_size = 4", "patch_size = 4\nformat = \"jpg\""),
+    Change("patch_size = 4", "patch_size = 4\nformat = \"bmp\""),
     Change("patch_size = 4", "patch_size = 4\nformat = 5"),
 ];
 
@@ -201,13 +201,43 @@ const IMPORT: &[Case] = &[
     ),
 ];
 
-const GROUPS: [(&str, &[Case]); 8] = [
+const EXTRACT: &[Case] = &[
+    Change("uses = \"download\"\nurls = \"FOLDER/pets.tsv\"", "uses = \"extract\""),
+    Change("uses = \"download\"\nurls = \"FOLDER/pets.tsv\"", "uses = \"extract\"\ntars = 5"),
+    Change("uses = \"download\"\nurls = \"FOLDER/pets.tsv\"", "uses = \"extract\"\ntars = \"FOLDER/nowhere\""),
+    Change("uses = \"download\"\nurls = \"FOLDER/pets.tsv\"", "uses = \"extract\"\ntars = \"FOLDER/nowhere/*.tar\""),
+    Change("uses = \"download\"\nurls = \"FOLDER/pets.tsv\"", "uses = \"extract\"\ntars = \"s3://bucket/laion\""),
+    Change("uses = \"download\"\nurls = \"FOLDER/pets.tsv\"", "uses = \"extract\"\ntars = []"),
+    Change(
+        "uses = \"download\"\nurls = \"FOLDER/pets.tsv\"",
+        "uses = \"extract\"\ntars = \"FOLDER\"\ntars_per_shard = 0",
+    ),
+    Change(
+        "uses = \"download\"\nurls = \"FOLDER/pets.tsv\"",
+        "uses = \"extract\"\ntars = \"FOLDER\"\nadditional_columns = { width = \"number\" }",
+    ),
+    Change(
+        "uses = \"download\"\nurls = \"FOLDER/pets.tsv\"",
+        "uses = \"extract\"\ntars = \"FOLDER\"\nadditional_columns = { punsafe = \"float\" }",
+    ),
+    Change(
+        "uses = \"download\"\nurls = \"FOLDER/pets.tsv\"",
+        "uses = \"extract\"\ntars = \"FOLDER\"\nadditional_columns = [\"punsafe\"]",
+    ),
+    Change(
+        "uses = \"download\"\nurls = \"FOLDER/pets.tsv\"",
+        "uses = \"extract\"\ntars = \"FOLDER\"\ndelete_inputs = true\nsamples_per_tar = 5",
+    ),
+];
+
+const GROUPS: [(&str, &[Case]); 9] = [
     ("syntax", SYNTAX),
     ("pipeline_table", TOP),
     ("set", SETS),
     ("stages", STAGES),
     ("download", DOWNLOAD),
     ("import", IMPORT),
+    ("extract", EXTRACT),
     ("filter_and_bucket", OTHERS),
     ("choosing", CHOOSING),
 ];

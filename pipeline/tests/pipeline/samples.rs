@@ -282,7 +282,7 @@ impl Stage for Shards {
     fn law(&self) -> Law {
         Law::RowWise
     }
-    fn sources(&self) -> Result<Vec<Source>, StageError> {
+    fn sources(&self, _folder: &std::path::Path) -> Result<Vec<Source>, StageError> {
         let source = |file: &PathBuf| {
             let name = file.file_name().unwrap().to_string_lossy().into_owned();
             Ok(Source { name, digest: Digest::of_file(file)?, rows: Shard::open(file)?.rows() })

@@ -147,7 +147,7 @@ impl Stage for Numbers {
     fn law(&self) -> Law {
         Law::RowWise
     }
-    fn sources(&self) -> Result<Vec<Source>, StageError> {
+    fn sources(&self, _folder: &std::path::Path) -> Result<Vec<Source>, StageError> {
         let source = |partition| {
             let rows = self.rows_of(partition);
             Source {

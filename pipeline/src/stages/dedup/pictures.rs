@@ -1,30 +1,20 @@
 //! What a survey remembers of every row: its key, its size, and the mark by which pictures are compared.
 //!
-//! The perceptual mark is the gradient hash (Krawetz's dHash, 8×8): the picture is made grey and scaled to 9×8, and each bit
-//! says whether a pixel is brighter than its left neighbour. Of the well-known hashes of 64 bits it was chosen because
-//! brightness, contrast, size and encoding leave neighbours in their order, which a comparison with the mean (aHash) does not
-//! survive as well; and because it compares whole numbers, where pHash compares floating-point sums with their median, which
-//! rounding on another processor could turn. A flat picture has no gradient and gives no bit at all; see [`NOTHING`].
+//! The perceptual mark is [`perceptual_hash`].
 
 use std::cmp::Ordering;
 
 use arrow::array::{Array, BinaryArray, RecordBatch, StringArray, UInt64Array};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
-use image::RgbImage;
-use image_hasher::{FilterType, HashAlg, Hasher, HasherConfig};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use shards::reader::Shard;
 use shards::{ShardError, columns};
 
-use crate::decode::decode;
+use crate::picture::{NOTHING, decode, perceptual_hash};
 use crate::stage::{Cancel, Input, StageError};
 use crate::stages::rows;
-
-/// The hash of what cannot be compared: a picture that cannot be decoded, or has no gradient from left to right, or nothing
-/// but one. Of those two hashes (no bit, and all of them) pictures that have nothing in common but their emptiness share one.
-pub(super) const NOTHING: u64 = 0;
 
 /// Larger images are not decoded, as in `bucket`.
 const MOST_PIXELS: u64 = 100_000_000;
@@ -169,11 +159,11 @@ pub(super) fn hashes(inputs: &[Input], cancel: &Cancel) -> Result<(Pictures<u64>
                 let batch = batch?;
                 part.add(&shard, &batch)?;
                 let images = shard.binary(&batch, columns::IMAGE)?;
-                let look = |hasher: &mut Hasher<[u8; 8]>, i| match decode(images.value(i), MOST_PIXELS) {
-                    Ok(picture) => hash(hasher, &picture),
+                let look = |i| match decode(images.value(i), MOST_PIXELS) {
+                    Ok(picture) => perceptual_hash(&picture),
                     Err(_not_comparable) => NOTHING,
                 };
-                part.marks.par_extend((0..images.len()).into_par_iter().map_init(hasher, look));
+                part.marks.par_extend((0..images.len()).into_par_iter().map(look));
             }
         }
         Ok(part)
@@ -182,17 +172,6 @@ pub(super) fn hashes(inputs: &[Input], cancel: &Cancel) -> Result<(Pictures<u64>
     let nothing = |part: &Part<u64>| part.marks.iter().filter(|mark| **mark == NOTHING).count() as u64;
     let not_compared = pictures.parts.iter().map(nothing).sum();
     Ok((pictures, not_compared))
-}
-
-/// A triangle is enough to shrink with, and three times as fast as Lanczos.
-fn hasher() -> Hasher<[u8; 8]> {
-    let config = HasherConfig::with_bytes_type::<[u8; 8]>().hash_size(8, 8);
-    config.hash_alg(HashAlg::Gradient).resize_filter(FilterType::Triangle).to_hasher()
-}
-
-fn hash(hasher: &Hasher<[u8; 8]>, picture: &RgbImage) -> u64 {
-    let bits = u64::from_le_bytes(hasher.hash_image(picture).into_inner());
-    if bits == u64::MAX { NOTHING } else { bits }
 }
 
 fn check(cancel: &Cancel) -> Result<(), StageError> {
@@ -231,60 +210,6 @@ fn sides(shard: &Shard, batch: &RecordBatch, column: &str) -> Result<UInt64Array
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::imageops;
-
-    /// Waves across each other, of lengths that follow from `seed`.
-    fn picture(seed: u32) -> RgbImage {
-        let length = |n: u32| 14.0 + (seed * 37 + n * 29) as f32 % 31.0;
-        RgbImage::from_fn(160, 120, |x, y| {
-            let (x, y) = (x as f32, y as f32);
-            let light = ((x + y / 3.0) / length(0)).sin() + ((y - x / 2.0) / length(1)).cos() + (x / length(2)).cos();
-            let value = (128.0 + 40.0 * light) as u8;
-            image::Rgb([value, value / 2, 255 - value / 3])
-        })
-    }
-
-    fn apart(a: &RgbImage, b: &RgbImage) -> u32 {
-        let hasher = hasher();
-        (hash(&hasher, a) ^ hash(&hasher, b)).count_ones()
-    }
-
-    #[test]
-    fn sizes_and_brightness_leave_the_hash_alone_and_other_pictures_do_not() {
-        for seed in 0..8 {
-            let original = picture(seed);
-            let half = imageops::resize(&original, 80, 60, imageops::FilterType::Lanczos3);
-            let squeezed = imageops::resize(&original, 200, 90, imageops::FilterType::CatmullRom);
-            let bright = imageops::brighten(&original, 12);
-            for (what, copy) in [("half", &half), ("squeezed", &squeezed), ("bright", &bright)] {
-                assert!(apart(&original, copy) <= 4, "{seed} {what}: {}", apart(&original, copy));
-            }
-            assert!(apart(&original, &picture(seed + 1)) > 6, "{seed}: {}", apart(&original, &picture(seed + 1)));
-        }
-    }
-
-    #[test]
-    fn each_bit_compares_a_pixel_with_its_left_neighbour() {
-        let value = |x: u32, y: u32| (x * 67 + y * 178 + x * y * 17) as u8;
-        let bit = |n: u32| u64::from(value(n % 8, n / 8) < value(n % 8 + 1, n / 8)) << n;
-        let expected: u64 = (0..64).map(bit).sum();
-        for size in [1, 10] {
-            let picture = RgbImage::from_fn(9 * size, 8 * size, |x, y| image::Rgb([value(x / size, y / size); 3]));
-            assert_eq!(hash(&hasher(), &picture), expected, "{size}");
-        }
-        // Another hash would drop other rows under an unchanged fingerprint.
-        assert_eq!(expected, 0x4849_4a2a_adad_7677);
-    }
-
-    #[test]
-    fn a_blank_page_has_no_hash() {
-        for grey in [0, 128, 255] {
-            assert_eq!(hash(&hasher(), &RgbImage::from_pixel(40, 30, image::Rgb([grey; 3]))), NOTHING);
-        }
-        let ramp = RgbImage::from_fn(90, 80, |x, _| image::Rgb([x as u8 * 2; 3]));
-        assert_eq!(hash(&hasher(), &ramp), NOTHING);
-    }
-
     #[test]
     fn only_digests_are_taken_for_digests() {
         let digest = "00112233445566778899AABBccddeeff".repeat(2);

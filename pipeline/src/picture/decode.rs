@@ -1,12 +1,15 @@
 //! Bytes from anywhere to upright RGB pixels.
 //!
 //! The first frame of an animation; EXIF orientation applied; transparency flattened on white; palette, grey, CMYK and
-//! 16-bit images brought to 8-bit RGB by the decoder.
+//! 16-bit images brought to 8-bit RGB. JPEGs go through libjpeg-turbo. What it is not content with (damage, CMYK, rare
+//! kinds) goes through the decoder of `image`, whose word is final.
 
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+
+use super::jpeg;
 
 /// Why bytes did not become an image.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,44 +34,94 @@ impl DecodeError {
             Self::Damaged(_) => "damaged_image",
         }
     }
+
+    pub(super) fn damaged(error: impl std::fmt::Display) -> Self {
+        Self::Damaged(error.to_string())
+    }
 }
 
 /// Decodes `bytes` to upright pixels. The size in the header is checked against `most_pixels` before memory is spent.
 pub fn decode(bytes: &[u8], most_pixels: u64) -> Result<RgbImage, DecodeError> {
-    let damaged = |error: image::ImageError| DecodeError::Damaged(error.to_string());
-    let mut reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|error| DecodeError::Damaged(error.to_string()))?;
-    let Some(format) = reader.format() else {
+    decode_at_least(bytes, most_pixels, |width, height| (width, height)).map(|(image, _)| image)
+}
+
+/// As [`decode`], for an image that is made smaller afterwards: `target` says of the upright size to which. A JPEG much
+/// larger than that is decoded at a half, a quarter or an eighth, but never to less than the target. Returns the pixels and
+/// the size before that.
+pub fn decode_at_least(
+    bytes: &[u8],
+    most_pixels: u64,
+    target: impl FnOnce(u32, u32) -> (u32, u32),
+) -> Result<(RgbImage, (u32, u32)), DecodeError> {
+    let format = format(bytes)?;
+    if format == ImageFormat::Jpeg
+        && let Some(header) = jpeg::header(bytes)
+    {
+        check_pixels(header.width, header.height, most_pixels)?;
+        let orientation = jpeg::orientation(bytes);
+        let size = upright((header.width, header.height), orientation);
+        // Turning a size twice gives it back.
+        let target = upright(target(size.0, size.1), orientation);
+        if !jpeg::is_cut_off(bytes)
+            && let Some(image) = jpeg::decode(bytes, header, target)
+        {
+            let mut image = DynamicImage::from(image);
+            image.apply_orientation(orientation);
+            return Ok((image.into_rgb8(), size));
+        }
+    }
+    let image = decode_any(bytes, format, most_pixels)?;
+    let size = image.dimensions();
+    Ok((image, size))
+}
+
+/// What the first bytes say.
+pub(super) fn format(bytes: &[u8]) -> Result<ImageFormat, DecodeError> {
+    let known = [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif];
+    image::guess_format(bytes).ok().filter(|format| known.contains(format)).ok_or_else(|| {
         let start = bytes.get(..bytes.len().min(12)).unwrap_or_default();
-        return Err(DecodeError::NotAnImage(format!("`{}`", start.escape_ascii())));
-    };
+        DecodeError::NotAnImage(format!("`{}`", start.escape_ascii()))
+    })
+}
+
+pub(super) fn check_pixels(width: u32, height: u32, most: u64) -> Result<(), DecodeError> {
+    if u64::from(width) * u64::from(height) > most {
+        return Err(DecodeError::TooManyPixels { width, height, most });
+    }
+    Ok(())
+}
+
+/// A size after its image was turned.
+pub(super) fn upright((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) {
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    match orientation {
+        Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH => (height, width),
+        _ => (width, height),
+    }
+}
+
+/// A decoder of the `image` crate that has read the header and found no more pixels than allowed.
+pub(super) fn decoder(bytes: &[u8], format: ImageFormat, most_pixels: u64) -> Result<impl ImageDecoder, DecodeError> {
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
     limits.max_alloc = Some(most_pixels.saturating_mul(16).max(1 << 24));
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
+    let decoder = reader.into_decoder().map_err(DecodeError::damaged)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > most_pixels {
-        return Err(DecodeError::TooManyPixels { width, height, most: most_pixels });
-    }
-    if format == image::ImageFormat::Jpeg && is_cut_off(bytes) {
+    check_pixels(width, height, most_pixels)?;
+    Ok(decoder)
+}
+
+fn decode_any(bytes: &[u8], format: ImageFormat, most_pixels: u64) -> Result<RgbImage, DecodeError> {
+    let mut decoder = decoder(bytes, format, most_pixels)?;
+    // This decoder fills what is missing with grey and reports success.
+    if format == ImageFormat::Jpeg && jpeg::is_cut_off(bytes) {
         return Err(DecodeError::Damaged("the JPEG is cut off: no end marker after its last scan".to_owned()));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(DecodeError::damaged)?;
     image.apply_orientation(orientation);
     Ok(flatten(image))
-}
-
-/// The decoder fills what is missing with grey and reports success; a whole JPEG has an end marker after its last scan. (In
-/// scan data 0xff is always followed by 0x00 or a restart marker, so the markers cannot be mistaken.)
-fn is_cut_off(bytes: &[u8]) -> bool {
-    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    match (last(0xda), last(0xd9)) {
-        (Some(scan), Some(end)) => end < scan,
-        (Some(_), None) => true,
-        (None, _) => false,
-    }
 }
 
 fn flatten(image: DynamicImage) -> RgbImage {
@@ -85,7 +138,6 @@ fn flatten(image: DynamicImage) -> RgbImage {
         image::Rgb([over_white(r, a), over_white(g, a), over_white(b, a)])
     })
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,387 @@
+//! One URL to the bytes behind it. All partitions of a stage share one [`Network`]: its threads, connections, names, limits
+//! per host and memory, and its judgement of whether there is a network at all.
+//!
+//! A row waits for its host's turn first and for a connection second, so that rows of a slow host keep none from the others.
+
+mod address;
+mod body;
+mod breaker;
+mod budget;
+mod dns;
+mod hosts;
+mod refusal;
+mod robots;
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use reqwest::header::LOCATION;
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, Response, StatusCode, Url};
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+use self::body::{BodyLimits, Meter};
+use self::breaker::Breaker;
+use self::budget::Budget;
+use self::dns::{GuardedResolver, check};
+use self::hosts::{Host, Hosts, Limits};
+use self::refusal::Retry;
+use self::robots::{OptOut, Rules};
+use super::parameters::{Operations, Semantics};
+pub(super) use breaker::NetworkGone;
+pub(super) use budget::Share;
+pub(super) use hosts::Slow;
+pub(super) use refusal::Refusal;
+
+/// Redirects that are followed in a row.
+const REDIRECTS: usize = 5;
+/// The longest wait that a server may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Connections that nobody uses are closed after this time: a list has more hosts than a process has descriptors.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Why there is no network to begin with.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NetworkError {
+    #[error("cannot start the network's threads: {0}")]
+    Threads(std::io::Error),
+    #[error("cannot read trusted_certificates = {path:?}: {reason}")]
+    Certificates { path: PathBuf, reason: String },
+    #[error("cannot set up the HTTP client: {0}")]
+    Client(reqwest::Error),
+    #[error("cannot set up the name resolver: {0}")]
+    Resolver(hickory_resolver::net::NetError),
+}
+
+/// What fetches.
+pub(super) struct Network {
+    /// Ended without waiting when the stage goes away; see [`Drop`].
+    runtime: Option<Runtime>,
+    client: Client,
+    resolver: GuardedResolver,
+    allowed: Vec<IpNet>,
+    hosts: Hosts,
+    connections: Semaphore,
+    breaker: Breaker,
+    budget: Budget,
+    meter: Meter,
+    body: BodyLimits,
+    opt_out: OptOut,
+    robots_txt: bool,
+    first_byte: Duration,
+    total: Duration,
+    retries: u32,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) bytes: Vec<u8>,
+    /// The memory of its bytes, to be held as long as they are.
+    pub(super) share: Share,
+    /// What happened on the way: `redirected`, `recovered from http_500`.
+    pub(super) observed: Vec<String>,
+}
+
+impl Network {
+    pub(super) fn new(
+        semantics: &Semantics,
+        operations: &Operations,
+        connect_to: &BTreeMap<String, SocketAddr>,
+        nameservers: &[SocketAddr],
+        allowed: &[IpNet],
+    ) -> Result<Self, NetworkError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(std::thread::available_parallelism().map_or(1, usize::from).min(8))
+            .thread_name("network")
+            .enable_all()
+            .build()
+            .map_err(NetworkError::Threads)?;
+        let total = Duration::from_secs_f64(operations.timeout);
+        let phase = |seconds: Option<f64>| seconds.map_or(total, Duration::from_secs_f64).min(total);
+        let resolver = {
+            let _inside = runtime.enter();
+            // Less than a connection has: a name server's silence is not to be taken for the host's.
+            let patience =
+                phase(Some(operations.connect_timeout)).min(phase(operations.first_byte_timeout)).mul_f64(0.75);
+            GuardedResolver::new(nameservers, connect_to, allowed, patience).map_err(NetworkError::Resolver)?
+        };
+        let mut client = Client::builder()
+            .user_agent(&operations.user_agent)
+            .connect_timeout(phase(Some(operations.connect_timeout)))
+            // Followed here, where each hop is judged like a URL of the list.
+            .redirect(Policy::none())
+            .referer(false)
+            .dns_resolver(Arc::new(resolver.clone()))
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(operations.per_host.in_flight)
+            .tcp_nodelay(true)
+            // A proxy would make the connections, out of reach of the address guard.
+            .no_proxy();
+        if let Some(path) = &operations.trusted_certificates {
+            client = client.tls_certs_merge(certificates(path)?);
+        }
+        Ok(Self {
+            client: client.build().map_err(NetworkError::Client)?,
+            resolver,
+            runtime: Some(runtime),
+            allowed: allowed.to_vec(),
+            hosts: Hosts::new(Limits {
+                in_flight: operations.per_host.in_flight,
+                per_second: operations.per_host.per_second,
+                dead_for: hosts::DEAD_FOR,
+            }),
+            connections: Semaphore::new(connections(operations.in_flight)),
+            breaker: Breaker::new(operations.stop_when_unreachable),
+            budget: Budget::new(operations.buffer_bytes),
+            meter: Meter::new(operations.bytes_per_second),
+            body: BodyLimits { most_bytes: semantics.max_bytes, min_bytes_per_second: operations.min_bytes_per_second },
+            opt_out: OptOut {
+                directives: semantics.disallowed_header_directives.iter().map(|d| d.to_lowercase()).collect(),
+                agent: semantics.user_agent_token.to_lowercase(),
+                tdm_reservation: semantics.tdm_reservation,
+            },
+            robots_txt: semantics.robots_txt,
+            first_byte: phase(operations.first_byte_timeout),
+            total,
+            retries: operations.retries,
+        })
+    }
+
+    /// Where its tasks run.
+    pub(super) fn handle(&self) -> Handle {
+        match &self.runtime {
+            Some(runtime) => runtime.handle().clone(),
+            // Only while it is dropped.
+            None => Handle::current(),
+        }
+    }
+
+    /// Bytes of bodies that have come.
+    pub(super) fn bytes(&self) -> u64 {
+        self.meter.bytes()
+    }
+
+    pub(super) fn slowest(&self, most: usize) -> Vec<Slow> {
+        self.hosts.slowest(most)
+    }
+
+    /// Ends when there is no use in going on.
+    pub(super) async fn gone(&self) -> NetworkGone {
+        loop {
+            let suspicion = self.breaker.wait().await;
+            if !self.something_answers().await {
+                return suspicion;
+            }
+        }
+    }
+
+    /// What is to be asked before rows are blamed for good: failures may come faster than a silence is noticed.
+    pub(super) async fn is_gone_at_the_end(&self) -> Option<NetworkGone> {
+        let suspicion = self.breaker.suspicion(false)?;
+        if self.something_answers().await { None } else { Some(suspicion) }
+    }
+
+    /// Asks a host that answered before once more, its name looked up anew: a list may have many dead hosts in a row, but what
+    /// answered a while ago does not answer only where names or the network are gone.
+    async fn something_answers(&self) -> bool {
+        let Some(url) = self.breaker.good().and_then(|good| good.join("/robots.txt").ok()) else { return false };
+        let Some(name) = url.domain().map(str::to_lowercase) else { return self.answers(&url).await };
+        self.resolver.forget();
+        self.resolver.addresses_in_time(&name).await.is_ok() && self.answers(&url).await
+    }
+
+    async fn answers(&self, url: &Url) -> bool {
+        let answer = timeout(self.total, self.client.get(url.clone()).send()).await;
+        let answers = matches!(answer, Ok(Ok(_)));
+        if answers {
+            self.breaker.answered(url);
+        }
+        answers
+    }
+
+    /// What lies behind `url`, with as many tries as it takes.
+    pub(super) async fn fetch(&self, url: &str) -> Result<Answer, Refusal> {
+        let url = Url::parse(url.trim()).map_err(|error| Refusal::network("invalid_url", error))?;
+        let mut observed = Vec::new();
+        let mut tries = 0;
+        loop {
+            match self.try_once(&url, &mut observed).await {
+                Ok((bytes, share)) => return Ok(Answer { bytes, share, observed }),
+                Err(refusal) => {
+                    let wait = match refusal.retry {
+                        Retry::Later if tries < self.retries => back_off(tries + 1),
+                        Retry::After(wait) if tries < self.retries => wait.min(LONGEST_WAIT),
+                        _ => return Err(refusal),
+                    };
+                    tries += 1;
+                    observed.push(format!("recovered from {}", refusal.reason));
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    async fn try_once(&self, url: &Url, observed: &mut Vec<String>) -> Result<(Vec<u8>, Share), Refusal> {
+        let mut url = url.clone();
+        let mut left = self.total;
+        for _ in 0..=REDIRECTS {
+            let host = self.host(&url)?;
+            let _turn = host.turn().await;
+            self.judge_by_robots(&url, &host).await?;
+            let _connection = self.connections.acquire().await;
+            let started = Instant::now();
+            let response = self.ask(&url, &host, left).await?;
+            left = left.saturating_sub(started.elapsed());
+            let status = response.status();
+            if let Some(next) = redirect(&response, &url)? {
+                if !observed.iter().any(|o| o == "redirected") {
+                    observed.push("redirected".to_owned());
+                }
+                url = next;
+                continue;
+            }
+            if !status.is_success() {
+                let refusal = Refusal::of_status(status, response.headers());
+                if status == StatusCode::TOO_MANY_REQUESTS {
+                    let wait = match refusal.retry {
+                        Retry::After(wait) => wait,
+                        Retry::Later | Retry::No => Duration::from_secs(1),
+                    };
+                    host.asks_to_wait(Some(wait.min(LONGEST_WAIT)));
+                }
+                return Err(refusal);
+            }
+            host.asks_to_wait(None);
+            if let Some(header) = self.opt_out.found(response.headers()) {
+                return Err(Refusal::network("opted_out", header));
+            }
+            return body::read(response, left, self.body, &self.budget, &self.meter).await;
+        }
+        Err(Refusal::network("bad_redirect", format!("more than {REDIRECTS} redirects")))
+    }
+
+    /// The host of a URL that may be fetched.
+    fn host(&self, url: &Url) -> Result<Arc<Host>, Refusal> {
+        check(url, &self.allowed).map_err(|error| Refusal::of_address(&error))?;
+        let (name, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
+        let host = self.hosts.get(&format!("{name}:{port}"));
+        match host.verdict() {
+            Some(refusal) => Err(refusal),
+            None => Ok(host),
+        }
+    }
+
+    /// One request, to its headers.
+    async fn ask(&self, url: &Url, host: &Host, left: Duration) -> Result<Response, Refusal> {
+        let started = Instant::now();
+        let sent = timeout(left.min(self.first_byte), self.client.get(url.clone()).send()).await;
+        let refusal = match sent {
+            Ok(Ok(response)) => {
+                // The resolver has judged it; this is the last look.
+                if let Some(address) = response.remote_addr()
+                    && !address::is_allowed(address.ip(), &self.allowed)
+                {
+                    return Err(Refusal::of_address(&dns::AddressError::Forbidden(address.ip())));
+                }
+                host.answered(started.elapsed());
+                self.breaker.answered(url);
+                return Ok(response);
+            }
+            Ok(Err(error)) => Refusal::of_request(&error),
+            Err(_elapsed) => Refusal::network("timed_out", "no answer in time").may_pass(),
+        };
+        if refusal.is_unreachable {
+            host.unreachable(&refusal);
+            self.breaker.unreachable(host.name(), &refusal);
+        }
+        Err(refusal)
+    }
+
+    async fn judge_by_robots(&self, url: &Url, host: &Host) -> Result<(), Refusal> {
+        if !self.robots_txt {
+            return Ok(());
+        }
+        let rules = host.robots.get_or_try_init(|| self.robots_of(url)).await?;
+        match rules.refuse(url.as_str()) {
+            Some(why) => Err(Refusal::network("robots_disallowed", why)),
+            None => Ok(()),
+        }
+    }
+
+    /// The robots.txt of the host that `url` is on. A host that cannot be reached is the row's own misfortune.
+    async fn robots_of(&self, url: &Url) -> Result<Rules, Refusal> {
+        let mut url = url.join("/robots.txt").map_err(|error| Refusal::network("invalid_url", error))?;
+        for _ in 0..=REDIRECTS {
+            let host = self.host(&url)?;
+            let mut response = self.ask(&url, &host, self.total).await?;
+            if let Ok(Some(next)) = redirect(&response, &url) {
+                url = next;
+                continue;
+            }
+            let mut body = Vec::new();
+            let read = async {
+                while let Ok(Some(chunk)) = response.chunk().await
+                    && body.len() < robots::MOST_BYTES
+                {
+                    body.extend_from_slice(&chunk);
+                }
+            };
+            if timeout(self.total, read).await.is_err() {
+                return Ok(Rules::Unknown("its robots.txt did not come in time".to_owned()));
+            }
+            body.truncate(robots::MOST_BYTES);
+            return Ok(Rules::of_answer(&self.opt_out.agent, response.status(), &body));
+        }
+        Ok(Rules::AllowAll)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Where an answer sends us.
+fn redirect(response: &Response, url: &Url) -> Result<Option<Url>, Refusal> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let bad = |detail: String| Refusal::network("bad_redirect", detail);
+    let location = response.headers().get(LOCATION).ok_or_else(|| bad("it does not say where to".to_owned()))?;
+    let text = String::from_utf8_lossy(location.as_bytes());
+    let next = url.join(&text).map_err(|error| bad(format!("`{text}`: {error}")))?;
+    Ok(Some(next))
+}
+
+fn certificates(path: &Path) -> Result<Vec<Certificate>, NetworkError> {
+    let failed = |reason: String| NetworkError::Certificates { path: path.to_owned(), reason };
+    let bytes = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    Certificate::from_pem_bundle(&bytes).map_err(|error| failed(error.to_string()))
+}
+
+/// How many connections there may be: what is wanted, unless this process may not have so many descriptors. As many again may
+/// be idle.
+fn connections(wanted: usize) -> usize {
+    const OTHERS: u64 = 256;
+    let needed = 2 * wanted as u64 + OTHERS;
+    // Where the limit cannot be known there is none, or none of this kind.
+    let allowed = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
+    wanted.min((allowed.saturating_sub(OTHERS) / 2).max(8) as usize)
+}
+
+/// 0.25 s, 0.5 s, 1 s …, each up to half as long again at random, so that many waiting rows do not come back together.
+fn back_off(tries: u32) -> Duration {
+    let random = RandomState::new().hash_one(tries) as f64 / u64::MAX as f64;
+    Duration::from_secs_f64(0.125 * f64::from(1u32 << tries.min(8)) * (1.0 + 0.5 * random)).min(LONGEST_WAIT)
+}

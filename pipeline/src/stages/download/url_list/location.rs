@@ -1,0 +1,307 @@
+//! Where a list lies, in which format, and which files it comes to.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use reqwest::Url;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::ListError;
+
+/// How a list is written. Each may be compressed with gzip, which is seen from its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(in super::super) enum Format {
+    /// One URL a line.
+    #[serde(alias = "txt.gz")]
+    Txt,
+    /// A header, commas, quotation marks.
+    #[serde(alias = "csv.gz")]
+    Csv,
+    /// A header and tabs; quotation marks mean nothing.
+    #[serde(alias = "tsv.gz")]
+    Tsv,
+    /// An array of objects, or columns as pandas writes them.
+    #[serde(alias = "json.gz")]
+    Json,
+    /// One object a line.
+    #[serde(alias = "jsonl.gz")]
+    Jsonl,
+    Parquet,
+}
+
+impl Format {
+    const ALL: [Self; 6] = [Self::Txt, Self::Csv, Self::Tsv, Self::Json, Self::Jsonl, Self::Parquet];
+
+    /// Its ending, which is its name as well.
+    pub(in super::super) fn ending(self) -> &'static str {
+        match self {
+            Self::Txt => "txt",
+            Self::Csv => "csv",
+            Self::Tsv => "tsv",
+            Self::Json => "json",
+            Self::Jsonl => "jsonl",
+            Self::Parquet => "parquet",
+        }
+    }
+
+    /// By a file's name.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.split(name).is_some())
+    }
+
+    /// The name without this format's ending and `.gz`, if it has that ending.
+    fn split(self, name: &str) -> Option<&str> {
+        let without = |name: &'_ str, ending: &str| -> Option<usize> {
+            let start = name.len().checked_sub(ending.len())?;
+            let end = name.get(start..)?;
+            let dot = start.checked_sub(1)?;
+            (end.eq_ignore_ascii_case(ending) && name.get(dot..start) == Some(".")).then_some(dot)
+        };
+        let bare = if self == Self::Parquet { None } else { without(name, "gz").and_then(|dot| name.get(..dot)) };
+        let bare = bare.unwrap_or(name);
+        without(bare, self.ending()).and_then(|dot| bare.get(..dot)).filter(|stem| !stem.is_empty())
+    }
+}
+
+/// A file's name without the endings of a list.
+pub(super) fn stem(name: &str) -> &str {
+    Format::ALL.into_iter().find_map(|format| format.split(name)).unwrap_or(name)
+}
+
+/// Where a list, or a folder of lists, is.
+#[derive(Clone, Debug)]
+pub(super) enum Location {
+    Local(PathBuf),
+    Http(Url),
+    /// `hf://datasets/<repository>[@<revision>]/<path>`
+    Hub {
+        repository: String,
+        revision: String,
+        path: String,
+    },
+    /// `s3://<bucket>/<path>`
+    Store {
+        bucket: String,
+        path: String,
+    },
+    /// None of these; why.
+    Invalid(&'static str),
+}
+
+impl Location {
+    pub(super) fn parse(text: &str) -> Self {
+        if let Some(rest) = text.strip_prefix("hf://") {
+            return Self::hub(rest).unwrap_or(Self::Invalid(
+                "write hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH",
+            ));
+        }
+        if let Some(rest) = text.strip_prefix("s3://") {
+            let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
+            if bucket.is_empty() {
+                return Self::Invalid("it names no bucket: write s3://BUCKET/PATH");
+            }
+            return Self::Store { bucket: bucket.to_owned(), path: path.trim_matches('/').to_owned() };
+        }
+        if text.starts_with("https://") || text.starts_with("http://") {
+            return Url::parse(text).map_or(Self::Invalid("it is no valid URL"), Self::Http);
+        }
+        if text.contains("://") {
+            return Self::Invalid("expected a path, hf://…, s3://…, https://… or http://…");
+        }
+        if text.is_empty() { Self::Invalid("it is empty") } else { Self::Local(PathBuf::from(text)) }
+    }
+
+    fn hub(rest: &str) -> Option<Self> {
+        let mut parts = rest.strip_prefix("datasets/")?.splitn(3, '/');
+        let (owner, name, path) = (parts.next()?, parts.next()?, parts.next().unwrap_or(""));
+        let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
+        let (mut revision, mut path) = (revision.replace("%2F", "/"), path.to_owned());
+        if revision == "refs" {
+            // `refs/convert/parquet` and `refs/pr/1` are revisions with slashes.
+            let mut parts = path.splitn(3, '/');
+            revision = format!("refs/{}/{}", parts.next()?, parts.next()?);
+            path = parts.next().unwrap_or("").to_owned();
+        }
+        let path = path.trim_matches('/').to_owned();
+        let is_whole = !owner.is_empty() && !name.is_empty() && !revision.is_empty();
+        is_whole.then(|| Self::Hub { repository: format!("{owner}/{name}"), revision, path })
+    }
+
+    /// The last part of its path.
+    pub(super) fn name(&self) -> String {
+        let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or("").to_owned();
+        match self {
+            Self::Local(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            Self::Http(url) => last(url.path()),
+            Self::Hub { path, repository, .. } => last(if path.is_empty() { repository } else { path }),
+            Self::Store { path, bucket } => last(if path.is_empty() { bucket } else { path }),
+            Self::Invalid(_) => String::new(),
+        }
+    }
+}
+
+/// A location as it may be shown: what can hold a secret is left out.
+pub(super) fn without_secrets(location: &str) -> String {
+    let Some((scheme, rest)) = location.split_once("://") else { return location.to_owned() };
+    let rest = rest.split(['?', '#']).next().unwrap_or("");
+    let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+    // `hf://datasets/owner/name@revision` has its @ behind the host, a password before it.
+    let host = host.rsplit('@').next().unwrap_or("");
+    path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
+}
+
+/// A file at a location, before anything of it is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    /// Relative to the location, with `/` between folders; the file's own name where the location is a file.
+    pub(super) name: String,
+    pub(super) bytes: Option<u64>,
+    /// Changes when the content does: a time of modification, an ETag, an object's digest.
+    pub(super) version: String,
+}
+
+/// The files of a location.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entries {
+    pub(super) is_folder: bool,
+    /// Sorted by name, all of one format.
+    pub(super) files: Vec<Entry>,
+}
+
+/// Keeps the entries of the given format, or of the only one there is, in the order of their names.
+pub(super) fn of_one_format(
+    location: &str,
+    entries: Vec<Entry>,
+    format: Option<Format>,
+) -> Result<(Format, Vec<Entry>), ListError> {
+    let mut found: Vec<(Format, Entry)> =
+        entries.into_iter().filter_map(|entry| Some((Format::of(&entry.name)?, entry))).collect();
+    if let Some(format) = format {
+        found.retain(|(f, _)| *f == format);
+    }
+    found.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
+    let mut formats: Vec<Format> = found.iter().map(|(format, _)| *format).collect();
+    formats.sort_unstable();
+    formats.dedup();
+    match formats.as_slice() {
+        [format] => Ok((*format, found.into_iter().map(|(_, entry)| entry).collect())),
+        [] => {
+            let expected = format.map_or_else(
+                || ".txt, .csv, .tsv, .json, .jsonl (each also with .gz) or .parquet".to_owned(),
+                |format| format!(".{}", format.ending()),
+            );
+            Err(ListError::NoFiles { location: location.to_owned(), expected })
+        }
+        several => {
+            let found = several.iter().map(|f| f.ending()).collect();
+            Err(ListError::SeveralFormats { location: location.to_owned(), found })
+        }
+    }
+}
+
+/// The format of a single file.
+pub(super) fn format_of_file(location: &str, name: &str, format: Option<Format>) -> Result<Format, ListError> {
+    format.or_else(|| Format::of(name)).ok_or_else(|| ListError::UnknownFormat { location: without_secrets(location) })
+}
+
+/// The files at a local path.
+pub(super) fn local_entries(path: &Path, format: Option<Format>) -> Result<(Format, Entries), ListError> {
+    let name = path.display().to_string();
+    let metadata = fs::metadata(path).map_err(ListError::read(&name))?;
+    if metadata.is_dir() {
+        let mut entries = Vec::new();
+        walk(path, "", &mut Vec::new(), &mut entries).map_err(ListError::read(&name))?;
+        let (format, files) = of_one_format(&name, entries, format)?;
+        return Ok((format, Entries { is_folder: true, files }));
+    }
+    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let format = format_of_file(&name, &file, format)?;
+    Ok((format, Entries { is_folder: false, files: vec![entry(file, &metadata)] }))
+}
+
+pub(super) fn entry(name: String, metadata: &fs::Metadata) -> Entry {
+    Entry { name, bytes: Some(metadata.len()), version: format!("{}", modified(metadata)) }
+}
+
+/// Nanoseconds since 1970.
+fn modified(metadata: &fs::Metadata) -> u128 {
+    metadata.modified().ok().and_then(|m| m.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos())
+}
+
+/// Whether a local file may have been written again without a new time of modification, as times are only so fine.
+pub(super) fn is_just_written(entry: &Entry) -> bool {
+    const GRAIN: u128 = 2_000_000_000;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    entry.version.parse::<u128>().is_ok_and(|modified| now.abs_diff(modified) < GRAIN)
+}
+
+/// Every file below a folder. Hidden ones are left out, and folders that lead back into themselves are entered once.
+fn walk(folder: &Path, prefix: &str, above: &mut Vec<PathBuf>, entries: &mut Vec<Entry>) -> std::io::Result<()> {
+    let canonical = folder.canonicalize()?;
+    if above.contains(&canonical) {
+        return Ok(());
+    }
+    above.push(canonical);
+    for found in fs::read_dir(folder)? {
+        let found = found?;
+        let name = found.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        // What went away since, or links to nothing, is not there.
+        let Ok(metadata) = fs::metadata(found.path()) else { continue };
+        if metadata.is_dir() {
+            walk(&found.path(), &format!("{prefix}{name}/"), above, entries)?;
+        } else {
+            entries.push(entry(format!("{prefix}{name}"), &metadata));
+        }
+    }
+    above.pop();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_name_formats() {
+        for (name, format, bare) in [
+            ("a.csv", Some(Format::Csv), "a"),
+            ("a.b.TSV.gz", Some(Format::Tsv), "a.b"),
+            ("x/y.jsonl.GZ", Some(Format::Jsonl), "x/y"),
+            ("part-0.snappy.parquet", Some(Format::Parquet), "part-0.snappy"),
+            ("a.parquet.gz", None, "a.parquet.gz"),
+            ("csv", None, "csv"),
+            (".csv", None, ".csv"),
+            ("é.txt", Some(Format::Txt), "é"),
+        ] {
+            assert_eq!((Format::of(name), stem(name)), (format, bare), "{name}");
+        }
+    }
+
+    #[test]
+    fn locations_are_told_apart_and_shown_without_secrets() {
+        let hub = |text: &str| match Location::parse(text) {
+            Location::Hub { repository, revision, path } => Some((repository, revision, path)),
+            _ => None,
+        };
+        let owned = |a: &str, b: &str, c: &str| Some((a.to_owned(), b.to_owned(), c.to_owned()));
+        assert_eq!(hub("hf://datasets/a/b/c/d.csv"), owned("a/b", "main", "c/d.csv"));
+        assert_eq!(hub("hf://datasets/a/b"), owned("a/b", "main", ""));
+        assert_eq!(hub("hf://datasets/a/b@v1/c/"), owned("a/b", "v1", "c"));
+        assert_eq!(hub("hf://datasets/a/b@refs/convert/parquet/d"), owned("a/b", "refs/convert/parquet", "d"));
+        assert_eq!(hub("hf://datasets/a/b@refs%2Fpr%2F1/d"), owned("a/b", "refs/pr/1", "d"));
+        assert!(matches!(Location::parse("s3://b/x/"), Location::Store { path, .. } if path == "x"));
+        assert!(matches!(Location::parse("a/b.csv"), Location::Local(_)));
+        for bad in ["hf://a/b", "hf://datasets/a", "s3:///x", "ftp://x/y.csv", "", "https://"] {
+            assert!(matches!(Location::parse(bad), Location::Invalid(_)), "{bad}");
+        }
+        assert_eq!(without_secrets("https://me:pw@host/a.csv?sig=1#x"), "https://host/a.csv");
+        assert_eq!(without_secrets("hf://datasets/a/b@v1/c"), "hf://datasets/a/b@v1/c");
+        assert_eq!(Location::parse("https://h/a/l.csv.gz?x=/y").name(), "l.csv.gz");
+    }
+}

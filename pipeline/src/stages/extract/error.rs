@@ -1,0 +1,44 @@
+//! What keeps an extraction from being planned, made or finished.
+
+use std::path::PathBuf;
+
+use crate::stage::StageError;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExtractError {
+    #[error("no tar is at {0}; tars are files that end in .tar, .tar.gz or .tgz")]
+    NoTars(String),
+    #[error(
+        "{} and {} are both {name}, folder and file: rename one of the folders, or tars could not be told apart",
+        .first.display(), .second.display()
+    )]
+    SameName { name: String, first: PathBuf, second: PathBuf },
+    #[error(
+        "the tar {name} is gone, and this shard is not made with the present parameters. Bring it back, or set the parameters \
+         back that its shard was made with. To go on without it for good, delete {memory}: then shards are divided anew among \
+         the tars that are there"
+    )]
+    Gone { name: String, memory: String },
+    #[error(
+        "{} changed after the run was planned; is it still being written? Run again when it is complete", .0.display()
+    )]
+    Changed(PathBuf),
+    #[error(
+        "another run that began at about the same time found other tars and gave other ones to {0}; run again, and the shards \
+         that are not made yet are planned anew"
+    )]
+    DividedOtherwise(String),
+    #[error("{0} was not planned; this is a fault in the program")]
+    NotPlanned(String),
+    #[error(
+        "{file} is not what was committed: its digest is another. The tars it was made of are kept; `ferrotype verify` looks at \
+         all files"
+    )]
+    NotVerified { file: String },
+}
+
+impl From<ExtractError> for StageError {
+    fn from(error: ExtractError) -> Self {
+        Self::failed(error)
+    }
+}

@@ -1,0 +1,189 @@
+//! Fields of a sample's JSON as columns. Their types are the manifest's word, so that all shards have the same, whatever is in
+//! them; a value of another type is left empty, and counted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, RecordBatch, StringBuilder};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::error::ArrowError;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The type of a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FieldType {
+    /// 64 bits, with a fraction.
+    Number,
+    /// 64 bits, with a sign.
+    Integer,
+    Boolean,
+    /// Texts as they are, anything else as JSON.
+    Text,
+}
+
+enum Column {
+    Number(Float64Builder),
+    Integer(Int64Builder),
+    Boolean(BooleanBuilder),
+    Text(StringBuilder),
+}
+
+/// The columns of rows that are gathered.
+pub(super) struct Fields {
+    schema: Arc<Schema>,
+    columns: Vec<Column>,
+}
+
+impl Fields {
+    pub(super) fn new(wanted: &BTreeMap<String, FieldType>) -> Self {
+        let fields = wanted.iter().map(|(name, kind)| {
+            let kind = match kind {
+                FieldType::Number => DataType::Float64,
+                FieldType::Integer => DataType::Int64,
+                FieldType::Boolean => DataType::Boolean,
+                FieldType::Text => DataType::Utf8,
+            };
+            Field::new(name, kind, true)
+        });
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        let columns = wanted.values().map(|kind| match kind {
+            FieldType::Number => Column::Number(Float64Builder::new()),
+            FieldType::Integer => Column::Integer(Int64Builder::new()),
+            FieldType::Boolean => Column::Boolean(BooleanBuilder::new()),
+            FieldType::Text => Column::Text(StringBuilder::new()),
+        });
+        Self { columns: columns.collect(), schema }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.columns.is_empty()
+    }
+
+    /// Adds a row; returns what to note of it: values that are not of their column's type.
+    pub(super) fn push(&mut self, values: &Map<String, Value>) -> Vec<String> {
+        let mut unfit = Vec::new();
+        for (field, column) in self.schema.fields().iter().zip(&mut self.columns) {
+            let value = values.get(field.name()).filter(|value| !value.is_null());
+            if !column.push(value) {
+                unfit.push(format!("{} is no {}", field.name(), column.in_words()));
+            }
+        }
+        unfit
+    }
+
+    /// The rows since the last time.
+    pub(super) fn take(&mut self) -> Result<RecordBatch, ArrowError> {
+        let arrays = self.columns.iter_mut().map(Column::finish).collect();
+        RecordBatch::try_new(Arc::clone(&self.schema), arrays)
+    }
+}
+
+impl Column {
+    /// Whether the value, if there is one, is of the column's type.
+    fn push(&mut self, value: Option<&Value>) -> bool {
+        match self {
+            Self::Number(column) => {
+                let number = value.and_then(number);
+                column.append_option(number);
+                number.is_some() || value.is_none()
+            }
+            Self::Integer(column) => {
+                let integer = value.and_then(integer);
+                column.append_option(integer);
+                integer.is_some() || value.is_none()
+            }
+            Self::Boolean(column) => {
+                let boolean = value.and_then(boolean);
+                column.append_option(boolean);
+                boolean.is_some() || value.is_none()
+            }
+            Self::Text(column) => {
+                column.append_option(value.map(text));
+                true
+            }
+        }
+    }
+
+    fn in_words(&self) -> &'static str {
+        match self {
+            Self::Number(_) => "number",
+            Self::Integer(_) => "integer",
+            Self::Boolean(_) => "boolean",
+            Self::Text(_) => "text",
+        }
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        match self {
+            Self::Number(column) => Arc::new(column.finish()),
+            Self::Integer(column) => Arc::new(column.finish()),
+            Self::Boolean(column) => Arc::new(column.finish()),
+            Self::Text(column) => Arc::new(column.finish()),
+        }
+    }
+}
+
+/// Numbers are numbers in quotes too: programs that wrote CSV in between leave them.
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::String(text) => text.trim().parse::<f64>().ok().filter(|number| number.is_finite()),
+        other => other.as_f64(),
+    }
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::String(text) => text.trim().parse().ok(),
+        other => other.as_i64(),
+    }
+}
+
+fn boolean(value: &Value) -> Option<bool> {
+    match value {
+        Value::String(text) => text.trim().to_ascii_lowercase().parse().ok(),
+        other => other.as_bool(),
+    }
+}
+
+/// A value as a text.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::Array;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn columns_have_the_types_that_were_asked_for_whatever_comes() {
+        let wanted = BTreeMap::from([
+            ("n".to_owned(), FieldType::Number),
+            ("i".to_owned(), FieldType::Integer),
+            ("b".to_owned(), FieldType::Boolean),
+            ("t".to_owned(), FieldType::Text),
+        ]);
+        let mut fields = Fields::new(&wanted);
+        let rows = [
+            json!({ "n": 0.5, "i": -7, "b": true, "t": "a" }),
+            json!({ "n": "0.25", "i": "9", "b": "False", "t": [1, null] }),
+            json!({ "n": null, "other": 1 }),
+            json!({ "n": "NaN", "i": 0.5, "b": 1, "t": 2 }),
+        ];
+        let unfit: Vec<Vec<String>> = rows.iter().map(|row| fields.push(row.as_object().unwrap())).collect();
+        assert!(unfit[..3].iter().all(Vec::is_empty), "{unfit:?}");
+        assert_eq!(unfit[3], ["b is no boolean", "i is no integer", "n is no number"]);
+        let batch = fields.take().unwrap();
+        assert_eq!(batch.schema().fields().iter().map(|f| f.name().as_str()).collect::<Vec<_>>(), ["b", "i", "n", "t"]);
+        assert_eq!(batch.columns().iter().map(Array::null_count).collect::<Vec<_>>(), [2, 2, 2, 1]);
+        assert_eq!(fields.take().unwrap().num_rows(), 0);
+    }
+}

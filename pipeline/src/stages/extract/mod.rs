@@ -1,0 +1,116 @@
+//! `extract`: webdataset tars, such as img2dataset's of LAION, to shards.
+//!
+//! - in: tars on this machine, also compressed by gzip ([`tars`]), `tars_per_shard` of them for each partition ([`division`])
+//! - out: key (`{source}/{webdataset's key}`), image (bytes as they are), caption (the .txt, or a field of the JSON), url, width,
+//!   height (upright), sha256, and fields of the JSON ([`fields`]); in the order of the tars' names and of their members
+//! - stale when: a tar of its partition changed ([`tars::digest`] says what is looked at), or a parameter of
+//!   [`parameters::Semantics`]
+//! - law: in = out + Σ dropped: of images `no_image`, `not_an_image`, `damaged_image`, `too_many_pixels`, `too_large`; of
+//!   members `damaged_member`, `duplicate_member`, `sparse_member`; `duplicate_key`; of tars `truncated_tar`, `damaged_tar`
+//!
+//! A sample is in as soon as a member of it is met. A tar that is cut off or damaged gives the samples before that; the sample
+//! that was under way is refused, with the tar and the place, or, where none was, the tar counts as a row itself. A key that
+//! comes twice is refused the second time, within a partition; those of different partitions are not compared, as they are not
+//! in other stages that read from outside (img2dataset's keys name their shard).
+//!
+//! Tars are untrusted: nothing is unpacked to disk, names are data, and sizes are checked before memory is spent ([`archive`]).
+//! `delete_inputs` is in [`deletion`].
+
+mod archive;
+mod deletion;
+mod division;
+mod error;
+mod fields;
+mod parameters;
+mod sample;
+mod shard;
+mod tars;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use schemars::schema_for;
+use serde_json::Value;
+use shards::commit::StageFolder;
+use shards::event::EventSink;
+use shards::sidecar::Sidecar;
+
+use self::division::Division;
+use self::error::ExtractError;
+use self::parameters::{Operations, Semantics, Wanted};
+use self::shard::ShardMaker;
+use crate::ledger::Ledger;
+use crate::stage::{Law, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task};
+
+/// The kind, for the registry.
+pub fn kind() -> StageKind {
+    StageKind {
+        name: "extract",
+        version: 1,
+        about: "Takes webdataset tars into shards.",
+        inputs: (0, 0),
+        schemas: || vec![schema_for!(Semantics), schema_for!(Operations)],
+        // Of several tars, so that what runs beside each other later does so now.
+        rehearse: |_, rows| {
+            let samples = rows.div_ceil(4).max(1);
+            vec![
+                ("limit", 4.into()),
+                ("tars_per_shard", 1.into()),
+                ("samples_per_tar", samples.into()),
+                ("delete_inputs", false.into()),
+            ]
+        },
+        build: |parameters| Ok(Box::new(Extract { wanted: Wanted::read(parameters)?, division: Mutex::default() })),
+    }
+}
+
+struct Extract {
+    wanted: Wanted,
+    /// As of the last plan.
+    division: Mutex<Option<Arc<Division>>>,
+}
+
+impl Stage for Extract {
+    fn semantics(&self) -> Value {
+        serde_json::to_value(&self.wanted.semantics).unwrap_or_default()
+    }
+
+    fn partitioning(&self) -> Partitioning {
+        Partitioning::Source
+    }
+
+    fn law(&self) -> Law {
+        Law::RowWise
+    }
+
+    fn sources_after(&self, ledger: &Ledger) -> Result<Vec<Source>, StageError> {
+        let Wanted { operations, places, .. } = &self.wanted;
+        let division = Division::make(places, ledger, operations.tars_per_shard, operations.limit)?;
+        let sources = division.sources(ledger);
+        *self.division.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(division));
+        Ok(sources)
+    }
+
+    fn committed(&self, folder: &StageFolder, sidecar: &Sidecar, events: &EventSink) -> Result<(), StageError> {
+        if !self.wanted.operations.delete_inputs {
+            return Ok(());
+        }
+        let division = self.division(&sidecar.partition)?;
+        deletion::delete(&division, folder, sidecar, events)
+    }
+
+    fn process(&self, task: &Task) -> Result<Outcome, StageError> {
+        let division = self.division(task.partition)?;
+        let mut shard = ShardMaker::new(&self.wanted.semantics, task)?;
+        for tar in division.begin(task.folder, task.number)? {
+            shard.take(tar)?;
+        }
+        shard.finish()
+    }
+}
+
+impl Extract {
+    fn division(&self, partition: &str) -> Result<Arc<Division>, StageError> {
+        let division = self.division.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(division.clone().ok_or_else(|| ExtractError::NotPlanned(partition.to_owned()))?)
+    }
+}

@@ -1,0 +1,149 @@
+//! What a manifest says of an extraction: what determines the result, and how it is done.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use shards::columns;
+
+use super::fields::FieldType;
+use super::tars::Places;
+use crate::manifest::{Diagnostic, Parameters};
+use crate::picture::Check;
+
+/// What determines the result.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Semantics {
+    /// First part of every key [the name of the folder of tars].
+    #[serde(default)]
+    pub(super) source: String,
+    /// Which fields of a sample's JSON hold what.
+    #[serde(default)]
+    pub(super) columns: Columns,
+    /// Further fields of the JSON as columns, each with its type: { similarity = "number", license = "text" }. Types are
+    /// number, integer, boolean and text; a field that is missing, or of another type, is empty.
+    #[serde(default)]
+    pub(super) additional_columns: BTreeMap<String, FieldType>,
+    /// How images are checked: `decode` all of each, or read its `header` and look for its end [decode].
+    #[serde(default)]
+    pub(super) check: Check,
+    /// Larger images are refused, in bytes [20 MB].
+    #[serde(default = "default_bytes")]
+    pub(super) max_bytes: u64,
+    /// Larger images are refused, in pixels [100 million].
+    #[serde(default = "default_pixels")]
+    pub(super) max_pixels: u64,
+    /// Only the first so many samples of each tar [all].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) samples_per_tar: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Columns {
+    #[serde(default = "url_column")]
+    pub(super) url: String,
+    /// Of samples without a .txt.
+    #[serde(default = "caption_column")]
+    pub(super) caption: String,
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        Self { url: url_column(), caption: caption_column() }
+    }
+}
+
+/// How it is done; changes nothing about what a shard of given tars becomes.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub(super) struct Operations {
+    /// Where the tars lie: a folder (with those below it), a file, or a pattern such as "laion/000*.tar"; or several.
+    tars: OneOrMore,
+    /// Tars in one shard [1]. Shards that were begun keep their tars.
+    #[serde(default = "default_tars")]
+    pub(super) tars_per_shard: usize,
+    /// Only the first so many tars, rounded up to whole shards [all].
+    #[serde(default)]
+    pub(super) limit: Option<usize>,
+    /// Remove each tar once its samples are committed and were read again; then the shards are all there is [false].
+    #[serde(default)]
+    pub(super) delete_inputs: bool,
+}
+
+/// One text, or a list of them.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a text, or a list of texts")]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+fn default_bytes() -> u64 {
+    20_000_000
+}
+fn default_pixels() -> u64 {
+    100_000_000
+}
+/// img2dataset's tars have ten thousand samples, as a shard of a download.
+fn default_tars() -> usize {
+    1
+}
+fn url_column() -> String {
+    columns::URL.to_owned()
+}
+fn caption_column() -> String {
+    columns::CAPTION.to_owned()
+}
+
+/// An extraction as its manifest wants it.
+pub(super) struct Wanted {
+    pub(super) semantics: Semantics,
+    pub(super) operations: Operations,
+    pub(super) places: Places,
+}
+
+/// Columns that every sample has.
+const OURS: [&str; 7] =
+    [columns::KEY, columns::IMAGE, columns::CAPTION, columns::URL, columns::WIDTH, columns::HEIGHT, columns::SHA256];
+
+impl Wanted {
+    pub(super) fn read(parameters: &Parameters) -> Result<Self, Diagnostic> {
+        let mut semantics: Semantics = parameters.read()?;
+        let operations: Operations = parameters.read()?;
+        let written = match &operations.tars {
+            OneOrMore::One(one) => std::slice::from_ref(one),
+            OneOrMore::More(more) => more.as_slice(),
+        };
+        let fault = fault(&semantics, &operations);
+        let places = match fault.map_or_else(|| Places::read(written).map_err(|fault| ("tars", fault)), Err) {
+            Ok(places) => places,
+            Err((key, message)) => return Err(parameters.fault(key, message)),
+        };
+        if semantics.source.is_empty() {
+            semantics.source = places.name();
+        }
+        Ok(Self { semantics, operations, places })
+    }
+}
+
+/// What is wrong with the values by themselves: the key, and words.
+fn fault(semantics: &Semantics, operations: &Operations) -> Option<(&'static str, String)> {
+    let positive = [
+        ("tars_per_shard", operations.tars_per_shard as u64),
+        ("limit", operations.limit.map_or(1, |limit| limit as u64)),
+        ("samples_per_tar", semantics.samples_per_tar.unwrap_or(1)),
+        ("max_bytes", semantics.max_bytes),
+        ("max_pixels", semantics.max_pixels),
+    ];
+    if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+        return Some((*key, format!("{key} = 0: expected 1 or more")));
+    }
+    if let Some(name) = semantics.additional_columns.keys().find(|name| OURS.contains(&name.as_str())) {
+        let message = format!("additional_columns: `{name}` is a column that every sample has already");
+        return Some(("additional_columns", message));
+    }
+    if operations.delete_inputs && semantics.samples_per_tar.is_some() {
+        let message = "delete_inputs would remove samples that samples_per_tar leaves out; write only one of them";
+        return Some(("delete_inputs", message.to_owned()));
+    }
+    None
+}

@@ -1,0 +1,360 @@
+//! Where tars lie, and what tells them apart.
+//!
+//! A tar is known by the name of its place's folder and its path below that (`laion/00000.tar`), so that a dataset may move as
+//! a whole. Its digest is of its size, its first and last 64 KiB and 16 blocks of 4 KiB between: to plan over terabytes, not
+//! all of them can be read. A tar that is written anew has other sizes in its headers, or another end, and is seen; one in
+//! which somebody changed bytes in place, at the same size and outside these blocks, is not. Times are not in the digest:
+//! copies keep it. They only say when it has to be computed again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use shards::digest::{Digest, DigestBuilder};
+use shards::disk;
+
+use super::error::ExtractError;
+use crate::stage::StageError;
+
+const ENDINGS: [&str; 3] = [".tar", ".tar.gz", ".tgz"];
+const EDGE: u64 = 64 << 10;
+const PROBES: u64 = 16;
+const PROBE: u64 = 4 << 10;
+
+/// A folder, and which of its tars are meant.
+#[derive(Clone, Debug)]
+struct Place {
+    folder: PathBuf,
+    /// The folder's own name.
+    name: String,
+    which: Which,
+}
+
+#[derive(Clone, Debug)]
+enum Which {
+    /// Those of the folder and the folders below it.
+    All,
+    /// Those of the folder itself that match a pattern.
+    Matching(String),
+    One(String),
+}
+
+/// Where tars lie.
+#[derive(Clone, Debug)]
+pub(super) struct Places(Vec<Place>);
+
+/// A tar as it lies there.
+#[derive(Clone, Debug)]
+struct Found {
+    path: PathBuf,
+    state: State,
+}
+
+/// What the file system says of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) bytes: u64,
+    /// Nanoseconds since 1970.
+    pub(super) modified: u64,
+}
+
+/// A tar of a plan.
+#[derive(Clone, Debug)]
+pub(super) struct Tar {
+    pub(super) name: String,
+    /// Where it lies; `None` when it is gone, and only remembered.
+    pub(super) path: Option<PathBuf>,
+    pub(super) state: State,
+    pub(super) digest: Digest,
+}
+
+impl Tar {
+    /// Its name without folders.
+    pub(super) fn file_name(&self) -> &str {
+        file_name(&self.name)
+    }
+}
+
+pub(super) fn file_name(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+impl Places {
+    /// Folders, files and patterns as they were written; a fault in words.
+    pub(super) fn read(written: &[String]) -> Result<Self, String> {
+        if written.is_empty() {
+            return Err("tars is an empty list".to_owned());
+        }
+        written.iter().map(|text| Place::read(text)).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The name of the first folder.
+    pub(super) fn name(&self) -> String {
+        self.0.first().map_or("tars", |place| place.name.as_str()).to_owned()
+    }
+
+    /// All tars that are there, by name.
+    fn find(&self) -> Result<BTreeMap<String, Found>, StageError> {
+        let mut found: BTreeMap<String, Found> = BTreeMap::new();
+        for place in &self.0 {
+            for (name, path) in place.list()? {
+                let state = match look(&path) {
+                    Ok(state) => state,
+                    // Another run may just have removed it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(StageError::io("look at", &path)(error)),
+                };
+                match found.get(&name) {
+                    Some(other) if !is_same(&other.path, &path) => {
+                        let (first, second) = (other.path.clone(), path);
+                        return Err(ExtractError::SameName { name, first, second }.into());
+                    }
+                    Some(_) => {}
+                    None => drop(found.insert(name, Found { path, state })),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// All tars that are there, by name, each with its digest. `memory` is a folder to remember digests in. An error when there
+    /// is no tar at some place, unless some that are `remembered` are gone.
+    pub(super) fn tars(&self, memory: &Path, remembered: &[&str]) -> Result<BTreeMap<String, Tar>, StageError> {
+        let found = self.find()?;
+        let empty = self.0.iter().find(|place| !found.keys().any(|name| place.is_for(name)));
+        if let Some(empty) = empty
+            && remembered.iter().all(|name| found.contains_key(*name))
+        {
+            return Err(ExtractError::NoTars(empty.in_words()).into());
+        }
+        Known::read(memory).complete(found, memory)
+    }
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    a == b || fs::canonicalize(a).ok().zip(fs::canonicalize(b).ok()).is_some_and(|(a, b)| a == b)
+}
+
+impl Place {
+    fn read(text: &str) -> Result<Self, String> {
+        if text.contains("://") {
+            return Err(format!(
+                "tars: {text} is not on this machine; fetch the tars first, or mount the store they are on"
+            ));
+        }
+        let path = Path::new(text);
+        let (folder, which) = if path.is_dir() {
+            (path, Which::All)
+        } else {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let exists = path.exists();
+            if !exists && !name.contains(['*', '?']) && !is_tar(&name) {
+                return Err(format!("tars: there is no {text}"));
+            }
+            let which = if !exists && name.contains(['*', '?']) { Which::Matching(name) } else { Which::One(name) };
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            (folder.unwrap_or(Path::new(".")), which)
+        };
+        if let Err(error) = fs::read_dir(folder) {
+            return Err(format!("tars: the folder {} cannot be read: {error}", folder.display()));
+        }
+        let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        let name = absolute.file_name().map_or_else(|| "tars".to_owned(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { folder: folder.to_owned(), name, which })
+    }
+
+    /// Names and paths of what is there.
+    fn list(&self) -> Result<Vec<(String, PathBuf)>, StageError> {
+        let mut found = Vec::new();
+        match &self.which {
+            Which::One(file) => found.push((file.clone(), self.folder.join(file))),
+            Which::Matching(pattern) => {
+                walk(&self.folder, "", false, &mut found)?;
+                found.retain(|(name, _)| matches(pattern, name));
+            }
+            Which::All => walk(&self.folder, "", true, &mut found)?,
+        }
+        Ok(found.into_iter().map(|(name, path)| (format!("{}/{name}", self.name), path)).collect())
+    }
+
+    /// Whether a tar of this name is one of this place.
+    fn is_for(&self, name: &str) -> bool {
+        let name = name.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('/'));
+        name.is_some_and(|name| match &self.which {
+            Which::All => true,
+            Which::Matching(pattern) => matches(pattern, name),
+            Which::One(file) => file == name,
+        })
+    }
+
+    fn in_words(&self) -> String {
+        match &self.which {
+            Which::All => self.folder.display().to_string(),
+            Which::Matching(file) | Which::One(file) => self.folder.join(file).display().to_string(),
+        }
+    }
+}
+
+fn is_tar(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
+fn walk(folder: &Path, prefix: &str, deep: bool, found: &mut Vec<(String, PathBuf)>) -> Result<(), StageError> {
+    for entry in fs::read_dir(folder).map_err(StageError::io("list", folder))? {
+        let entry = entry.map_err(StageError::io("list", folder))?;
+        let path = entry.path();
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        // Links are followed to files, never to folders: those may lead round in a circle.
+        if entry.file_type().map_err(StageError::io("look at", &path))?.is_dir() {
+            if deep {
+                walk(&path, &format!("{name}/"), deep, found)?;
+            }
+        } else if is_tar(&name) {
+            found.push((name, path));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `name` is as `pattern` says, in which `*` stands for any letters and `?` for one.
+fn matches(pattern: &str, name: &str) -> bool {
+    let [pattern, name] = [pattern, name].map(|text| text.chars().collect::<Vec<_>>());
+    let (mut p, mut n) = (0, 0);
+    // After the last star, and what it stands for up to now.
+    let mut back: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                p += 1;
+                back = Some((p, n));
+            }
+            Some(letter) if *letter == '?' || name.get(n) == Some(letter) => {
+                p += 1;
+                n += 1;
+            }
+            _ => {
+                let Some((after, taken)) = back else { return false };
+                back = Some((after, taken + 1));
+                (p, n) = (after, taken + 1);
+            }
+        }
+    }
+    pattern.get(p..).is_some_and(|rest| rest.iter().all(|letter| *letter == '*'))
+}
+
+/// What the file system says of a file.
+pub(super) fn look(path: &Path) -> io::Result<State> {
+    let metadata = fs::metadata(path)?;
+    let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    Ok(State { bytes: metadata.len(), modified: modified.map_or(0, |time| time.as_nanos() as u64) })
+}
+
+/// The digest of a tar of this size: see the top of this file.
+pub(super) fn digest(path: &Path, bytes: u64) -> io::Result<Digest> {
+    let mut file = File::open(path)?;
+    let mut digest = DigestBuilder::new().part(bytes.to_le_bytes());
+    for (offset, length) in blocks(bytes) {
+        file.seek(SeekFrom::Start(offset))?;
+        let mut block = Vec::with_capacity(length as usize);
+        file.by_ref().take(length).read_to_end(&mut block)?;
+        digest.add(&block);
+    }
+    Ok(digest.finish())
+}
+
+/// Offsets and lengths of what is read for a digest.
+fn blocks(bytes: u64) -> Vec<(u64, u64)> {
+    let between = bytes.saturating_sub(2 * EDGE);
+    if between <= PROBES * PROBE {
+        return vec![(0, bytes)];
+    }
+    let probes = (0..PROBES).map(|i| (EDGE + i * (between / PROBES), PROBE));
+    std::iter::once((0, EDGE)).chain(probes).chain([(bytes - EDGE, EDGE)]).collect()
+}
+
+/// Digests of tars as they were when they were computed, so that a plan does not read all tars again. Only a cache.
+#[derive(Default, Serialize, Deserialize)]
+struct Known {
+    format: u32,
+    /// By path.
+    tars: BTreeMap<String, Seen>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    bytes: u64,
+    modified: u64,
+    digest: Digest,
+}
+
+impl Known {
+    const FORMAT: u32 = 1;
+
+    fn file(memory: &Path) -> PathBuf {
+        memory.join("known.json")
+    }
+
+    fn read(memory: &Path) -> Self {
+        // What is damaged, or of another version, is computed anew.
+        let known = fs::read(Self::file(memory)).ok().and_then(|bytes| serde_json::from_slice::<Self>(&bytes).ok());
+        known.filter(|known| known.format == Self::FORMAT).unwrap_or_default()
+    }
+
+    fn complete(&self, found: BTreeMap<String, Found>, memory: &Path) -> Result<BTreeMap<String, Tar>, StageError> {
+        let with_digest = |(name, Found { path, state }): (String, Found)| -> Result<Tar, StageError> {
+            let seen = self.tars.get(&*path.to_string_lossy());
+            let seen = seen.filter(|seen| (seen.bytes, seen.modified) == (state.bytes, state.modified));
+            let digest = match seen {
+                Some(seen) => seen.digest,
+                None => digest(&path, state.bytes).map_err(StageError::io("read", &path))?,
+            };
+            Ok(Tar { name, path: Some(path), state, digest })
+        };
+        let tars: Vec<Tar> = found.into_par_iter().map(with_digest).collect::<Result<_, _>>()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // A file that was changed just now may change again within the same tick of its clock.
+        let settled = now.saturating_sub(Duration::from_secs(2)).as_nanos() as u64;
+        let seen = tars.iter().filter(|tar| tar.state.modified < settled).filter_map(|tar| {
+            let State { bytes, modified } = tar.state;
+            Some((tar.path.as_ref()?.to_string_lossy().into_owned(), Seen { bytes, modified, digest: tar.digest }))
+        });
+        let new = Self { format: Self::FORMAT, tars: seen.collect() };
+        if new.tars != self.tars
+            && let Ok(bytes) = serde_json::to_vec(&new)
+        {
+            // Without it, the next plan takes longer.
+            let _ = disk::create_folder(memory).and_then(|()| disk::replace(&Self::file(memory), &bytes));
+        }
+        Ok(tars.into_iter().map(|tar| (tar.name.clone(), tar)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_in_a_shell() {
+        for (pattern, name) in [("*.tar", "00.tar"), ("*", ""), ("0?.t*r", "00.tar"), ("*a*b", "aabab"), ("a**", "a")] {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [("*.tar", "00.tar.gz"), ("?", ""), ("", "a"), ("a?", "a"), ("*b", "ba"), ("00", "0")] {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+        assert!(!matches(&format!("{}b", "*a".repeat(200)), &"a".repeat(2000)), "in no time");
+    }
+
+    #[test]
+    fn small_tars_are_read_whole_and_large_ones_at_both_ends_and_between() {
+        assert_eq!(blocks(0), [(0, 0)]);
+        assert_eq!(blocks(192 << 10), [(0, 192 << 10)]);
+        let blocks = blocks((192 << 10) + 1);
+        assert_eq!((blocks.len(), blocks[0], blocks[17]), (18, (0, EDGE), ((128 << 10) + 1, EDGE)));
+        assert!(blocks.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+    }
+}
