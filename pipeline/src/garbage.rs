@@ -77,6 +77,7 @@ fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, ga
             add(&file, EARLIER);
         }
     }
+    let is_of_none = |folder: &str| !kept.iter().any(|name| name.split_once('/').is_some_and(|(of, _)| of == folder));
     for (file, _) in files.iter().filter(|(file, _)| !kept.contains(*file)) {
         match file.split_once('/') {
             Some((folder, _)) if folder.starts_with("run-") => {
@@ -87,11 +88,7 @@ fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, ga
                 }
             }
             // What a shard was abandoned with, in the folder of the present configuration, is written over by the next try.
-            Some((folder, _)) if folder.starts_with("webdataset-") => {
-                if !kept.iter().any(|name| name.split_once('/').is_some_and(|(of, _)| of == folder)) {
-                    add(file, EARLIER);
-                }
-            }
+            Some((folder, _)) if folder.starts_with("webdataset-") && is_of_none(folder) => add(file, EARLIER),
             Some(("quarantine" | "lease", _)) => add(file, LEFT),
             // Lists of rows to try again belong to the partitions that refused them.
             Some(("retry", _)) if !stage.retries.iter().any(|list| shares_stem(&list.file().file, file)) => {

@@ -126,7 +126,7 @@ fn start(manifest: &Path) -> Child {
 
 /// Two undisturbed runs over `urls` rows: all accounted for, the same bytes.
 fn every_row_ends(urls: usize) {
-    let place = Place::new(Options { urls, ..Options::default() }, urls / 12);
+    let place = Place::new(Options { urls, ..Options::default() }, urls.div_ceil(4));
     let started = Instant::now();
     let first = place.manifest("first", 4, "");
     let held = watched(start(&first));
@@ -139,7 +139,7 @@ fn every_row_ends(urls: usize) {
     assert!(late < early + 128, "memory grew from {early} MB to {late} MB");
 
     place.origin.reset();
-    let second = place.manifest("second", 1, "");
+    let second = place.manifest("second", 2, "");
     watched(start(&second));
     place.check(&second, false);
     let bytes = |name: &str| digests(&place.workdir(name), "download");

@@ -50,7 +50,12 @@ fn python_reads_what_img2dataset_would_have_written() {
             .to_string()
     });
     std::fs::write(&list, lines.collect::<Vec<_>>().join("\n")).unwrap();
-    let keys: String = keys.lines().filter(|line| !line.starts_with("urls")).map(|line| format!("{line}\n")).collect();
+    let keys = keys
+        .lines()
+        .filter(|line| !line.starts_with("urls"))
+        .map(|line| format!("{line}\n"))
+        .collect::<Vec<_>>()
+        .concat();
     let write = |size: u32| {
         let manifest = folder.path().join("work.toml");
         let text = format!(

@@ -31,9 +31,8 @@ trait Length {
 impl Length for exif::Value {
     fn len_is_small(&self) -> bool {
         match self {
-            Self::Undefined(bytes, _) => bytes.len() <= LONGEST,
+            Self::Undefined(bytes, _) | Self::Byte(bytes) => bytes.len() <= LONGEST,
             Self::Ascii(texts) => texts.iter().map(Vec::len).sum::<usize>() <= LONGEST,
-            Self::Byte(bytes) => bytes.len() <= LONGEST,
             Self::Short(numbers) => numbers.len() <= LONGEST,
             _ => true,
         }

@@ -19,16 +19,13 @@ pub struct Header {
 /// Reads the header, and looks whether the end is there. What lies between may be damaged: only [`super::decode`] knows.
 pub fn header(bytes: &[u8], most_pixels: u64) -> Result<Header, DecodeError> {
     let kind = format(bytes)?;
-    let ((width, height), orientation) = match (kind, jpeg::header(bytes)) {
-        (ImageFormat::Jpeg, Some(header)) => {
-            check_pixels(header.width, header.height, most_pixels)?;
-            ((header.width, header.height), jpeg::orientation(bytes))
-        }
-        _ => {
-            let mut decoder = decoder(bytes, kind, most_pixels)?;
-            let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-            (decoder.dimensions(), orientation)
-        }
+    let ((width, height), orientation) = if let (ImageFormat::Jpeg, Some(header)) = (kind, jpeg::header(bytes)) {
+        check_pixels(header.width, header.height, most_pixels)?;
+        ((header.width, header.height), jpeg::orientation(bytes))
+    } else {
+        let mut decoder = decoder(bytes, kind, most_pixels)?;
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        (decoder.dimensions(), orientation)
     };
     if !has_end(bytes, kind) {
         return Err(DecodeError::Damaged("it is cut off: its end is missing".to_owned()));

@@ -15,7 +15,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/resize")
 }
 
-fn resize(mode: Value, size: u64, only_if_bigger: bool) -> Resize {
+fn resize(mode: &Value, size: u64, only_if_bigger: bool) -> Resize {
     serde_json::from_value(serde_json::json!({
         "mode": mode, "size": size, "only_if_bigger": only_if_bigger, "format": "png",
     }))
@@ -36,7 +36,7 @@ fn pixels_are_close_to_those_of_img2dataset() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let bytes = std::fs::read(&path).unwrap();
         for mode in ["border", "keep_ratio", "keep_ratio_largest", "center_crop"] {
-            let ours = resize(mode.into(), 64, false).apply(bytes.clone(), Check::Decode, MOST_PIXELS).unwrap();
+            let ours = resize(&mode.into(), 64, false).apply(bytes.clone(), Check::Decode, MOST_PIXELS).unwrap();
             let theirs = std::fs::read(fixtures().join(format!("outputs/{name}-{mode}.png"))).unwrap();
             let (ours, theirs) = (decode(&ours.bytes, MOST_PIXELS).unwrap(), decode(&theirs, MOST_PIXELS).unwrap());
             assert_eq!(ours.dimensions(), theirs.dimensions(), "{name}, {mode}");
@@ -60,7 +60,7 @@ fn sizes_are_those_of_img2dataset() {
         let number = |at: usize| row[at].as_u64().unwrap() as u32;
         let blank = RgbImage::new(number(0), number(1));
         let bytes = encode(&blank, Format::Png, 95).unwrap();
-        let resize = resize(row[3].clone(), row[2].as_u64().unwrap(), row[4].as_bool().unwrap());
+        let resize = resize(&row[3], row[2].as_u64().unwrap(), row[4].as_bool().unwrap());
         let made = resize.apply(bytes, Check::Decode, MOST_PIXELS).unwrap();
         assert_eq!((made.width, made.height), (number(5), number(6)), "{row}");
         assert_eq!((made.original_width, made.original_height), (number(0), number(1)), "{row}");

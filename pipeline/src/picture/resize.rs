@@ -179,9 +179,8 @@ impl Resize {
         let (image, (width, height)) = decode_at_least(&bytes, most_pixels, |width, height| {
             let of_this = self.fate(width, height);
             fate = Some(of_this);
-            // At least half as much again, or the pixels would not be close to those of a picture decoded in whole.
-            let more = |side: u32| side.saturating_add(side / 2);
-            (more(of_this.scaled.0), more(of_this.scaled.1))
+            // At least twice of it, or the pixels would not be close to those of a picture decoded in whole.
+            (of_this.scaled.0.saturating_mul(2), of_this.scaled.1.saturating_mul(2))
         })?;
         self.judge(width, height)?;
         let fate = fate.unwrap_or_else(|| self.fate(width, height));

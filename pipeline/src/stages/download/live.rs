@@ -91,11 +91,9 @@ impl Live {
 }
 
 fn note(megabytes: f64, slowest: &[Slow]) -> String {
-    let mut note = format!("{megabytes:.1} MB/s");
-    if let Some(slow) = slowest.first().filter(|slow| slow.milliseconds >= 500) {
-        note += &format!(", slowest {} ({:.1} s)", slow.host, slow.milliseconds as f64 / 1e3);
-    }
-    note
+    let slow = slowest.first().filter(|slow| slow.milliseconds >= 500);
+    let slow = slow.map(|slow| format!(", slowest {} ({:.1} s)", slow.host, slow.milliseconds as f64 / 1e3));
+    format!("{megabytes:.1} MB/s{}", slow.unwrap_or_default())
 }
 
 fn append(path: &Path, line: &str) -> std::io::Result<()> {

@@ -14,6 +14,7 @@ use crate::manifest::{Diagnostic, Parameters};
 use crate::picture::{Check, Resize};
 
 /// What determines the result.
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the manifest")]
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Semantics {
     /// Which columns of the list hold what.

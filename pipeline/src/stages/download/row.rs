@@ -50,10 +50,8 @@ pub(super) fn prepare(
         observed.extend(verdict(&bytes, expected, verify, semantics.max_pixels)?.map(str::to_owned));
     }
     let exif = if semantics.extract_exif { picture::exif(&bytes) } else { None };
-    let phash = match semantics.compute_phash {
-        true => Some(format!("{:016x}", perceptual(&bytes, semantics.max_pixels)?)),
-        false => None,
-    };
+    let phash = if semantics.compute_phash { Some(perceptual(&bytes, semantics.max_pixels)?) } else { None };
+    let phash = phash.map(|hash| format!("{hash:016x}"));
     let resized = semantics.resize.apply(bytes, semantics.check, semantics.max_pixels).map_err(|error| of(&error))?;
     Ok(Picture {
         bytes: resized.bytes,

@@ -103,7 +103,7 @@ fn a_run_deletes_what_an_earlier_one_committed_and_left() {
     assert_eq!(place.there().len(), 3);
     // One was written again since, and of one the shard is damaged.
     let touched = std::fs::File::options().append(true).open(place.path("1.tar")).unwrap();
-    touched.set_modified(SystemTime::now() + Duration::from_secs(60)).unwrap();
+    touched.set_modified(SystemTime::now() + Duration::from_mins(1)).unwrap();
     let stage = first.ran.plan.stage("out").unwrap();
     let shard = stage.fetch(&stage.committed().nth(2).unwrap().data[0]).unwrap();
     let good = std::fs::read(&shard).unwrap();

@@ -24,7 +24,7 @@ pub(super) struct Budget {
 pub(in super::super) struct Share {
     budget: Budget,
     units: Option<OwnedSemaphorePermit>,
-    _overdraft: Option<OwnedSemaphorePermit>,
+    overdraft_held: Option<OwnedSemaphorePermit>,
 }
 
 impl Budget {
@@ -41,14 +41,14 @@ impl Budget {
     pub(super) async fn reserve(&self, bytes: Option<u64>) -> Share {
         let units = Arc::clone(&self.units).acquire_many_owned(self.units(bytes.unwrap_or(UNKNOWN)));
         // The semaphore is never closed.
-        Share { budget: self.clone(), units: units.await.ok(), _overdraft: None }
+        Share { budget: self.clone(), units: units.await.ok(), overdraft_held: None }
     }
 }
 
 impl Share {
     /// Makes it one for `bytes` bytes; waits for more where it must.
     pub(super) async fn grow(&mut self, bytes: u64) {
-        if self._overdraft.is_some() {
+        if self.overdraft_held.is_some() {
             return;
         }
         let held = self.units.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) as u32;
@@ -63,7 +63,7 @@ impl Share {
                 Some(held) => held.merge(units),
                 none => *none = Some(units),
             },
-            Err(_none_free) => self._overdraft = Arc::clone(&self.budget.overdraft).acquire_owned().await.ok(),
+            Err(_none_free) => self.overdraft_held = Arc::clone(&self.budget.overdraft).acquire_owned().await.ok(),
         }
     }
 

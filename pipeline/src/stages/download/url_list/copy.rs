@@ -90,7 +90,7 @@ impl TextList<'_> {
             if block.len() >= 1024 {
                 learn(&mut block)?;
             }
-            Ok(ControlFlow::Continue(()))
+            Ok(if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         learn(&mut block)?;
         Ok(types)
@@ -131,7 +131,7 @@ pub(super) fn copy(
     let mut copier = Copier::new(list, folder, stem, rows_per_shard, &extra_types);
     let mut is_cut = false;
     list.read(seen, &mut |place, fields| {
-        copier.push(place, fields)?;
+        copier.push(place, &fields)?;
         // What comes after that may be anything.
         is_cut = copier.rows == limit;
         Ok(if is_cut { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -200,7 +200,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Takes a row in. Its digest is of what it says, not of how the list writes that.
-    fn push(&mut self, place: Place, fields: Vec<Field>) -> Result<(), ListError> {
+    fn push(&mut self, place: Place, fields: &[Field]) -> Result<(), ListError> {
         let wanted = self.list.wanted;
         let mut builders = self.text.iter_mut();
         for column in wanted.texts() {
@@ -248,7 +248,7 @@ impl<'a> Copier<'a> {
                     }
                 };
             }
-            self.extra.push(self.list.extra_values(&fields));
+            self.extra.push(self.list.extra_values(fields));
         }
         self.rows += 1;
         self.buffered_rows += 1;
@@ -306,22 +306,21 @@ impl<'a> Copier<'a> {
     }
 
     fn writer(&mut self) -> Result<&mut (PathBuf, ArrowWriter<File>), ListError> {
-        let open = match self.writer.take() {
-            Some(open) => open,
-            None => {
-                let path = self.folder.join(self.piece_name());
-                let file = File::create(&path).map_err(ShardError::io("create", &path))?;
-                let properties = WriterProperties::builder()
-                    .set_compression(Compression::ZSTD(ZstdLevel::default()))
-                    .set_dictionary_enabled(false)
-                    .set_statistics_enabled(EnabledStatistics::None)
-                    // Small pages, since a partition may be a small part of a row group.
-                    .set_data_page_row_count_limit(4096)
-                    .build();
-                let writer = ArrowWriter::try_new(file, Arc::clone(&self.schema), Some(properties))
-                    .map_err(ShardError::parquet(&path))?;
-                (path, writer)
-            }
+        let open = if let Some(open) = self.writer.take() {
+            open
+        } else {
+            let path = self.folder.join(self.piece_name());
+            let file = File::create(&path).map_err(ShardError::io("create", &path))?;
+            let properties = WriterProperties::builder()
+                .set_compression(Compression::ZSTD(ZstdLevel::default()))
+                .set_dictionary_enabled(false)
+                .set_statistics_enabled(EnabledStatistics::None)
+                // Small pages, since a partition may be a small part of a row group.
+                .set_data_page_row_count_limit(4096)
+                .build();
+            let writer = ArrowWriter::try_new(file, Arc::clone(&self.schema), Some(properties))
+                .map_err(ShardError::parquet(&path))?;
+            (path, writer)
         };
         Ok(self.writer.insert(open))
     }

@@ -101,6 +101,7 @@ impl UrlList {
     /// A list of the files and folders at `locations` (paths, `hf://…`, `s3://…`, `https://…`), of which only the first
     /// `limit` rows are taken. The format is that of the files' endings, where it is not given. `source` is the first part of
     /// every key. A location that is none is an error of [`UrlList::check`] and of all that follows.
+    #[expect(clippy::needless_pass_by_value, reason = "made for it, and nobody needs it afterwards")]
     pub(super) fn new(
         locations: Vec<String>,
         format: Option<Format>,
@@ -258,7 +259,7 @@ impl UrlList {
         let home = folder.join(HOME);
         let request = self.request();
         let resolved = self.resolve(&home, request)?;
-        let identity = self.identity(request, &resolved);
+        let identity = Self::identity(request, &resolved);
         if let Some((of, listing)) = &*known
             && of == folder
             && listing.identity == identity
@@ -335,7 +336,7 @@ impl UrlList {
     }
 
     /// The digest of what is asked for and of the files it was found in.
-    fn identity(&self, request: Digest, resolved: &[Resolved]) -> Digest {
+    fn identity(request: Digest, resolved: &[Resolved]) -> Digest {
         let mut digest = DigestBuilder::new().part(request.seed());
         for Resolved { format, entries } in resolved {
             digest.add([u8::from(entries.is_folder)]);

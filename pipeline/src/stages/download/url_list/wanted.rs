@@ -95,8 +95,8 @@ impl Wanted {
 
     /// As it is in a list of bare URLs, which has no other columns. A caption is not missed there: such lists never have one.
     pub(super) fn of_bare_urls(&self, list: &str) -> Result<Self, ListError> {
-        let others = self.hash.into_iter().chain(self.phash).chain(self.extra.iter().map(|extra| extra.column));
-        if let Some(column) = others.filter_map(|column| self.names.get(column)).next() {
+        let mut others = self.hash.into_iter().chain(self.phash).chain(self.extra.iter().map(|extra| extra.column));
+        if let Some(column) = others.find_map(|column| self.names.get(column)) {
             let hint = "a .txt list holds one URL a line and nothing else".to_owned();
             return Err(ListError::Column { name: list.to_owned(), column: column.clone(), hint });
         }
@@ -121,6 +121,7 @@ impl Wanted {
     }
 
     /// Where in `found` each of the names is.
+    #[expect(clippy::needless_pass_by_value, reason = "an iterator is cloned, and given as one")]
     pub(super) fn positions<'a>(
         &self,
         list: &str,

@@ -39,7 +39,7 @@ impl Web {
         let client = Client::builder()
             .user_agent(concat!("ferrotype/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(60))
+            .read_timeout(Duration::from_mins(1))
             .build()
             .map_err(|error| Failure::Final(in_words(error)))?;
         let token = match &access.token {

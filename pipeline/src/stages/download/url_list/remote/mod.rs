@@ -24,7 +24,7 @@ const MOST_FILES: usize = 1_000_000;
 /// Failures in a row without a byte gained, before a transfer is given up.
 const FAILURES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
 type OpenStore = dyn Fn(&str) -> Result<Arc<dyn ObjectStore>, object_store::Error> + Send + Sync;
 
@@ -127,9 +127,8 @@ pub(super) fn fetch(
         (true, false) => format!("{path}/{}", entry.name),
     };
     block_on(async {
-        let mut failures = 0;
+        let (mut failures, mut farthest) = (0, length(partial));
         loop {
-            let before = length(partial);
             let fetched = match location {
                 Location::Local(_) => Err(Failure::Final("it is here already".to_owned())),
                 Location::Invalid(reason) => Err(Failure::List(invalid(&shown, reason))),
@@ -142,8 +141,9 @@ pub(super) fn fetch(
                 }
                 Location::Store { bucket, path } => store::fetch(bucket, &inside(path), entry, partial, access).await,
             };
-            if length(partial) > before {
-                failures = 0;
+            // A file that comes whole and wrong again and again gets no farther.
+            if length(partial) > farthest {
+                (failures, farthest) = (0, length(partial));
             }
             match fetched.and_then(|()| check(entry, partial)) {
                 Ok(()) => return Ok(()),

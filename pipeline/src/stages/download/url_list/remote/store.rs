@@ -21,6 +21,7 @@ pub(super) fn open(bucket: &str) -> Result<Arc<dyn ObjectStore>, object_store::E
     Ok(Arc::new(AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry).build()?))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn failed(error: object_store::Error) -> Failure {
     use object_store::Error;
     match &error {

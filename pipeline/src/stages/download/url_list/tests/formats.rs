@@ -44,7 +44,7 @@ fn column(number: usize) -> impl Iterator<Item = Value> {
 
 fn contents() -> Vec<(&'static str, String)> {
     let objects: Vec<Value> = ROWS.iter().map(object).collect();
-    let lines: String = objects.iter().map(|object| format!("{object}\n")).collect();
+    let lines = objects.iter().map(|object| format!("{object}\n")).collect::<Vec<_>>().concat();
     let indexed = |number| {
         let values = column(number).enumerate().map(|(i, value)| (i.to_string(), value));
         Value::Object(values.collect())
@@ -188,7 +188,7 @@ fn parquet_columns_of_other_types_are_text_and_nested_ones_pass() {
         Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>([Some(vec![Some(1), None]), None]));
     let batch =
         RecordBatch::try_from_iter([("u.rl", url), ("c", caption), ("label", label), ("nested", nested)]).unwrap();
-    write_parquet(&path, batch);
+    write_parquet(&path, &batch);
     let names = |caption: &str| ColumnNames {
         url: "u.rl".into(),
         caption: Some(caption.into()),

@@ -87,13 +87,13 @@ fn digests(partitions: &[Source]) -> Vec<Digest> {
 fn parquet(path: &Path, columns: &[(&str, Vec<Option<&str>>)]) {
     let arrays = columns.iter().map(|(_, values)| Arc::new(StringArray::from(values.clone())) as ArrayRef);
     let fields: Vec<Field> = columns.iter().map(|(name, _)| Field::new(*name, DataType::Utf8, true)).collect();
-    write_parquet(path, RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays.collect()).unwrap());
+    write_parquet(path, &RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays.collect()).unwrap());
 }
 
-fn write_parquet(path: &Path, batch: RecordBatch) {
+fn write_parquet(path: &Path, batch: &RecordBatch) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
+    writer.write(batch).unwrap();
     writer.close().unwrap();
     settle(path, 100);
 }

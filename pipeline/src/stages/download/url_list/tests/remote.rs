@@ -111,8 +111,8 @@ fn serve(request: &Request, content: &[u8], tag: &str, breaks: Option<usize>) ->
 }
 
 fn csv(rows: usize) -> Vec<u8> {
-    let rows: String = (0..rows).map(|row| format!("http://x/{row},caption {row}\n")).collect();
-    format!("url,caption\n{rows}").into_bytes()
+    let rows: Vec<String> = (0..rows).map(|row| format!("http://x/{row},caption {row}\n")).collect();
+    format!("url,caption\n{}", rows.concat()).into_bytes()
 }
 
 fn csv_urls(rows: usize) -> Vec<String> {
