@@ -133,8 +133,8 @@ fn every_row_ends(urls: usize) {
     let seconds = started.elapsed().as_secs_f64();
     let served = place.origin.served();
     place.check(&first, false);
-    // Two for each connection in flight, idle ones included, and the process's own.
-    assert!(held.descriptors < 2 * IN_FLIGHT + 256, "{} descriptors", held.descriptors);
+    // Connections in flight, idle ones of the last seconds, and the process's own; it made many times more.
+    assert!(held.descriptors < 4 * IN_FLIGHT + 256, "{} descriptors", held.descriptors);
     let [early, late] = held.memory;
     assert!(late < early + 128, "memory grew from {early} MB to {late} MB");
 

@@ -45,7 +45,7 @@ const REDIRECTS: usize = 5;
 /// The longest wait that a server may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Connections that nobody uses are closed after this time: a list has more hosts than a process has descriptors.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(2);
 
 /// Why there is no network to begin with.
 #[derive(Debug, thiserror::Error)]
@@ -370,14 +370,14 @@ fn certificates(path: &Path) -> Result<Vec<Certificate>, NetworkError> {
     Certificate::from_pem_bundle(&bytes).map_err(|error| failed(error.to_string()))
 }
 
-/// How many connections there may be: what is wanted, unless this process may not have so many descriptors. As many again may
-/// be idle.
+/// How many connections there may be: what is wanted, unless this process may not have so many descriptors. Several times as
+/// many may be idle.
 fn connections(wanted: usize) -> usize {
     const OTHERS: u64 = 256;
-    let needed = 2 * wanted as u64 + OTHERS;
+    let needed = 4 * wanted as u64 + OTHERS;
     // Where the limit cannot be known there is none, or none of this kind.
-    let allowed = rlimit::increase_nofile_limit(needed).unwrap_or(needed);
-    wanted.min((allowed.saturating_sub(OTHERS) / 2).max(8) as usize)
+    let allowed = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(needed);
+    wanted.min((allowed.saturating_sub(OTHERS) / 4).max(8) as usize)
 }
 
 /// 0.25 s, 0.5 s, 1 s …, each up to half as long again at random, so that many waiting rows do not come back together.
