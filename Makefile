@@ -84,7 +84,7 @@ $(CACHE)/peers-workflows/ready: tools/peers-workflows.txt
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-workflows.txt
 	@touch $@
 
-# The download beside img2dataset: the same pictures from nginx on this machine, in turn, five times (about 40 minutes).
+# The download beside img2dataset: the same pictures from nginx on this machine, in turn, five times.
 bench-peers: build $(CACHE)/peers-data/ready
 	@missing=; for name in nginx wrk; do PATH=$$PATH:/usr/sbin command -v $$name >/dev/null || missing="$$missing $$name"; done; \
 	$(INSTALL) || { echo "please install$$missing"; exit 1; }
