@@ -5,6 +5,7 @@
 
 mod commands;
 mod errors;
+mod memory;
 mod settings;
 mod stages;
 mod watch;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    memory::one_heap_a_processor();
     let arguments = commands::Arguments::parse();
     match commands::dispatch(arguments) {
         Ok(code) => ExitCode::from(code),

@@ -20,6 +20,7 @@ pub mod fault;
 pub mod index;
 pub mod lease;
 pub mod reader;
+mod shared_file;
 pub mod sidecar;
 pub mod storage;
 pub mod writer;

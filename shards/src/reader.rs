@@ -13,18 +13,19 @@ use parquet::arrow::arrow_reader::{
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 
 use crate::ShardError;
+use crate::shared_file::SharedFile;
 
-/// An open shard: its footer and page index are read once and kept.
+/// An open shard: its footer and page index are read once and kept. Several threads may read it at once.
 #[derive(Debug)]
 pub struct Shard {
     path: PathBuf,
-    file: File,
+    file: SharedFile,
     metadata: ArrowReaderMetadata,
 }
 
 impl Shard {
     pub fn open(path: &Path) -> Result<Self, ShardError> {
-        let file = File::open(path).map_err(ShardError::io("open", path))?;
+        let file = File::open(path).and_then(SharedFile::new).map_err(ShardError::io("open", path))?;
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Optional);
         let metadata = ArrowReaderMetadata::load(&file, options).map_err(ShardError::parquet(path))?;
         Ok(Self { path: path.to_owned(), file, metadata })
@@ -83,9 +84,8 @@ impl Shard {
         arrow::compute::concat_batches(&schema, &batches).map_err(ShardError::arrow(&self.path))
     }
 
-    fn builder(&self, columns: Option<&[&str]>) -> Result<ParquetRecordBatchReaderBuilder<File>, ShardError> {
-        let file = self.file.try_clone().map_err(ShardError::io("open", &self.path))?;
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone());
+    fn builder(&self, columns: Option<&[&str]>) -> Result<ParquetRecordBatchReaderBuilder<SharedFile>, ShardError> {
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), self.metadata.clone());
         let Some(columns) = columns else { return Ok(builder) };
         for &column in columns {
             if self.schema().index_of(column).is_err() {
@@ -178,6 +178,24 @@ mod tests {
             assert_eq!(images.value(i), vec![*row as u8; 100 + *row as usize]);
         }
         assert!(matches!(shard.rows_at(&[60], &[columns::KEY]), Err(ShardError::RowOutOfRange { row: 60, .. })));
+    }
+
+    #[test]
+    fn several_threads_read_one_shard_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let shard = shard(folder.path(), 120);
+        let read = |row: u64| {
+            let batch = shard.rows_at(&[row], &[columns::IMAGE]).unwrap();
+            assert_eq!(shard.binary(&batch, columns::IMAGE).unwrap().value(0), vec![row as u8; 100 + row as usize]);
+        };
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || (0..500).for_each(|i| read((i * 7 + thread * 31) % 120)));
+            }
+        });
+        // Two scans, a batch of each in turn.
+        let scan = || shard.batches(Some(&[columns::KEY]), 10).unwrap().map(|batch| batch.unwrap());
+        assert!(scan().zip(scan()).all(|(one, other)| one == other));
     }
 
     #[test]

@@ -119,6 +119,18 @@ fn watched(mut child: Child) -> Held {
     Held { descriptors, memory: [quarter(1), quarter(3)] }
 }
 
+/// Starts a run that may have so many descriptors and no more.
+fn start_with(descriptors: usize, manifest: &Path) -> Child {
+    let mut command = Command::new("sh");
+    let ours: Command = ferrotype();
+    command.args(["-c", "ulimit -n \"$1\" && shift && exec \"$@\"", "sh", &descriptors.to_string()]);
+    command.arg(ours.get_program()).args(["run", &manifest.to_string_lossy(), "-q"]).stdout(Stdio::null());
+    ours.get_envs().for_each(|(name, value)| {
+        command.env(name, value.unwrap_or_default());
+    });
+    command.spawn().unwrap()
+}
+
 fn start(manifest: &Path) -> Child {
     let mut command: Command = ferrotype();
     command.args(["run", &manifest.to_string_lossy(), "-q"]).stdout(Stdio::null()).spawn().unwrap()
@@ -231,6 +243,17 @@ fn a_download_killed_at_random_goes_on_without_asking_again() {
 #[ignore = "slow: make soak"]
 fn soak_a_download_is_killed_fifty_times() {
     killed(20_000, 100, 50);
+}
+
+#[test]
+fn a_machine_with_few_descriptors_blames_no_row() {
+    // Of two hundred hosts each might keep a connection.
+    let mix = Mix::Of(vec![(Behaviour::Jpeg, 30), (Behaviour::NotFound, 5), (Behaviour::LengthTooShort, 5)]);
+    let place = Place::new(Options { urls: 1200, hosts: 200, mix, ..Options::default() }, 300);
+    let manifest = place.manifest("few", 4, "");
+    let held = watched(start_with(256, &manifest));
+    assert!(held.descriptors <= 256, "{}", held.descriptors);
+    place.check(&manifest, false);
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod tree;
 
 pub use byte_size::ByteSize;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
-pub use parameters::{Parameters, nearest, property_names};
+pub use parameters::{OneOrMore, Parameters, nearest, property_names};
 pub use tree::{Node, Value};
 
 use std::path::{Path, PathBuf};

@@ -279,14 +279,20 @@ fn on_canvas(image: RgbImage, (width, height): (u32, u32)) -> RgbImage {
     if image.dimensions() == (width, height) {
         return image;
     }
-    let cut = |have: u32, want: u32| (have.saturating_sub(want) / 2, have.min(want));
-    let ((x, across), (y, down)) = (cut(image.width(), width), cut(image.height(), height));
-    let middle = imageops::crop_imm(&image, x, y, across, down);
-    if (across, down) == (width, height) {
-        return middle.to_image();
-    }
+    // Where it begins in the image, where on the canvas, and for how long.
+    let span = |have: u32, want: u32| {
+        let (from, to) = (have.saturating_sub(want) / 2, want.saturating_sub(have) / 2);
+        (from as usize, to as usize, have.min(want) as usize)
+    };
+    let (from_x, to_x, across) = span(image.width(), width);
+    let (from_y, to_y, down) = span(image.height(), height);
     let mut canvas = RgbImage::from_pixel(width, height, Rgb([255; 3]));
-    let at = |want: u32, have: u32| i64::from((want - have) / 2);
-    imageops::replace(&mut canvas, &*middle, at(width, across), at(height, down));
+    let lines = image.as_raw().chunks_exact(3 * image.width() as usize).skip(from_y).take(down);
+    for (line, of_canvas) in lines.zip(canvas.chunks_exact_mut(3 * width as usize).skip(to_y)) {
+        let pixels = line.iter().skip(3 * from_x).take(3 * across);
+        for (pixel, of_canvas) in pixels.zip(of_canvas.iter_mut().skip(3 * to_x)) {
+            *of_canvas = *pixel;
+        }
+    }
     canvas
 }

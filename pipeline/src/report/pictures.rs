@@ -5,25 +5,29 @@ use std::fmt::Write as _;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::codecs::jpeg::JpegEncoder;
-use image::{DynamicImage, ImageFormat};
+use image::ImageFormat;
+use rayon::prelude::*;
 use serde::Serialize;
 use shards::reader::Shard;
+use shards::sidecar::DataFile;
 use shards::{ShardError, columns};
 
 use super::html::escape;
 use super::measure::{CAPTIONS, row_files};
 use super::numbers::{grouped, shortened};
 use crate::explain::values;
-use crate::picture::decode;
+use crate::picture::{Check, Format, Mode, Resize};
 use crate::plan::PlannedStage;
 
 /// Pictures in the gallery.
 const PICTURES: u64 = 48;
 /// An image file of at most this many bytes is shown as it is; a larger one is made smaller for the page.
 const AS_IT_IS: usize = 96 << 10;
-/// The longest side, and the quality, of one made smaller.
-const SMALLER: (u32, u8) = (640, 82);
+/// One made smaller: its longest side at most so long.
+fn smaller() -> Resize {
+    let (mode, format) = (Mode::KeepRatioLargest, Some(Format::Jpeg));
+    Resize { mode, size: 640, only_if_bigger: true, format, quality: 82, ..Resize::default() }
+}
 /// Larger images are not decoded for it.
 const PIXELS: u64 = 100_000_000;
 /// All of the gallery's images together, before base64 adds a third.
@@ -67,33 +71,37 @@ fn spread(rows: u64, most: u64) -> impl Iterator<Item = u64> {
 /// Chooses and reads the pictures of a stage. The same rows give the same pictures.
 pub(super) fn gallery(stage: &PlannedStage) -> Result<Gallery, ShardError> {
     let rows = row_files(stage).iter().map(|file| file.rows).sum();
-    let mut gallery = Gallery { rows, ..Gallery::default() };
     let mut chosen = spread(rows, PICTURES).peekable();
-    let mut budget = BUDGET;
     let mut first = 0;
+    let mut by_file: Vec<(&DataFile, Vec<u64>)> = Vec::new();
     for file in row_files(stage) {
         let end = first + file.rows;
-        let mut shard: Option<Shard> = None;
-        while let Some(number) = chosen.next_if(|number| *number < end) {
-            let shard = match &mut shard {
-                Some(shard) => shard,
-                None => shard.insert(Shard::open(&stage.fetch(file)?)?),
-            };
-            let row = number - first;
-            match read(shard, row, &mut budget)? {
-                Some(picture) => {
-                    gallery.shown.push(Shown { stage: stage.name.clone(), file: file.file.clone(), ..picture });
-                }
-                None => gallery.left_out += 1,
-            }
-        }
+        let of_this =
+            std::iter::from_fn(|| chosen.next_if(|number| *number < end)).map(|number| number - first).collect();
+        by_file.push((file, of_this));
         first = end;
+    }
+    by_file.retain(|(_, rows)| !rows.is_empty());
+    let read = by_file.par_iter().map(|(file, rows)| {
+        let shard = Shard::open(&stage.fetch(file)?)?;
+        rows.par_iter().map(|&row| read(&shard, stage, file, row)).collect::<Result<Vec<_>, ShardError>>()
+    });
+    let mut gallery = Gallery { rows, ..Gallery::default() };
+    let mut budget = BUDGET;
+    for picture in read.collect::<Result<Vec<_>, ShardError>>()?.into_iter().flatten() {
+        match picture.filter(|(_, bytes)| *bytes <= budget) {
+            Some((shown, bytes)) => {
+                budget -= bytes;
+                gallery.shown.push(shown);
+            }
+            None => gallery.left_out += 1,
+        }
     }
     Ok(gallery)
 }
 
-/// One row, without the names of its stage and its file. `None` when its image is not for showing.
-fn read(shard: &Shard, row: u64, budget: &mut usize) -> Result<Option<Shown>, ShardError> {
+/// One row, and the bytes of its picture. `None` when its image is not for showing.
+fn read(shard: &Shard, stage: &PlannedStage, file: &DataFile, row: u64) -> Result<Option<(Shown, usize)>, ShardError> {
     let names: Vec<&str> = shard.schema().fields().iter().map(|field| field.name().as_str()).collect();
     if !names.contains(&columns::IMAGE) {
         return Ok(None);
@@ -101,19 +109,19 @@ fn read(shard: &Shard, row: u64, budget: &mut usize) -> Result<Option<Shown>, Sh
     let batch = shard.rows_at(&[row], &names)?;
     let Ok(images) = shard.binary(&batch, columns::IMAGE) else { return Ok(None) };
     let Some(image) = images.iter().next().flatten() else { return Ok(None) };
-    let Some((format, bytes)) = showable(image).filter(|(_, bytes)| bytes.len() <= *budget) else { return Ok(None) };
-    *budget -= bytes.len();
+    let Some((format, bytes)) = showable(image) else { return Ok(None) };
     let values = values(&batch, shard)?;
     let of = |name: &str| values.iter().find(|(column, _)| column == name).map(|(_, value)| value.clone());
-    Ok(Some(Shown {
-        stage: String::new(),
+    let shown = Shown {
+        stage: stage.name.clone(),
         key: of(columns::KEY).unwrap_or_default(),
         bucket: of(columns::BUCKET_SIZE),
-        file: String::new(),
+        file: file.file.clone(),
         row,
         source: data_uri(format, &bytes),
         columns: values,
-    }))
+    };
+    Ok(Some((shown, bytes.len())))
 }
 
 /// The image as a browser can show it, small enough for a page: as it is, or decoded and made smaller.
@@ -123,12 +131,8 @@ fn showable(image: &[u8]) -> Option<(ImageFormat, Vec<u8>)> {
     {
         return Some((format, image.to_vec()));
     }
-    let pixels = DynamicImage::ImageRgb8(decode(image, PIXELS).ok()?);
-    let (side, quality) = SMALLER;
-    let pixels = if pixels.width().max(pixels.height()) > side { pixels.thumbnail(side, side) } else { pixels };
-    let mut bytes = Vec::new();
-    pixels.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, quality)).ok()?;
-    Some((ImageFormat::Jpeg, bytes))
+    let resized = smaller().apply(image.to_vec(), Check::Decode, PIXELS).ok()?;
+    Some((ImageFormat::Jpeg, resized.bytes))
 }
 
 /// The format by the first bytes, if it is one that every browser knows.

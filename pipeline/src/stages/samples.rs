@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{ArrayRef, BinaryArray, BinaryBuilder, RecordBatch, StringArray, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use sha2::{Digest, Sha256};
 use shards::sidecar::DataFile;
@@ -139,7 +139,7 @@ impl Columns {
             |value: fn(&Sample) -> u32| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(rows.iter().map(value))) };
         let mut arrays = vec![
             text(|s| &s.key),
-            Arc::new(BinaryArray::from_iter_values(rows.iter().map(|s| &s.bytes))) as ArrayRef,
+            Arc::new(images(rows)) as ArrayRef,
             text(|s| &s.caption),
             text(|s| &s.url),
             number(|s| s.width),
@@ -157,6 +157,15 @@ impl Columns {
         }
         RecordBatch::try_new(Arc::clone(schema), arrays)
     }
+}
+
+/// The images in one piece; made at its size, since growing to it would copy them several times over.
+fn images(rows: &[Sample]) -> BinaryArray {
+    let mut images = BinaryBuilder::with_capacity(rows.len(), rows.iter().map(|row| row.bytes.len()).sum());
+    for row in rows {
+        images.append_value(&row.bytes);
+    }
+    images.finish()
 }
 
 /// SHA-256 in lower-case hexadecimal.

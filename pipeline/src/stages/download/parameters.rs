@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shards::columns;
 
 use super::url_list::{self, ColumnNames, Format, UrlList};
-use crate::manifest::{Diagnostic, Parameters};
+use crate::manifest::{Diagnostic, OneOrMore, Parameters};
 use crate::picture::{Check, Resize};
 
 /// What determines the result.
@@ -209,23 +209,6 @@ impl Default for PerHost {
     }
 }
 
-/// One text, or a list of them.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a text, or a list of texts")]
-pub(super) enum OneOrMore {
-    One(String),
-    More(Vec<String>),
-}
-
-impl OneOrMore {
-    fn all(&self) -> Vec<String> {
-        match self {
-            Self::One(one) => vec![one.clone()],
-            Self::More(more) => more.clone(),
-        }
-    }
-}
-
 pub(super) fn default_rows() -> u64 {
     10_000
 }
@@ -305,7 +288,7 @@ impl Wanted {
         let mut semantics: Semantics = parameters.read()?;
         let operations: Operations = parameters.read()?;
         check_numbers(&semantics, &operations, parameters)?;
-        let locations = operations.urls.all();
+        let locations = operations.urls.as_slice();
         if semantics.source.is_empty() {
             semantics.source = stem(locations.first().map_or("", String::as_str));
         }
@@ -331,7 +314,7 @@ impl Wanted {
             })?;
             allowed.push(network);
         }
-        let list = semantics.list(&operations, locations);
+        let list = semantics.list(&operations, operations.urls.as_slice().to_vec());
         if let Err(error) = list.check() {
             let key = if error.is_about_columns() && parameters.has("columns") { "columns" } else { "urls" };
             let fault = parameters.fault(key, &error);

@@ -29,7 +29,6 @@ use super::order::RowResult;
 use super::parameters::Semantics;
 use super::row::Picture;
 use super::url_list::Rows;
-use crate::picture::Format;
 use crate::stage::{StageError, Task};
 
 /// What the folder's name begins with.
@@ -137,7 +136,7 @@ impl Webdataset {
         Ok(Self {
             tar: tar::Builder::new(DataFileWriter::create(&places.tar)?),
             // img2dataset calls images as served by the format it would have encoded them in.
-            ending: semantics.resize.format.unwrap_or(Format::Jpeg).ending(),
+            ending: semantics.resize.format().ending(),
             places,
             keys: Keys::new(rows.partition, semantics.rows_per_shard),
             table: Table::default(),

@@ -8,7 +8,7 @@ use shards::columns;
 
 use super::fields::FieldType;
 use super::tars::Places;
-use crate::manifest::{Diagnostic, Parameters};
+use crate::manifest::{Diagnostic, OneOrMore, Parameters};
 use crate::picture::Check;
 
 /// What determines the result.
@@ -69,14 +69,6 @@ pub(super) struct Operations {
     pub(super) delete_inputs: bool,
 }
 
-/// One text, or a list of them.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected a text, or a list of texts")]
-enum OneOrMore {
-    One(String),
-    More(Vec<String>),
-}
-
 fn default_bytes() -> u64 {
     20_000_000
 }
@@ -109,12 +101,10 @@ impl Wanted {
     pub(super) fn read(parameters: &Parameters) -> Result<Self, Diagnostic> {
         let mut semantics: Semantics = parameters.read()?;
         let operations: Operations = parameters.read()?;
-        let written = match &operations.tars {
-            OneOrMore::One(one) => std::slice::from_ref(one),
-            OneOrMore::More(more) => more.as_slice(),
-        };
         let fault = fault(&semantics, &operations);
-        let places = match fault.map_or_else(|| Places::read(written).map_err(|fault| ("tars", fault)), Err) {
+        let places = match fault
+            .map_or_else(|| Places::read(operations.tars.as_slice()).map_err(|fault| ("tars", fault)), Err)
+        {
             Ok(places) => places,
             Err((key, message)) => return Err(parameters.fault(key, message)),
         };

@@ -17,6 +17,7 @@ use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::address::is_allowed;
+use super::refusal::is_shortage;
 
 /// Names that the cache holds.
 const CACHED_NAMES: u64 = 200_000;
@@ -37,6 +38,9 @@ pub(super) enum AddressError {
     NoSuchName { host: String },
     #[error("no name server says where the host {host} is")]
     NoAnswer { host: String },
+    /// It could not be asked, for want of descriptors or ports here.
+    #[error("this machine could not ask a name server: {0}")]
+    NoRoom(Arc<std::io::Error>),
     #[error("{0}: only http and https are fetched")]
     Scheme(String),
 }
@@ -136,6 +140,7 @@ impl GuardedResolver {
             Err(error) if error.is_no_records_found() && !is_failure(&error) => {
                 Err(AddressError::NoSuchName { host: host.to_owned() })
             }
+            Err(NetError::Io(error)) if is_shortage(&error) => Err(AddressError::NoRoom(error)),
             Err(NetError::Proto(_)) => Err(AddressError::NoSuchName { host: host.to_owned() }),
             Err(_) => Err(AddressError::NoAnswer { host: host.to_owned() }),
         }

@@ -44,8 +44,10 @@ pub(super) use refusal::Refusal;
 const REDIRECTS: usize = 5;
 /// The longest wait that a server may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// Connections that nobody uses are closed after this time: a list has more hosts than a process has descriptors.
-const IDLE: Duration = Duration::from_secs(2);
+/// Descriptors that are not for connections: files, name servers, the program's own.
+const OTHERS: u64 = 256;
+/// How long, and how often, it is waited for them when descriptors or ports have run out.
+const ROOM: (Duration, u32) = (Duration::from_millis(250), 240);
 
 /// Why there is no network to begin with.
 #[derive(Debug, thiserror::Error)]
@@ -120,11 +122,11 @@ impl Network {
             .redirect(Policy::none())
             .referer(false)
             .dns_resolver(Arc::new(resolver.clone()))
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(operations.per_host.in_flight)
             .tcp_nodelay(true)
             // A proxy would make the connections, out of reach of the address guard.
             .no_proxy();
+        let room = Room::of(operations.in_flight, operations.per_host.in_flight);
+        client = client.pool_idle_timeout(room.idle_for).pool_max_idle_per_host(room.idle_per_host);
         if let Some(path) = &operations.trusted_certificates {
             client = client.tls_certs_merge(certificates(path)?);
         }
@@ -138,7 +140,7 @@ impl Network {
                 per_second: operations.per_host.per_second,
                 dead_for: hosts::DEAD_FOR,
             }),
-            connections: Semaphore::new(connections(operations.in_flight)),
+            connections: Semaphore::new(room.connections),
             breaker: Breaker::new(operations.stop_when_unreachable),
             budget: Budget::new(operations.buffer_bytes),
             meter: Meter::new(operations.bytes_per_second),
@@ -211,12 +213,17 @@ impl Network {
     pub(super) async fn fetch(&self, url: &str) -> Result<Answer, Refusal> {
         let url = Url::parse(url.trim()).map_err(|error| Refusal::network("invalid_url", error))?;
         let mut observed = Vec::new();
-        let mut tries = 0;
+        let (mut tries, mut without_room) = (0, 0);
         loop {
             match self.try_once(&url, &mut observed).await {
                 Ok((bytes, share)) => return Ok(Answer { bytes, share, observed }),
                 Err(refusal) => {
                     let wait = match refusal.retry {
+                        Retry::WhenThereIsRoom if without_room < ROOM.1 => {
+                            without_room += 1;
+                            tokio::time::sleep(ROOM.0).await;
+                            continue;
+                        }
                         Retry::Later if tries < self.retries => back_off(tries + 1),
                         Retry::After(wait) if tries < self.retries => wait.min(LONGEST_WAIT),
                         _ => return Err(refusal),
@@ -253,7 +260,7 @@ impl Network {
                 if status == StatusCode::TOO_MANY_REQUESTS {
                     let wait = match refusal.retry {
                         Retry::After(wait) => wait,
-                        Retry::Later | Retry::No => Duration::from_secs(1),
+                        _ => Duration::from_secs(1),
                     };
                     host.asks_to_wait(Some(wait.min(LONGEST_WAIT)));
                 }
@@ -370,14 +377,24 @@ fn certificates(path: &Path) -> Result<Vec<Certificate>, NetworkError> {
     Certificate::from_pem_bundle(&bytes).map_err(|error| failed(error.to_string()))
 }
 
-/// How many connections there may be: what is wanted, unless this process may not have so many descriptors. Several times as
-/// many may be idle.
-fn connections(wanted: usize) -> usize {
-    const OTHERS: u64 = 256;
-    let needed = 4 * wanted as u64 + OTHERS;
-    // Where the limit cannot be known there is none, or none of this kind.
-    let allowed = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(needed);
-    wanted.min((allowed.saturating_sub(OTHERS) / 4).max(8) as usize)
+/// What connections there may be. A list has more hosts than a process has descriptors, so those that nobody uses are closed
+/// soon, and at once where descriptors are few.
+struct Room {
+    connections: usize,
+    idle_per_host: usize,
+    idle_for: Duration,
+}
+
+impl Room {
+    fn of(wanted: usize, per_host: usize) -> Self {
+        // Where the limit cannot be known there is none, or none of this kind.
+        let allowed = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(u64::MAX).saturating_sub(OTHERS);
+        if allowed >= 4 * wanted as u64 && allowed >= 4096 {
+            return Self { connections: wanted, idle_per_host: per_host, idle_for: Duration::from_secs(2) };
+        }
+        let connections = wanted.min((allowed / 4).max(8) as usize);
+        Self { connections, idle_per_host: 1, idle_for: Duration::from_millis(200) }
+    }
 }
 
 /// 0.25 s, 0.5 s, 1 s …, each up to half as long again at random, so that many waiting rows do not come back together.

@@ -33,6 +33,8 @@ pub(super) enum Retry {
     Later,
     /// After the time that the server asked for.
     After(Duration),
+    /// As soon as this machine has a descriptor or a port again: it is not the row's try that failed.
+    WhenThereIsRoom,
 }
 
 impl Refusal {
@@ -64,6 +66,9 @@ impl Refusal {
             AddressError::Forbidden(_) => Self::network("forbidden_address", error),
             AddressError::Scheme(_) => Self::network("invalid_url", error),
             AddressError::NoSuchName { .. } => Self::network("unresolvable_host", error).unreachable(),
+            AddressError::NoRoom(_) => {
+                Self { retry: Retry::WhenThereIsRoom, ..Self::network("unresolvable_host", error) }
+            }
             // The name server may answer another time.
             AddressError::NoAnswer { .. } => Self::network("unresolvable_host", error).may_pass().unreachable(),
         }
@@ -73,6 +78,10 @@ impl Refusal {
     pub(super) fn of_request(error: &reqwest::Error) -> Self {
         if let Some(address) = find::<AddressError>(error) {
             return Self::of_address(address);
+        }
+        if let Some(shortage) = find::<std::io::Error>(error).filter(|error| is_shortage(error)) {
+            let refusal = Self::network("connection_failed", format!("this machine could not connect: {shortage}"));
+            return Self { retry: Retry::WhenThereIsRoom, ..refusal };
         }
         if error.is_timeout() && error.is_connect() {
             return Self::network("connection_failed", "no connection within connect_timeout").may_pass().unreachable();
@@ -149,6 +158,12 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     }
     let date = httpdate::parse_http_date(value).ok()?;
     Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// Whether a connection failed for want of descriptors (of this process or of the system) or of local ports.
+pub(super) fn is_shortage(error: &std::io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| shortages.contains(&code))
 }
 
 /// The error of type `E` somewhere below an error.
