@@ -10,7 +10,7 @@ PEERS   := $(CACHE)/peers
 READERS := $(CACHE)/readers
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers chromium bench bench-engine bench-peers
+.PHONY: build demo test soak lint libtorch assembler peers files readers chromium bench bench-engine bench-peers bench-buckets
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -89,6 +89,9 @@ bench-peers: build $(CACHE)/peers-data/ready
 	@missing=; for name in nginx wrk; do PATH=$$PATH:/usr/sbin command -v $$name >/dev/null || missing="$$missing $$name"; done; \
 	$(INSTALL) || { echo "please install$$missing"; exit 1; }
 	$(CACHE)/peers-data/bin/python tools/bench_peers.py $(BINARY)
+# Buckets and their index beside Pillow, libvips, DuckDB and numpy: the same pictures and rows, in turn, five times.
+bench-buckets: build $(CACHE)/peers-data/ready
+	$(CACHE)/peers-data/bin/python tools/bench_buckets.py $(BINARY)
 $(CACHE)/peers-data/ready: tools/peers-data.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-data.txt

@@ -9,12 +9,14 @@
 //! - [`plan`], [`ledger`]: what would run, and why.
 //! - [`run`]: partitions in parallel, committed one by one, by any number of processes. [`retry`]: refused rows once more.
 //! - [`stages`]: download, extract, import, filter, sql, dedup, subset, bucket, index. [`picture`]: bytes to pixels and back.
+//! - [`forecast`]: which buckets images would fall into, before any is resized.
 //! - [`report`]: one self-contained page about a workdir. [`graph`]: the DAG, drawn.
 //! - [`notify`]: tells someone how a run ended.
 //! - [`explain`], [`query`], [`verify`], [`garbage`]: looking into what is committed, and clearing away what is not needed.
 
 mod condition;
 pub mod explain;
+pub mod forecast;
 pub mod garbage;
 pub mod graph;
 pub mod ledger;

@@ -10,30 +10,38 @@ pub struct BucketSize {
     pub height: u32,
 }
 
-impl BucketSize {
-    /// The bucket an image falls into: its longest side is brought down to `max_resolution` when larger, the aspect
-    /// ratio is kept, and each side goes to the *nearest* multiple of `patch_size` (ties down), never below one patch.
-    ///
-    /// `patch_size` and `max_resolution` are in pixels; a zero counts as one.
-    pub fn for_image(width: u32, height: u32, max_resolution: u32, patch_size: u32) -> Self {
-        let patch = u64::from(patch_size.max(1));
+/// How the size of an image becomes that of its bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketRule {
+    /// Pixels of the longest side: larger images are brought down to it.
+    pub max_resolution: u32,
+    /// Sides are multiples of this many pixels.
+    pub patch_size: u32,
+    /// Whether smaller images are brought up to `max_resolution`.
+    pub upscale: bool,
+}
+
+impl BucketRule {
+    /// The bucket an image falls into: its longest side is brought to `max_resolution` where the rule says so, the aspect
+    /// ratio is kept, and each side goes to the *nearest* multiple of `patch_size` (ties down), never below one patch. A zero
+    /// counts as one.
+    pub fn size(self, width: u32, height: u32) -> BucketSize {
+        let patch = u64::from(self.patch_size.max(1));
         let (width, height) = (u64::from(width.max(1)), u64::from(height.max(1)));
-        let longest = width.max(height);
+        let (longest, most) = (width.max(height), u64::from(self.max_resolution.max(1)));
         // The scaled side is side·numerator/denominator exactly; whole numbers keep the ties exact on every machine.
-        let (numerator, denominator) = if longest > u64::from(max_resolution.max(1)) {
-            (u64::from(max_resolution.max(1)), longest)
-        } else {
-            (1, 1)
-        };
+        let (numerator, denominator) = if longest > most || self.upscale { (most, longest) } else { (1, 1) };
         let snap = |side: u64| {
             let (scaled, unit) = (side * numerator, patch * denominator);
             let (whole, rest) = (scaled / unit, scaled % unit);
             let patches = if rest * 2 > unit { whole + 1 } else { whole };
             (patches.max(1) * patch).min(u64::from(u32::MAX)) as u32
         };
-        Self { width: snap(width), height: snap(height) }
+        BucketSize { width: snap(width), height: snap(height) }
     }
+}
 
+impl BucketSize {
     /// Width over height.
     pub fn aspect_ratio(self) -> f64 {
         f64::from(self.width) / f64::from(self.height)
@@ -78,8 +86,12 @@ mod tests {
             ((256, 256, 256, 16), "256x256"),
         ];
         for ((width, height, resolution, patch), expected) in cases {
-            assert_eq!(BucketSize::for_image(width, height, resolution, patch).to_string(), expected);
+            let rule = BucketRule { max_resolution: resolution, patch_size: patch, upscale: false };
+            assert_eq!(rule.size(width, height).to_string(), expected);
         }
+        let upscale = BucketRule { max_resolution: 256, patch_size: 16, upscale: true };
+        assert_eq!(upscale.size(64, 48).to_string(), "256x192");
+        assert_eq!(upscale.size(1024, 768).to_string(), "256x192");
     }
 
     #[test]
@@ -92,13 +104,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_image_gets_a_bucket_of_whole_patches(w in 0u32..100_000, h in 0u32..100_000, r in 0u32..4096, p in 0u32..256) {
-            let bucket = BucketSize::for_image(w, h, r, p);
+        fn every_image_gets_a_bucket_of_whole_patches(
+            w in 0u32..100_000, h in 0u32..100_000, r in 0u32..4096, p in 0u32..256, upscale: bool,
+        ) {
+            let bucket = BucketRule { max_resolution: r, patch_size: p, upscale }.size(w, h);
             let patch = p.max(1);
             prop_assert!(bucket.width > 0 && bucket.height > 0);
             prop_assert_eq!(bucket.width % patch, 0);
             prop_assert_eq!(bucket.height % patch, 0);
-            prop_assert!(bucket.width.max(bucket.height) <= r.max(1).max(w.max(h).min(r.max(1))) + patch);
+            prop_assert!(bucket.width.max(bucket.height) <= r.max(1) + patch);
             prop_assert_eq!(bucket.to_string().parse::<BucketSize>().unwrap(), bucket);
         }
     }

@@ -11,7 +11,7 @@
 //! A reader follows sidecars, so it never sees half a shard. Data that no sidecar names is a loser's or a dead process's
 //! and is swept when the next run starts.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -182,37 +182,54 @@ impl StageFolder {
     }
 
     /// Removes what dead or losing attempts left: data files that none of `sidecars` names, and staging files, unless
-    /// `is_alive` says of the runner in their name that it still works here. Returns how many files went.
+    /// their runner still works here, as `living` says, or has committed them since. Returns how many files went.
+    ///
+    /// The order is what makes it safe beside other runs: a file that is listed, whose runner is then not alive, and that
+    /// no record names after that, is nobody's.
     pub fn sweep<'a>(
         &self,
         sidecars: impl Iterator<Item = &'a Sidecar>,
-        is_alive: impl Fn(&str) -> bool,
+        living: impl FnOnce() -> Result<HashSet<String>, ShardError>,
     ) -> Result<usize, ShardError> {
         let kept: HashSet<&str> = sidecars.flat_map(files).collect();
-        let is_orphan = |name: &str, listed: &str| {
-            let data = listed.starts_with("part-") && (listed.ends_with(".parquet") || listed.ends_with(".tar"));
-            data && !kept.contains(name) && !runner_of(listed).is_some_and(&is_alive)
-        };
-        let mut swept = 0;
+        let mut orphans = Vec::new();
+        let mut staging = Vec::new();
         for folder in ["", "quarantine/"] {
             let at = format!("{}/{folder}", self.name);
-            for Entry { name: listed, .. } in self.workdir.list(at.trim_end_matches('/'), false)? {
-                let name = format!("{folder}{listed}");
-                if is_orphan(&name, &listed) {
-                    self.workdir.remove(&self.name_of(&name))?;
-                    swept += 1;
-                }
-            }
+            let listed = self.workdir.list(at.trim_end_matches('/'), false)?;
             // Files that never left this machine: attempts at a remote workdir, and staging files of records.
-            let here = self.path().join(folder);
-            for listed in local_names(&here)? {
-                let is_staging = listed.starts_with(".part-") && is_old(&here.join(&listed));
-                let is_attempt = self.workdir.is_remote() && is_orphan(&format!("{folder}{listed}"), &listed);
-                if is_staging || is_attempt {
-                    remove(&here.join(&listed))?;
-                    swept += 1;
-                }
+            let here = local_names(&self.path().join(folder))?;
+            staging.extend(here.iter().filter(|name| name.starts_with(".part-")).map(|name| format!("{folder}{name}")));
+            let here = if self.workdir.is_remote() { here } else { Vec::new() };
+            let names: BTreeSet<String> = listed.into_iter().map(|entry| entry.name).chain(here).collect();
+            let is_data =
+                |name: &String| name.starts_with("part-") && (name.ends_with(".parquet") || name.ends_with(".tar"));
+            let names = names.into_iter().filter(is_data).map(|name| format!("{folder}{name}"));
+            orphans.extend(names.filter(|name| !kept.contains(name.as_str())));
+        }
+        if !orphans.is_empty() {
+            let living = living()?;
+            orphans.retain(|name| runner_of(name).is_none_or(|runner| !living.contains(runner)));
+        }
+        if !orphans.is_empty() {
+            let partitions: HashSet<&str> = orphans.iter().filter_map(|name| partition_of(name)).collect();
+            let mut records = self.listing()?.sidecars;
+            records.retain(|name| partition_of(name).is_some_and(|partition| partitions.contains(partition)));
+            let records = self.read_all(&records)?;
+            let kept: HashSet<&str> = records.iter().flat_map(|(_, sidecar)| files(sidecar)).collect();
+            orphans.retain(|name| !kept.contains(name.as_str()));
+        }
+        let mut swept = 0;
+        for name in &orphans {
+            self.workdir.remove(&self.name_of(name))?;
+            if self.workdir.is_remote() {
+                remove(&self.path().join(name))?;
             }
+            swept += 1;
+        }
+        for path in staging.iter().map(|name| self.path().join(name)).filter(|path| is_old(path)) {
+            remove(&path)?;
+            swept += 1;
         }
         Ok(swept)
     }
@@ -224,6 +241,11 @@ fn serialized(sidecar: &Sidecar, path: &Path) -> Result<Vec<u8>, ShardError> {
         what: "sidecar",
         detail: e.to_string(),
     })
+}
+
+/// The partition in `quarantine/part-00012.<runner>-<count>.parquet` or `part-00012.5b0e7f31.json`.
+fn partition_of(file: &str) -> Option<&str> {
+    file.strip_prefix("quarantine/").unwrap_or(file).split('.').next()
 }
 
 /// The runner in `part-00012.<runner>-<count>.parquet`.
@@ -360,12 +382,21 @@ mod tests {
             let old = std::time::SystemTime::now() - 2 * crate::lease::STALE;
             fs::File::options().append(true).open(&staging).unwrap().set_modified(old).unwrap();
             folder.workdir().replace(&folder.name_of("ledger.json"), b"{}").unwrap();
-            assert_eq!(folder.sweep([kept].iter(), |runner| runner == "working").unwrap(), 4);
+            // Committed by another run after this one had listed the records, and that run has ended.
+            let late = folder.attempt("part-00002", "late").unwrap();
+            fs::write(late.data(), b"data").unwrap();
+            let late_sidecar = Sidecar { partition: "part-00002".into(), ..sidecar(&late.data()) };
+            let living = || {
+                folder.commit(&late_sidecar).unwrap();
+                Ok(HashSet::from(["working".to_owned()]))
+            };
+            assert_eq!(folder.sweep([kept].iter(), living).unwrap(), 4);
+            assert!(late.data().exists());
             assert!(
                 attempt.data().exists() && working.data().exists() && !dead.data().exists() && !dead.tar().exists()
             );
             let listing = folder.listing().unwrap();
-            assert_eq!((listing.sidecars.len(), listing.files.contains_key("ledger.json")), (1, true));
+            assert_eq!((listing.sidecars.len(), listing.files.contains_key("ledger.json")), (2, true));
         });
     }
 

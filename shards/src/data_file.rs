@@ -9,6 +9,9 @@ use crate::digest::Digest;
 use crate::disk::File;
 use crate::sidecar::DataFile;
 
+/// What is larger is written as it is, without another copy of it.
+const BUFFER: usize = 64 << 10;
+
 /// A file that a partition is about to consist of. Nothing is durable before [`DataFileWriter::finish`].
 pub struct DataFileWriter {
     file: BufWriter<File>,
@@ -21,7 +24,7 @@ impl DataFileWriter {
     /// Starts a file at `path`, which must not exist.
     pub fn create(path: &Path) -> Result<Self, ShardError> {
         let file = File::create_new(path).map_err(ShardError::io("create", path))?;
-        let file = BufWriter::with_capacity(1 << 20, file);
+        let file = BufWriter::with_capacity(BUFFER, file);
         Ok(Self { file, hasher: blake3::Hasher::new(), bytes: 0, path: path.to_owned() })
     }
 

@@ -1,17 +1,18 @@
 //! The bucket index: one parquet table that says where each bucket's rows lie.
 //!
-//! One row for each run of rows of a bucket: `bucket_size`, `shard`, `digest`, `first_row`, `rows`. Rows are numbered within
-//! their shard. A shard is named by its partition (`../bucket/part-00012`, relative to the index's own folder, so that a
-//! workdir can be moved) and the digest of its content; its file is found through the partition's sidecars. So the table
-//! depends on contents only, and a shard that was made again under another file name is still the same shard.
+//! One row for each bucket in each shard: `bucket_size`, `shard`, `digest`, `images`, and where they lie as two lists of the
+//! same length, `first_row` and `rows`: runs of rows, numbered within their shard. A shard is named by its partition
+//! (`../bucket/part-00012`, relative to the index's own folder, so that a workdir can be moved) and the digest of its content;
+//! its file is found through the partition's sidecars. So the table depends on contents only, and a shard that was made again
+//! under another file name is still the same shard. A file from outside is named by its path.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{StringArray, UInt64Array};
-use arrow::datatypes::{DataType, Field, Schema};
-use arrow::record_batch::RecordBatch;
+use arrow::array::{Array, ListArray, PrimitiveBuilder, StringArray, UInt32Array, UInt64Array};
+use arrow::array::{ListBuilder, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema, UInt32Type};
 
 use crate::bucket::{BucketSize, InvalidBucketSize};
 use crate::commit::StageFolder;
@@ -25,20 +26,54 @@ use crate::{ShardError, columns};
 pub const SHARD: &str = "shard";
 /// Column: digest of the shard's content.
 pub const DIGEST: &str = "digest";
-/// Column: the run's first row within its shard.
+/// Column: how many rows of the bucket the shard has.
+pub const IMAGES: &str = "images";
+/// Column: the first row of each run within the shard.
 pub const FIRST_ROW: &str = "first_row";
-/// Column: how many rows the run has.
+/// Column: how many rows each run has.
 pub const ROWS: &str = "rows";
 
-/// A run of rows of one bucket in one shard.
+/// Runs of rows, ascending. Rows of a shard are counted in 32 bits: one of more is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    first_row: Vec<u32>,
+    rows: Vec<u32>,
+}
+
+impl Runs {
+    /// Adds a row, which lies behind all others.
+    pub fn push(&mut self, row: u32) {
+        match (self.first_row.last(), self.rows.last_mut()) {
+            (Some(first), Some(rows)) if first.checked_add(*rows) == Some(row) => *rows += 1,
+            _ => {
+                self.first_row.push(row);
+                self.rows.push(1);
+            }
+        }
+    }
+
+    /// All rows.
+    pub fn rows(&self) -> u64 {
+        self.rows.iter().map(|rows| u64::from(*rows)).sum()
+    }
+}
+
+impl FromIterator<u32> for Runs {
+    fn from_iter<I: IntoIterator<Item = u32>>(rows: I) -> Self {
+        let mut runs = Self::default();
+        rows.into_iter().for_each(|row| runs.push(row));
+        runs
+    }
+}
+
+/// The rows of one bucket in one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Run {
+pub struct Part {
     pub bucket: BucketSize,
     /// As written: relative to the index's folder.
     pub shard: String,
     pub digest: Digest,
-    pub first_row: u64,
-    pub rows: u64,
+    pub runs: Runs,
 }
 
 /// Where one sample lies.
@@ -61,8 +96,19 @@ pub struct BucketIndex {
 pub struct Bucket {
     pub size: BucketSize,
     pub rows: u64,
-    /// (number of rows in the bucket before this run, shard, first row in the shard)
-    runs: Vec<(u64, usize, u64)>,
+    parts: Vec<Located>,
+}
+
+/// A part in its bucket: eight bytes for each run.
+#[derive(Clone, Debug)]
+struct Located {
+    /// Rows of the bucket in the parts before this one.
+    before: u64,
+    shard: usize,
+    rows: u64,
+    first_row: Vec<u32>,
+    /// Rows of the part before each run.
+    within: Vec<u32>,
 }
 
 impl Bucket {
@@ -71,9 +117,12 @@ impl Bucket {
         if n >= self.rows {
             return None;
         }
-        let run = self.runs.partition_point(|&(before, ..)| before <= n).checked_sub(1)?;
-        let &(before, shard, first_row) = self.runs.get(run)?;
-        Some(Locator { shard, row: first_row + (n - before) })
+        let part = self.parts.partition_point(|part| part.before <= n).checked_sub(1)?;
+        let part = self.parts.get(part)?;
+        let n = u32::try_from(n - part.before).ok()?;
+        let run = part.within.partition_point(|&before| before <= n).checked_sub(1)?;
+        let row = u64::from(*part.first_row.get(run)?) + u64::from(n - part.within.get(run)?);
+        Some(Locator { shard: part.shard, row })
     }
 }
 
@@ -82,33 +131,52 @@ impl BucketIndex {
     pub fn read(path: &Path) -> Result<Self, ShardError> {
         let table = Shard::open(path)?;
         let damaged = |detail: String| ShardError::Record { path: path.to_owned(), what: "bucket index", detail };
-        let mut runs = Vec::new();
-        for batch in table.batches(None, 65_536)? {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut parts: Vec<(BucketSize, (String, Digest), Located)> = Vec::new();
+        for batch in table.batches(None, 1024)? {
             let batch = batch?;
             let sizes = table.text(&batch, columns::BUCKET_SIZE)?;
             let shards = table.text(&batch, SHARD)?;
             let digests = table.text(&batch, DIGEST)?;
-            let first_rows: &UInt64Array = table.typed(&batch, FIRST_ROW, "uint64")?;
-            let rows: &UInt64Array = table.typed(&batch, ROWS, "uint64")?;
+            let images: &UInt64Array = table.typed(&batch, IMAGES, "uint64")?;
+            let (first_rows, rows): (&ListArray, &ListArray) =
+                (table.typed(&batch, FIRST_ROW, "list of uint32")?, table.typed(&batch, ROWS, "list of uint32")?);
             for i in 0..batch.num_rows() {
                 let bucket = sizes.value(i).parse().map_err(|e: InvalidBucketSize| damaged(e.to_string()))?;
                 let digest = digests.value(i).parse().map_err(|e: InvalidDigest| damaged(e.to_string()))?;
-                let shard = shards.value(i).to_owned();
-                runs.push(Run { bucket, shard, digest, first_row: first_rows.value(i), rows: rows.value(i) });
+                let numbers = |lists: &ListArray| -> Option<Vec<u32>> {
+                    let list = lists.value(i);
+                    list.as_any().downcast_ref::<UInt32Array>().map(|numbers| numbers.values().to_vec())
+                };
+                let (first_row, rows) = numbers(first_rows).zip(numbers(rows)).unwrap_or_default();
+                let sum: u64 = rows.iter().map(|rows| u64::from(*rows)).sum();
+                if first_row.len() != rows.len() || sum != images.value(i) || u32::try_from(sum).is_err() {
+                    return Err(damaged(format!("the runs of {bucket} in {} do not add up", shards.value(i))));
+                }
+                let mut before = 0;
+                let mut within = Vec::with_capacity(rows.len());
+                for rows in rows {
+                    within.push(before);
+                    before += rows;
+                }
+                // Its place among the others is known only when all are.
+                let located = Located { before: 0, shard: 0, rows: sum, first_row, within };
+                parts.push((bucket, (shards.value(i).to_owned(), digest), located));
             }
         }
-        let folder = path.parent().unwrap_or(Path::new(""));
         // Numbered in the order of their names, so that every process numbers them alike.
-        let names: BTreeMap<(&str, Digest), usize> = runs.iter().map(|r| ((r.shard.as_str(), r.digest), 0)).collect();
-        let names: BTreeMap<(&str, Digest), usize> = names.into_keys().enumerate().map(|(i, name)| (name, i)).collect();
+        let mut names: BTreeMap<(String, Digest), usize> =
+            parts.iter().map(|(_, name, ..)| (name.clone(), 0)).collect();
+        names.values_mut().enumerate().for_each(|(n, number)| *number = n);
         let shards =
             names.keys().map(|(shard, digest)| find_shard(folder, shard, *digest)).collect::<Result<_, _>>()?;
         let mut buckets: BTreeMap<BucketSize, Bucket> = BTreeMap::new();
-        for run in &runs {
-            let bucket =
-                buckets.entry(run.bucket).or_insert_with(|| Bucket { size: run.bucket, rows: 0, runs: Vec::new() });
-            bucket.runs.push((bucket.rows, names[&(run.shard.as_str(), run.digest)], run.first_row));
-            bucket.rows += run.rows;
+        for (size, name, located) in parts {
+            let shard = names.get(&name).copied().unwrap_or_default();
+            let bucket = buckets.entry(size).or_insert_with(|| Bucket { size, rows: 0, parts: Vec::new() });
+            let before = bucket.rows;
+            bucket.rows += located.rows;
+            bucket.parts.push(Located { before, shard, ..located });
         }
         Ok(Self { shards, buckets: buckets.into_values().collect() })
     }
@@ -145,27 +213,44 @@ fn find_shard(folder: &Path, name: &str, digest: Digest) -> Result<PathBuf, Shar
 }
 
 /// Writes an index table.
-pub fn write(path: &Path, runs: &[Run]) -> Result<DataFile, ShardError> {
+pub fn write(path: &Path, parts: &[Part]) -> Result<DataFile, ShardError> {
+    let list = || DataType::List(Arc::new(Field::new("item", DataType::UInt32, false)));
     let schema = Arc::new(Schema::new(vec![
         Field::new(columns::BUCKET_SIZE, DataType::Utf8, false),
         Field::new(SHARD, DataType::Utf8, false),
         Field::new(DIGEST, DataType::Utf8, false),
-        Field::new(FIRST_ROW, DataType::UInt64, false),
-        Field::new(ROWS, DataType::UInt64, false),
+        Field::new(IMAGES, DataType::UInt64, false),
+        Field::new(FIRST_ROW, list(), false),
+        Field::new(ROWS, list(), false),
     ]));
-    let batch = RecordBatch::try_new(
-        Arc::clone(&schema),
-        vec![
-            Arc::new(StringArray::from_iter_values(runs.iter().map(|r| r.bucket.to_string()))),
-            Arc::new(StringArray::from_iter_values(runs.iter().map(|r| &r.shard))),
-            Arc::new(StringArray::from_iter_values(runs.iter().map(|r| r.digest.to_string()))),
-            Arc::new(UInt64Array::from_iter_values(runs.iter().map(|r| r.first_row))),
-            Arc::new(UInt64Array::from_iter_values(runs.iter().map(|r| r.rows))),
-        ],
-    )
-    .map_err(ShardError::arrow(path))?;
     let mut writer = ShardWriter::create(path, &schema)?;
-    writer.write(&batch)?;
+    // Of a dataset whose buckets are scattered, one part may have as many runs as rows.
+    for parts in parts.chunks(256) {
+        let lists = |of: fn(&Runs) -> &[u32]| {
+            let mut lists = ListBuilder::new(PrimitiveBuilder::<UInt32Type>::new()).with_field(Field::new(
+                "item",
+                DataType::UInt32,
+                false,
+            ));
+            for part in parts {
+                lists.values().append_slice(of(&part.runs));
+                lists.append(true);
+            }
+            Arc::new(lists.finish())
+        };
+        let batch = RecordBatch::try_new(
+            Arc::clone(&schema),
+            vec![
+                Arc::new(StringArray::from_iter_values(parts.iter().map(|part| part.bucket.to_string()))),
+                Arc::new(StringArray::from_iter_values(parts.iter().map(|part| &part.shard))),
+                Arc::new(StringArray::from_iter_values(parts.iter().map(|part| part.digest.to_string()))),
+                Arc::new(UInt64Array::from_iter_values(parts.iter().map(|part| part.runs.rows()))),
+                lists(|runs| &runs.first_row),
+                lists(|runs| &runs.rows),
+            ],
+        );
+        writer.write(&batch.map_err(ShardError::arrow(path))?)?;
+    }
     writer.finish()
 }
 
@@ -177,24 +262,25 @@ mod tests {
     fn samples_are_found_across_runs_and_the_table_round_trips() {
         let folder = tempfile::tempdir().unwrap();
         let size = |width, height| BucketSize { width, height };
-        let run = |bucket, shard: &str, first_row, rows| {
+        let part = |bucket, shard: &str, rows: &[u32]| {
             std::fs::write(folder.path().join(shard), b"").unwrap();
-            Run { bucket, shard: shard.into(), digest: Digest::of(b""), first_row, rows }
+            Part { bucket, shard: shard.into(), digest: Digest::of(b""), runs: rows.iter().copied().collect() }
         };
-        let runs = [
-            run(size(32, 16), "b.parquet", 0, 3),
-            run(size(16, 32), "b.parquet", 3, 2),
-            run(size(32, 16), "a.parquet", 7, 4),
+        let parts = [
+            part(size(32, 16), "b.parquet", &[0, 1, 2]),
+            part(size(16, 32), "b.parquet", &[3, 4]),
+            part(size(32, 16), "a.parquet", &[7, 9, 10, 20]),
         ];
+        assert_eq!(parts[2].runs, Runs { first_row: vec![7, 9, 20], rows: vec![1, 2, 1] });
         let path = folder.path().join("index.parquet");
-        write(&path, &runs).unwrap();
+        write(&path, &parts).unwrap();
         let index = BucketIndex::read(&path).unwrap();
         assert_eq!(index.rows(), 9);
         assert_eq!(index.shards(), [folder.path().join("a.parquet"), folder.path().join("b.parquet")]);
         assert_eq!(index.buckets()[0].size, size(16, 32));
         let wide = &index.buckets()[1];
         let found: Vec<_> = (0..8).map(|n| wide.locate(n).map(|l| (l.shard, l.row))).collect();
-        let expected = [(1, 0), (1, 1), (1, 2), (0, 7), (0, 8), (0, 9), (0, 10)].map(Some);
+        let expected = [(1, 0), (1, 1), (1, 2), (0, 7), (0, 9), (0, 10), (0, 20)].map(Some);
         assert_eq!(found[..7], expected);
         assert_eq!(found[7], None);
     }
@@ -204,11 +290,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("index.parquet");
         let bucket = BucketSize { width: 8, height: 8 };
-        write(
-            &path,
-            &[Run { bucket, shard: "../bucket/part-00007".into(), digest: Digest::of(b""), first_row: 0, rows: 1 }],
-        )
-        .unwrap();
+        let (shard, runs) = ("../bucket/part-00007".into(), Runs::from_iter([0]));
+        write(&path, &[Part { bucket, shard, digest: Digest::of(b""), runs }]).unwrap();
         assert!(BucketIndex::read(&path).unwrap_err().to_string().contains("bucket/part-00007"));
     }
 }

@@ -10,7 +10,7 @@
 //! machine can tell) or its heartbeat has been silent for a minute by the storage's own clock; its claims are then taken over
 //! by creating the next number. Claims only keep work from being done twice: what counts is the commit, which only one wins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -247,10 +247,16 @@ impl Runner {
         Ok(others.alive.clone())
     }
 
-    /// Whether the runner of this id works here: this one, or another that is alive.
-    pub fn is_alive(&self, id: &str) -> bool {
-        // When in doubt it is: its files are left alone.
-        id == self.id || self.others().is_ok_and(|others| others.contains_key(id))
+    /// The ids of all that work here as of now, this one included.
+    pub fn living(&self) -> Result<HashSet<String>, ShardError> {
+        let others = self.others_now()?;
+        Ok(others.into_keys().chain([self.id.clone()]).collect())
+    }
+
+    /// [`Self::others`] as of now.
+    fn others_now(&self) -> Result<BTreeMap<String, Holder>, ShardError> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).looked = None;
+        self.others()
     }
 
     /// Claims a partition, at once or not at all.
@@ -271,8 +277,7 @@ impl Runner {
                 return Ok(Claim::Theirs(holder.clone()));
             }
             // Not known: it may have joined since the last look.
-            self.others.lock().unwrap_or_else(PoisonError::into_inner).looked = None;
-            if let Some(holder) = self.others()?.get(&id) {
+            if let Some(holder) = self.others_now()?.get(&id) {
                 return Ok(Claim::Theirs(holder.clone()));
             }
             fencing_number += 1;
@@ -281,9 +286,11 @@ impl Runner {
 
     /// Removes the records of runners that are dead for good.
     fn clear_away_the_dead(&self) -> Result<(), ShardError> {
-        let alive = self.others()?;
-        for (id, _) in listed(&self.workdir)? {
-            if id != self.id && !alive.contains_key(&id) {
+        // In this order: one that joins in between is not listed.
+        let listed = listed(&self.workdir)?;
+        let alive = self.living()?;
+        for (id, _) in listed {
+            if !alive.contains(&id) {
                 self.workdir.remove(&format!("{FOLDER}/{PREFIX}{id}"))?;
             }
         }
@@ -362,7 +369,7 @@ mod tests {
         let held = claimed(&first, &stage).unwrap();
         assert!(claimed(&second, &stage).is_none());
         assert!(claimed(&first, &stage).is_none(), "nor twice by one");
-        assert!(second.is_alive(first.id()) && runners(&workdir).unwrap().len() == 2);
+        assert!(second.living().unwrap().contains(first.id()) && runners(&workdir).unwrap().len() == 2);
         drop(held);
         assert_eq!(claimed(&second, &stage).unwrap().fencing_number, 1);
     }
@@ -394,7 +401,7 @@ mod tests {
         fs::File::options().append(true).open(record).unwrap().set_modified(old).unwrap();
         std::thread::sleep(FRESH);
         assert_eq!(claimed(&runner, &stage).unwrap().fencing_number, 2);
-        assert!(!runner.is_alive("elsewhere") && !runner.is_alive("gone"));
+        assert_eq!(runner.living().unwrap(), HashSet::from([runner.id().to_owned()]));
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::data_file::DataFileWriter;
 use crate::sidecar::DataFile;
 use crate::{ShardError, columns};
 
+/// A row group is in memory until it is ended: it ends with about so many bytes, however many rows a shard has.
+const ROW_GROUP_BYTES: usize = 64 << 20;
+
 /// Writes one shard. Nothing is durable before [`ShardWriter::finish`].
 pub struct ShardWriter {
     inner: ArrowWriter<DataFileWriter>,
@@ -28,15 +31,16 @@ impl ShardWriter {
     /// Starts a shard at `path`, which must not exist.
     pub fn create(path: &Path, schema: &Arc<Schema>) -> Result<Self, ShardError> {
         let out = DataFileWriter::create(path)?;
-        let inner =
-            ArrowWriter::try_new(out, Arc::clone(schema), Some(properties())).map_err(ShardError::parquet(path))?;
+        let inner = ArrowWriter::try_new(out, Arc::clone(schema), Some(properties(schema)))
+            .map_err(ShardError::parquet(path))?;
         Ok(Self { inner, path: path.to_owned(), rows: 0 })
     }
 
-    /// Appends rows to the current row group.
+    /// Appends rows to the current row group, and ends it where it has become large.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ShardError> {
         self.rows += batch.num_rows() as u64;
-        self.inner.write(batch).map_err(ShardError::parquet(&self.path))
+        self.inner.write(batch).map_err(ShardError::parquet(&self.path))?;
+        if self.inner.in_progress_size() < ROW_GROUP_BYTES { Ok(()) } else { self.end_row_group() }
     }
 
     /// Ends the current row group; the next rows begin another.
@@ -52,12 +56,16 @@ impl ShardWriter {
     }
 }
 
-fn properties() -> WriterProperties {
+fn properties(schema: &Schema) -> WriterProperties {
     let image = ColumnPath::from(columns::IMAGE);
-    WriterProperties::builder()
+    let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(10_000))
-        .set_created_by(concat!("ferrotype ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_created_by(concat!("ferrotype ", env!("CARGO_PKG_VERSION")).to_owned());
+    if schema.index_of(columns::IMAGE).is_err() {
+        return properties.build();
+    }
+    properties
         .set_column_dictionary_enabled(image.clone(), false)
         .set_column_compression(image.clone(), Compression::UNCOMPRESSED)
         .set_column_encoding(image.clone(), Encoding::PLAIN)

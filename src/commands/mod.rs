@@ -1,5 +1,7 @@
 //! The command line: one file a subcommand.
 
+#[cfg(feature = "pipeline")]
+mod buckets;
 mod completions;
 mod convert;
 #[cfg(feature = "pipeline")]
@@ -68,6 +70,9 @@ enum Command {
     /// List, and delete if asked, what the manifest no longer needs.
     #[cfg(feature = "pipeline")]
     Gc(inspect::Gc),
+    /// Say which buckets images would fall into, before any is resized.
+    #[cfg(feature = "pipeline")]
+    Buckets(buckets::Buckets),
     /// Ask SQL of everything a workdir holds.
     #[cfg(feature = "pipeline")]
     Query(inspect::Query),
@@ -115,6 +120,8 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Verify(verify) => verify.run(),
         #[cfg(feature = "pipeline")]
         Command::Gc(gc) => gc.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Buckets(buckets) => buckets.run(),
         #[cfg(feature = "pipeline")]
         Command::Query(query) => query.run(),
         #[cfg(feature = "pipeline")]

@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field};
 use shards::bucket::BucketSize;
 use shards::columns;
 use shards::event::EventSink;
-use shards::index::{Run, write};
+use shards::index::{Part, write};
 use shards::writer::ShardWriter;
 use trainer::config::{TrainConfig, TrainOperations};
 use trainer::{Finished, Job, TrainError};
@@ -38,8 +38,8 @@ fn dataset(folder: &Path, good: usize, bad: usize) -> PathBuf {
     let file = writer.finish().unwrap();
     let index = folder.join("index.parquet");
     let bucket = BucketSize { width: 16, height: 8 };
-    write(&index, &[Run { bucket, shard: "shard.parquet".into(), digest: file.digest, first_row: 0, rows: file.rows }])
-        .unwrap();
+    let runs = (0..file.rows as u32).collect();
+    write(&index, &[Part { bucket, shard: "shard.parquet".into(), digest: file.digest, runs }]).unwrap();
     index
 }
 

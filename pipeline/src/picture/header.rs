@@ -14,6 +14,8 @@ pub struct Header {
     /// Pixels, upright.
     pub width: u32,
     pub height: u32,
+    /// Whether it is stored otherwise than upright: its EXIF says how to turn it.
+    pub is_turned: bool,
 }
 
 /// Reads the header, and looks whether the end is there. What lies between may be damaged: only [`super::decode`] knows.
@@ -37,7 +39,7 @@ pub fn header(bytes: &[u8], most_pixels: u64) -> Result<Header, DecodeError> {
         ImageFormat::WebP => Some(Format::Webp),
         _ => None,
     };
-    Ok(Header { format, width, height })
+    Ok(Header { format, width, height, is_turned: orientation != Orientation::NoTransforms })
 }
 
 /// What may follow an image's end: some servers add a line, some cameras a page.
@@ -74,7 +76,11 @@ mod tests {
             let mut bytes = Cursor::new(Vec::new());
             image.write_to(&mut bytes, kind).unwrap();
             let bytes = bytes.into_inner();
-            assert_eq!(header(&bytes, 1000), Ok(Header { format, width: 37, height: 21 }), "{kind:?}");
+            assert_eq!(
+                header(&bytes, 1000),
+                Ok(Header { format, width: 37, height: 21, is_turned: false }),
+                "{kind:?}"
+            );
             assert!(matches!(header(&bytes, 776), Err(DecodeError::TooManyPixels { .. })), "{kind:?}");
             if kind != ImageFormat::Gif {
                 let cut = &bytes[..bytes.len() - 9];

@@ -1,7 +1,7 @@
 //! One stage table to a stage: kind, keys, parameters, and how it fits its inputs.
 
 use crate::manifest::{Diagnostic, StageTable};
-use crate::stage::{Facts, NOT_SHARDS, Registry, Stage};
+use crate::stage::{Facts, NOT_SHARDS, Partitioning, Registry, Stage};
 
 /// A stage without faults: its table, itself, its kind with version, and the positions of its inputs.
 pub(super) type Checked<'a> = (&'a StageTable, Box<dyn Stage>, String, Vec<usize>);
@@ -45,6 +45,19 @@ pub(super) fn build(
             return Err(faults);
         }
     };
+    // Of kinds that read either from a stage or from outside.
+    match (stage.partitioning() == Partitioning::Source, table.from.first()) {
+        (true, Some((from, place))) if least == 0 && most > 0 => {
+            let message = format!("stage.{} ({uses}) reads from {from}, and from outside as well", table.name);
+            faults.push(Diagnostic::new(place.clone(), message).hint("keep one of them"));
+        }
+        (false, None) if least == 0 => {
+            let message = format!("nothing says what stage.{} ({uses}) reads", table.name);
+            let hint = "write from = \"STAGE\", or the key that names files from outside";
+            faults.push(Diagnostic::new(table.place.clone(), message).hint(hint));
+        }
+        _ => {}
+    }
     // A stage whose input could not be built is not checked further: the input's own faults come first.
     let inputs: Vec<usize> =
         table.from.iter().filter_map(|(name, _)| built.iter().position(|(t, ..)| t.name == *name)).collect();

@@ -7,13 +7,13 @@ use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use arrow::compute::{can_cast_types, cast};
 use arrow::datatypes::{DataType, Schema, UInt32Type};
 use rayon::prelude::*;
-use shards::bucket::BucketSize;
+use shards::bucket::BucketRule;
 use shards::reader::Shard;
 use shards::sidecar::DataFile;
 use shards::{ShardError, columns};
 
 use crate::plan::{PlannedStage, is_shard};
-use crate::stages::bucket::{MAX_RESOLUTION, PATCH_SIZE};
+use crate::stages::bucket;
 
 /// The captions that a page shows and measures, where the columns exist.
 pub(super) const CAPTIONS: [&str; 3] = [columns::CAPTION, "recaption", "recaption_short"];
@@ -62,20 +62,9 @@ impl Measured {
     }
 }
 
-/// How a bucket stage turns sizes into buckets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BucketRule {
-    max_resolution: u32,
-    patch_size: u32,
-}
-
-impl BucketRule {
-    /// The rule in the parameters of a committed partition, if they are a bucket stage's.
-    pub(super) fn of(stage: &PlannedStage) -> Option<Self> {
-        let parameters = &stage.committed().next()?.parameters;
-        let number = |name: &str| parameters.get(name)?.as_u64().and_then(|n| u32::try_from(n).ok());
-        Some(Self { max_resolution: number(MAX_RESOLUTION)?, patch_size: number(PATCH_SIZE)? })
-    }
+/// The rule in the parameters of a committed partition, if they are a bucket stage's.
+pub(super) fn bucket_rule(stage: &PlannedStage) -> Option<BucketRule> {
+    bucket::rule(&stage.committed().next()?.parameters).map(|(rule, _)| rule)
 }
 
 /// Which columns to measure.
@@ -186,7 +175,7 @@ impl Measured {
         *self.longest.entry(width.max(height)).or_default() += 1;
         *self.ratios.entry(ratio_step(width, height)).or_default() += 1;
         if let Some(rule) = rule {
-            let bucket = BucketSize::for_image(width, height, rule.max_resolution, rule.patch_size);
+            let bucket = rule.size(width, height);
             *self.natural.entry(bucket.to_string()).or_default() += 1;
         }
     }
@@ -257,7 +246,7 @@ mod tests {
         writer.write(&batch).unwrap();
         writer.finish().unwrap();
 
-        let rule = BucketRule { max_resolution: 64, patch_size: 16 };
+        let rule = BucketRule { max_resolution: 64, patch_size: 16, upscale: false };
         let sizes = measure_file(&path, Columns::Sizes(Some(rule))).unwrap();
         assert_eq!(sizes.longest, Counts::from([(640, 2)]));
         assert_eq!(sizes.ratios, Counts::from([(2, 2)]));

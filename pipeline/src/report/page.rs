@@ -15,7 +15,7 @@ use super::buckets::Buckets;
 use super::figures::{Figures, StageFigures};
 use super::histogram::{of_numbers, of_ratios};
 use super::html::{Column, escape, json, table};
-use super::measure::{BucketRule, CAPTIONS, Columns, Measured, has_sizes, measure, only_some, schema};
+use super::measure::{CAPTIONS, Columns, Measured, bucket_rule, has_sizes, measure, only_some, schema};
 use super::numbers::{bytes, duration, grouped, moment, percent, rate};
 use super::pictures::{Gallery, data_uri, format, gallery};
 use super::{curve, flow, refused};
@@ -119,7 +119,7 @@ impl<'a> Seen<'a> {
     }
 
     fn measure(&self, figures: &mut Figures) -> Result<(), StageError> {
-        let rule = self.buckets.and_then(BucketRule::of);
+        let rule = self.buckets.and_then(bucket_rule);
         let sizes = match self.sizes {
             Some(stage) => measure(stage, Columns::Sizes(rule))?,
             None => Measured::default(),

@@ -82,7 +82,7 @@ pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Canc
         stage.ledger.refresh()?;
         // Clear away what dead attempts left, and records whose data is gone.
         stage.ledger.retract_incomplete()?;
-        stage.folder.sweep(stage.ledger.sidecars(), |id| runner.is_alive(id))?;
+        stage.folder.sweep(stage.ledger.sidecars(), || runner.living())?;
     }
     for stage in plan.stages.iter().filter(|stage| stage.selected) {
         for sidecar in stage.committed().take_while(|_| !cancel.is_cancelled()) {

@@ -7,6 +7,7 @@ pub mod extract;
 pub mod filter;
 pub mod import;
 pub mod index;
+mod outside;
 mod rows;
 mod samples;
 pub mod sql;

@@ -13,9 +13,7 @@ use shards::{ShardError, columns};
 
 /// Rows that are written together; fewer where their images are large.
 const ROWS: usize = 256;
-const BYTES: usize = 8 << 20;
-/// A row group is in memory until it is ended: it ends with so many bytes of images, however many rows a shard has.
-const ROW_GROUP_BYTES: usize = 64 << 20;
+const BYTES: usize = 1 << 20;
 
 /// One image with what is known of it.
 #[derive(Clone, Debug, Default)]
@@ -56,15 +54,13 @@ pub(super) struct SampleWriter {
     columns: Columns,
     waiting: Vec<Sample>,
     bytes: usize,
-    /// Bytes of images in the row group so far.
-    in_group: usize,
 }
 
 impl SampleWriter {
     pub(super) fn create(path: &Path, columns: Columns) -> Result<Self, ShardError> {
         let schema = Arc::new(columns.schema());
         let writer = ShardWriter::create(path, &schema)?;
-        Ok(Self { writer, path: path.to_owned(), schema, columns, waiting: Vec::new(), bytes: 0, in_group: 0 })
+        Ok(Self { writer, path: path.to_owned(), schema, columns, waiting: Vec::new(), bytes: 0 })
     }
 
     pub(super) fn push(&mut self, sample: Sample) -> Result<(), ShardError> {
@@ -87,13 +83,8 @@ impl SampleWriter {
         let arrow = ShardError::arrow(&self.path);
         let batch = self.columns.batch(&self.schema, &self.waiting).map_err(arrow)?;
         self.waiting.clear();
-        self.in_group += std::mem::take(&mut self.bytes);
-        self.writer.write(&batch)?;
-        if self.in_group < ROW_GROUP_BYTES {
-            return Ok(());
-        }
-        self.in_group = 0;
-        self.writer.end_row_group()
+        self.bytes = 0;
+        self.writer.write(&batch)
     }
 
     /// Ends the shard; see [`ShardWriter::finish`].

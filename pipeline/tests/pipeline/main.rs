@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
+mod bucket;
 mod dedup;
 mod extract;
 mod faults;
 mod incremental;
+mod index;
 mod manifest_faults;
 mod samples;
 mod sharing;

@@ -157,6 +157,12 @@ const DOWNLOAD: &[Case] = &[
 ];
 
 const OTHERS: &[Case] = &[
+    Set("stage.bucket.max_aspect=0.5"),
+    Set("stage.index.files=FOLDER"),
+    Set("stage.index.files=[]"),
+    Change("uses = \"index\"\nfrom = \"bucket\"", "uses = \"index\"\nfiles = \"FOLDER/nowhere/*.parquet\""),
+    Change("uses = \"index\"", "uses = \"index\"\nfiles = \"FOLDER/pets.tsv\""),
+    Set("stage.bucket.merge_small=-1"),
     Change("where = \"width > 10\"", "where = \"width >\""),
     Change("where = \"width > 10\"", "where = \"width > > 10\""),
     Change("where = \"width > 10\"", "where = \"(width > 10\""),

@@ -173,14 +173,14 @@ impl Place {
     /// Why a run failed, with its causes.
     pub(crate) fn failure(&self, table: &str) -> String {
         let Err(error) = self.try_run(table, 2) else { panic!("it succeeded") };
-        let mut words = vec![error.to_string()];
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            words.push(error.to_string());
-            cause = error.source();
-        }
-        words.join(": ")
+        with_causes(&error)
     }
+}
+
+/// An error's words and those of its causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl Ran {

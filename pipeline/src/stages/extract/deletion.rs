@@ -15,8 +15,8 @@ use shards::sidecar::Sidecar;
 
 use super::division::{Division, TarRecord, records};
 use super::error::ExtractError;
-use super::tars::{digest, look};
 use crate::stage::StageError;
+use crate::stages::outside::{digest, look};
 
 /// Removes what is left of the tars behind a committed shard.
 pub(super) fn delete(

@@ -25,10 +25,10 @@ use shards::digest::{Digest, DigestBuilder};
 use shards::sidecar::Sidecar;
 
 use super::error::ExtractError;
-use super::tars::{Places, State, Tar, file_name};
 use crate::ledger::Ledger;
 use crate::plan::partition_name;
 use crate::stage::{Source, StageError};
+use crate::stages::outside::{OutsideFile as Tar, Places, State, file_name};
 
 /// In a record's details: the tars it was made of.
 pub(super) const DETAIL: &str = "tars";
@@ -94,7 +94,7 @@ impl Division {
         let folder = ledger.folder();
         let lists = read_lists(folder)?;
         let remembered: Vec<&str> = lists.iter().flatten().map(|tar| tar.name.as_str()).collect();
-        let mut there = places.tars(&folder.path().join(FOLDER), &remembered)?;
+        let mut there = places.files(&folder.path().join(FOLDER), &remembered)?;
         let mut shards: Vec<Vec<Tar>> = Vec::new();
         for (number, list) in lists.iter().enumerate() {
             let recorded = ledger.newest(&partition_name(number)).map(|sidecar| records(sidecar)).unwrap_or_default();

@@ -6,13 +6,6 @@ use crate::stage::StageError;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExtractError {
-    #[error("no tar is at {0}; tars are files that end in .tar, .tar.gz or .tgz")]
-    NoTars(String),
-    #[error(
-        "{} and {} are both {name}, folder and file: rename one of the folders, or tars could not be told apart",
-        .first.display(), .second.display()
-    )]
-    SameName { name: String, first: PathBuf, second: PathBuf },
     #[error(
         "the tar {name} is gone, and this shard is not made with the present parameters. Bring it back, or set the parameters \
          back that its shard was made with. To go on without it for good, delete {memory}: then shards are divided anew among \

@@ -3,7 +3,7 @@
 //! - in: tars on this machine, also compressed by gzip ([`tars`]), `tars_per_shard` of them for each partition ([`division`])
 //! - out: key (`{source}/{webdataset's key}`), image (bytes as they are), caption (the .txt, or a field of the JSON), url, width,
 //!   height (upright), sha256, and fields of the JSON ([`fields`]); in the order of the tars' names and of their members
-//! - stale when: a tar of its partition changed ([`tars::digest`] says what is looked at), or a parameter of
+//! - stale when: a tar of its partition changed ([`super::outside::digest`] says what is looked at), or a parameter of
 //!   [`parameters::Semantics`]
 //! - law: in = out + Σ dropped: of images `no_image`, `not_an_image`, `damaged_image`, `too_many_pixels`, `too_large`; of
 //!   members `damaged_member`, `duplicate_member`, `sparse_member`; `duplicate_key`; of tars `truncated_tar`, `damaged_tar`
@@ -24,7 +24,6 @@ mod fields;
 mod parameters;
 mod sample;
 mod shard;
-mod tars;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -7,9 +7,11 @@ use serde::{Deserialize, Serialize};
 use shards::columns;
 
 use super::fields::FieldType;
-use super::tars::Places;
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
 use crate::picture::Check;
+use crate::stages::outside::{FileKind, Places};
+
+const TARS: FileKind = FileKind { key: "tars", one: "tar", endings: &[".tar", ".tar.gz", ".tgz"] };
 
 /// What determines the result.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -103,7 +105,7 @@ impl Wanted {
         let operations: Operations = parameters.read()?;
         let fault = fault(&semantics, &operations);
         let places = match fault
-            .map_or_else(|| Places::read(operations.tars.as_slice()).map_err(|fault| ("tars", fault)), Err)
+            .map_or_else(|| Places::read(operations.tars.as_slice(), &TARS).map_err(|fault| ("tars", fault)), Err)
         {
             Ok(places) => places,
             Err((key, message)) => return Err(parameters.fault(key, message)),

@@ -18,9 +18,9 @@ use super::error::ExtractError;
 use super::fields::Fields;
 use super::parameters::Semantics;
 use super::sample::{Gathered, Passed, Refused, split};
-use super::tars::{Tar, look};
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Outcome, StageError, Task};
+use crate::stages::outside::{OutsideFile as Tar, look};
 use crate::stages::samples::{Columns, Sample, SampleWriter};
 
 /// Samples that are written together; fewer where their images are large.

@@ -1,29 +1,38 @@
 //! `bucket`: resizes images so that each side is a whole number of patches, and sorts them by size.
 //!
-//! - in: shards with an image column
+//! - in: shards with an image column; with merge_small, also with its width and height
 //! - out: the same columns with image, width and height replaced, plus bucket_size; sorted by bucket, in the order of the
 //!   input within a bucket; a row group never holds two buckets
-//! - stale when: a size, the encoding or its input changed
-//! - law: in = out + Σ dropped (`damaged_image`, `not_an_image`, `too_many_pixels`)
+//! - stale when: a size, the encoding or its input changed; with merge_small, also when one of its own buckets joins another
+//! - law: in = out + Σ dropped (`damaged_image`, `not_an_image`, `too_many_pixels`, `aspect_ratio_too_large`)
+//!
+//! Encoded images wait for their turn in a file without a name, so memory does not grow with a shard.
 
+pub(crate) mod merge;
+mod picture;
+mod spool;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow::array::{ArrayRef, BinaryBuilder, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::RgbImage;
 use rayon::prelude::*;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shards::bucket::BucketSize;
+use shards::bucket::BucketRule;
 use shards::reader::Shard;
 use shards::sidecar::DataFile;
 use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 
-use crate::picture::{DecodeError, Format, decode_at_least, encode};
+use self::merge::Merges;
+use self::picture::Refused;
+use self::spool::{Spool, Spooled};
+use super::rows;
+use crate::manifest::{Diagnostic, Parameters};
+use crate::picture::Format;
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Facts, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
@@ -32,18 +41,38 @@ pub const MAX_RESOLUTION: &str = "max_resolution";
 /// The fact, and parameter, that later stages check: sides are multiples of this many pixels.
 pub const PATCH_SIZE: &str = "patch_size";
 
+/// The rule in the parameters of a bucket stage, and the largest aspect ratio that it lets through; `None` where they are not
+/// those of a bucket stage.
+pub fn rule(semantics: &Value) -> Option<(BucketRule, Option<f64>)> {
+    let bucket = Bucket::deserialize(semantics).ok()?;
+    Some((bucket.rule(), bucket.max_aspect))
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 struct Bucket {
-    /// Longer sides are brought down to this many pixels; images are never enlarged.
+    /// Longer sides are brought down to this many pixels.
     max_resolution: u32,
     /// Each side becomes the nearest multiple of this many pixels.
     patch_size: u32,
+    /// Smaller images are brought up to max_resolution [false].
+    #[serde(default)]
+    upscale: bool,
+    /// Images whose longer side is more than this times the shorter are refused [no limit].
+    #[serde(default)]
+    max_aspect: Option<f64>,
+    /// A bucket of fewer images than this, over all partitions, joins the one with the nearest aspect ratio; its images are
+    /// made to cover that, and cut about their middle. A batch size is a good number [0: buckets stay as they are].
+    #[serde(default)]
+    merge_small: u64,
     /// Encoding of the result [png].
     #[serde(default)]
     format: Format,
     /// Quality of jpeg and webp, from 1 to 100 [95].
     #[serde(default = "default_quality")]
     quality: u8,
+    /// An upright JPEG, PNG or WebP that has the size of its bucket already keeps its bytes, whatever format says [false].
+    #[serde(default)]
+    keep: bool,
     /// Larger images are refused, in pixels [100 million].
     #[serde(default = "default_pixels")]
     max_pixels: u64,
@@ -60,34 +89,29 @@ fn default_pixels() -> u64 {
 pub fn kind() -> StageKind {
     StageKind {
         name: "bucket",
-        version: 2,
+        version: 3,
         about: "Resizes images to whole numbers of patches and sorts them by size.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Bucket)],
         rehearse: as_it_is,
-        build: |parameters| {
-            let bucket: Bucket = parameters.read()?;
-            if bucket.patch_size == 0 || bucket.patch_size > bucket.max_resolution {
-                let message = format!(
-                    "patch_size = {}: expected 1 to max_resolution ({})",
-                    bucket.patch_size, bucket.max_resolution
-                );
-                return Err(parameters.fault(PATCH_SIZE, message));
-            }
-            if !(1..=100).contains(&bucket.quality) {
-                return Err(parameters.fault("quality", format!("quality = {}: expected 1 to 100", bucket.quality)));
-            }
-            Ok(Box::new(bucket))
-        },
+        build: |parameters| build(parameters).map(|bucket| Box::new(bucket) as Box<dyn Stage>),
     }
 }
 
-/// A resized image and where it came from.
-struct Resized {
-    size: BucketSize,
-    /// Position in the partition's input.
-    row: u64,
-    bytes: Vec<u8>,
+fn build(parameters: &Parameters) -> Result<Bucket, Diagnostic> {
+    let bucket: Bucket = parameters.read()?;
+    let Bucket { max_resolution, patch_size, quality, max_aspect, .. } = bucket;
+    if patch_size == 0 || patch_size > max_resolution {
+        let message = format!("patch_size = {patch_size}: expected 1 to max_resolution ({max_resolution})");
+        return Err(parameters.fault(PATCH_SIZE, message));
+    }
+    if !(1..=100).contains(&quality) {
+        return Err(parameters.fault("quality", format!("quality = {quality}: expected 1 to 100")));
+    }
+    if let Some(most) = max_aspect.filter(|most| !(*most >= 1.0 && most.is_finite())) {
+        return Err(parameters.fault("max_aspect", format!("max_aspect = {most}: expected 1 or more, such as 2.5")));
+    }
+    Ok(bucket)
 }
 
 impl Stage for Bucket {
@@ -96,7 +120,7 @@ impl Stage for Bucket {
     }
 
     fn partitioning(&self) -> Partitioning {
-        Partitioning::EachInput
+        if self.merge_small > 0 { Partitioning::Surveyed } else { Partitioning::EachInput }
     }
 
     fn law(&self) -> Law {
@@ -109,10 +133,19 @@ impl Stage for Bucket {
             .into()
     }
 
+    fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
+        merge::survey(self.merge_small, self.rule(), task)
+    }
+
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
+        let merges = match task.survey {
+            Some(_) => Merges::read(&rows::survey(task)?)?,
+            None => Merges::default(),
+        };
         let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
+        let mut observed: BTreeMap<String, u64> = BTreeMap::new();
         let mut metadata: Vec<RecordBatch> = Vec::new();
-        let mut resized: Vec<Resized> = Vec::new();
+        let mut spool = Spool::create(&task.folder.path())?;
         let mut rows_in = 0;
         for file in task.files() {
             let shard = Shard::open(&file)?;
@@ -123,15 +156,18 @@ impl Stage for Bucket {
                 let batch = batch?;
                 let images = shard.binary(&batch, columns::IMAGE)?;
                 let results: Vec<_> =
-                    (0..batch.num_rows()).into_par_iter().map(|i| self.resize(images.value(i))).collect();
+                    (0..batch.num_rows()).into_par_iter().map(|i| self.make(images.value(i), &merges)).collect();
                 for (i, result) in results.into_iter().enumerate() {
                     let row = rows_in + i as u64;
                     match result {
-                        Ok((size, bytes)) => {
+                        Ok(picture) => {
                             task.tally.good(1);
-                            resized.push(Resized { size, row, bytes });
+                            if picture.own != picture.size {
+                                *observed.entry(merge::in_words(picture.own, picture.size)).or_default() += 1;
+                            }
+                            spool.push(picture.size, row, &picture.bytes)?;
                         }
-                        Err(error) => quarantine.refuse(bad_row(&shard, &batch, i, &error)?)?,
+                        Err(refused) => quarantine.refuse(bad_row(&shard, &batch, i, &refused)?)?,
                     }
                 }
                 rows_in += batch.num_rows() as u64;
@@ -141,9 +177,8 @@ impl Stage for Bucket {
                 metadata.push(without_image);
             }
         }
-        resized.sort_by_key(|r| (r.size, r.row));
-        let mut outcome = Outcome { rows_in, ..Outcome::default() };
-        let data = write(&resized, &metadata, task)?;
+        let mut outcome = Outcome { rows_in, observed, ..Outcome::default() };
+        let data = write(&mut spool, &metadata, task)?;
         outcome.rows_out = data.rows;
         outcome.data.push(data);
         (outcome.dropped, outcome.quarantine) = quarantine.finish(&task.attempt.quarantine())?;
@@ -152,45 +187,21 @@ impl Stage for Bucket {
 }
 
 impl Bucket {
-    fn resize(&self, bytes: &[u8]) -> Result<(BucketSize, Vec<u8>), DecodeError> {
-        let wanted = |width, height| BucketSize::for_image(width, height, self.max_resolution, self.patch_size);
-        let (image, (width, height)) = decode_at_least(bytes, self.max_pixels, |width, height| {
-            // Lanczos looks further than the pixels that it is given.
-            let size = wanted(width, height);
-            (2 * size.width, 2 * size.height)
-        })?;
-        let size = wanted(width, height);
-        let image = scale(image, size).map_err(|error| DecodeError::Damaged(error.clone()))?;
-        encode(&image, self.format, self.quality).map(|bytes| (size, bytes)).map_err(DecodeError::Damaged)
+    fn rule(&self) -> BucketRule {
+        BucketRule { max_resolution: self.max_resolution, patch_size: self.patch_size, upscale: self.upscale }
     }
 }
 
-/// Lanczos with three lobes, as the reference.
-fn scale(image: RgbImage, size: BucketSize) -> Result<RgbImage, String> {
-    if image.dimensions() == (size.width, size.height) {
-        return Ok(image);
-    }
-    let source =
-        ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).map_err(|e| e.to_string())?;
-    let mut target = Image::new(size.width, size.height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| e.to_string())?;
-    RgbImage::from_raw(size.width, size.height, target.into_vec())
-        .ok_or_else(|| "the resizer gave too few bytes".to_owned())
-}
-
-fn bad_row(shard: &Shard, batch: &RecordBatch, row: usize, error: &DecodeError) -> Result<BadRow, ShardError> {
-    let text = |column| -> String {
-        shard.text(batch, column).ok().filter(|a| a.is_valid(row)).map(|a| a.value(row).to_owned()).unwrap_or_default()
-    };
-    let reason = error.reason();
+fn bad_row(shard: &Shard, batch: &RecordBatch, row: usize, refused: &Refused) -> Result<BadRow, ShardError> {
     let key = shard.text(batch, columns::KEY)?.value(row).to_owned();
+    let text = |column| rows::text(shard, batch, column, row);
     let (url, caption) = (text(columns::URL), text(columns::CAPTION));
-    Ok(BadRow { key, url, caption, reason, status: "failed_to_resize", detail: error.to_string() })
+    let (reason, detail) = (refused.reason(), refused.to_string());
+    Ok(BadRow { key, url, caption, reason, status: "failed_to_resize", detail })
 }
 
-/// Writes the sorted images with their other columns.
-fn write(resized: &[Resized], metadata: &[RecordBatch], task: &Task) -> Result<DataFile, StageError> {
+/// Writes the images by bucket, with their other columns.
+fn write(spool: &mut Spool, metadata: &[RecordBatch], task: &Task) -> Result<DataFile, StageError> {
     let path = task.attempt.data();
     let arrow = || ShardError::arrow(&path);
     let Some(first) = metadata.first() else {
@@ -214,15 +225,21 @@ fn write(resized: &[Resized], metadata: &[RecordBatch], task: &Task) -> Result<D
     let schema = Arc::new(columns::schema_of_samples(fields));
 
     let mut writer = ShardWriter::create(&path, &schema)?;
-    for group in resized.chunk_by(|a, b| a.size == b.size) {
-        let Some(size) = group.first().map(|r| r.size) else { continue };
-        for rows in group.chunks(1024) {
-            let numbers = UInt64Array::from_iter_values(rows.iter().map(|r| r.row));
+    let sorted = spool.sorted();
+    for group in sorted.chunk_by(|a, b| a.size == b.size) {
+        let Some(size) = group.first().map(|spooled| spooled.size) else { continue };
+        for rows in in_batches(group) {
+            task.check_cancelled()?;
+            let numbers = UInt64Array::from_iter_values(rows.iter().map(|spooled| spooled.row));
             let mut arrays = Vec::with_capacity(passed.len() + 4);
             for (_, column) in &passed {
                 arrays.push(arrow::compute::take(column, &numbers, None).map_err(arrow())?);
             }
-            arrays.insert(arrays.len().min(1), Arc::new(BinaryArray::from_iter_values(rows.iter().map(|r| &r.bytes))));
+            let mut images = BinaryBuilder::with_capacity(rows.len(), rows.iter().map(|spooled| spooled.length).sum());
+            for spooled in rows {
+                images.append_value(spool.read(spooled)?);
+            }
+            arrays.insert(arrays.len().min(1), Arc::new(images.finish()));
             let side = |side: u32| -> ArrayRef { Arc::new(UInt32Array::from_value(side, rows.len())) };
             arrays.push(side(size.width));
             arrays.push(side(size.height));
@@ -232,4 +249,20 @@ fn write(resized: &[Resized], metadata: &[RecordBatch], task: &Task) -> Result<D
         writer.end_row_group()?;
     }
     Ok(writer.finish()?)
+}
+
+/// Pieces of at most 1024 rows and about a megabyte.
+fn in_batches(group: &[Spooled]) -> impl Iterator<Item = &[Spooled]> {
+    let mut rest = group;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |spooled: &&Spooled| {
+            bytes += spooled.length;
+            bytes <= 1 << 20
+        };
+        let rows = rest.iter().take(1024).take_while(fits).count().max(1);
+        let (batch, others) = rest.split_at_checked(rows)?;
+        rest = others;
+        Some(batch)
+    })
 }

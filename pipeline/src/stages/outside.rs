@@ -1,10 +1,10 @@
-//! Where tars lie, and what tells them apart.
+//! Large files from outside: where they lie, and what tells them apart.
 //!
-//! A tar is known by the name of its place's folder and its path below that (`laion/00000.tar`), so that a dataset may move as
+//! A file is known by the name of its place's folder and its path below that (`laion/00000.tar`), so that a dataset may move as
 //! a whole. Its digest is of its size, its first and last 64 KiB and 16 blocks of 4 KiB between: to plan over terabytes, not
-//! all of them can be read. A tar that is written anew has other sizes in its headers, or another end, and is seen; one in
-//! which somebody changed bytes in place, at the same size and outside these blocks, is not. Times are not in the digest:
-//! copies keep it. They only say when it has to be computed again.
+//! all of them can be read. A tar that is written anew has other sizes in its headers, or another end, and is seen, and so is a
+//! parquet file, whose footer is at its end; one in which somebody changed bytes in place, at the same size and outside these
+//! blocks, is not. Times are not in the digest: copies keep it. They only say when it has to be computed again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,17 +17,55 @@ use serde::{Deserialize, Serialize};
 use shards::digest::{Digest, DigestBuilder};
 use shards::disk;
 
-use super::error::ExtractError;
 use crate::stage::StageError;
 
-const ENDINGS: [&str; 3] = [".tar", ".tar.gz", ".tgz"];
+/// What files are looked for.
+#[derive(Debug)]
+pub(super) struct FileKind {
+    /// The key of the manifest that says where.
+    pub(super) key: &'static str,
+    /// What one is called.
+    pub(super) one: &'static str,
+    /// How names end, in small letters.
+    pub(super) endings: &'static [&'static str],
+}
+
+impl FileKind {
+    fn is_one(&self, name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        self.endings.iter().any(|ending| name.ends_with(ending))
+    }
+}
+
+/// Why files cannot be had.
+#[derive(Debug, thiserror::Error)]
+enum OutsideError {
+    #[error("no {} is at {place}; {}s are files that end in {}", .kind.one, .kind.one, in_a_row(.kind.endings))]
+    None { place: String, kind: &'static FileKind },
+    #[error(
+        "{} and {} are both {name}, folder and file: rename one of the folders, or {}s could not be told apart",
+        .first.display(), .second.display(), .kind.one
+    )]
+    SameName { name: String, first: PathBuf, second: PathBuf, kind: &'static FileKind },
+}
+
+/// `.tar, .tar.gz or .tgz`
+fn in_a_row(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [others @ .., last] => format!("{} or {last}", others.join(", ")),
+    }
+}
+
 const EDGE: u64 = 64 << 10;
 const PROBES: u64 = 16;
 const PROBE: u64 = 4 << 10;
 
-/// A folder, and which of its tars are meant.
+/// A folder, and which of its files are meant.
 #[derive(Clone, Debug)]
 struct Place {
+    kind: &'static FileKind,
     folder: PathBuf,
     /// The folder's own name.
     name: String,
@@ -43,11 +81,11 @@ enum Which {
     One(String),
 }
 
-/// Where tars lie.
+/// Where files lie.
 #[derive(Clone, Debug)]
 pub(super) struct Places(Vec<Place>);
 
-/// A tar as it lies there.
+/// A file as it lies there.
 #[derive(Clone, Debug)]
 struct Found {
     path: PathBuf,
@@ -62,9 +100,9 @@ pub(super) struct State {
     pub(super) modified: u64,
 }
 
-/// A tar of a plan.
+/// A file of a plan.
 #[derive(Clone, Debug)]
-pub(super) struct Tar {
+pub(super) struct OutsideFile {
     pub(super) name: String,
     /// Where it lies; `None` when it is gone, and only remembered.
     pub(super) path: Option<PathBuf>,
@@ -72,7 +110,7 @@ pub(super) struct Tar {
     pub(super) digest: Digest,
 }
 
-impl Tar {
+impl OutsideFile {
     /// Its name without folders.
     pub(super) fn file_name(&self) -> &str {
         file_name(&self.name)
@@ -85,19 +123,28 @@ pub(super) fn file_name(name: &str) -> &str {
 
 impl Places {
     /// Folders, files and patterns as they were written; a fault in words.
-    pub(super) fn read(written: &[String]) -> Result<Self, String> {
+    pub(super) fn read(written: &[String], kind: &'static FileKind) -> Result<Self, String> {
         if written.is_empty() {
-            return Err("tars is an empty list".to_owned());
+            return Err(format!("{} is an empty list", kind.key));
         }
-        written.iter().map(|text| Place::read(text)).collect::<Result<_, _>>().map(Self)
+        written.iter().map(|text| Place::read(text, kind)).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The places as they were written, from the root on.
+    pub(super) fn absolute(&self) -> Vec<String> {
+        let absolute = |place: &Place| {
+            let path = place.in_words();
+            std::path::absolute(&path).map_or(path, |path| path.to_string_lossy().into_owned())
+        };
+        self.0.iter().map(absolute).collect()
     }
 
     /// The name of the first folder.
     pub(super) fn name(&self) -> String {
-        self.0.first().map_or("tars", |place| place.name.as_str()).to_owned()
+        self.0.first().map_or("files", |place| place.name.as_str()).to_owned()
     }
 
-    /// All tars that are there, by name.
+    /// All files that are there, by name.
     fn find(&self) -> Result<BTreeMap<String, Found>, StageError> {
         let mut found: BTreeMap<String, Found> = BTreeMap::new();
         for place in &self.0 {
@@ -111,7 +158,8 @@ impl Places {
                 match found.get(&name) {
                     Some(other) if !is_same(&other.path, &path) => {
                         let (first, second) = (other.path.clone(), path);
-                        return Err(ExtractError::SameName { name, first, second }.into());
+                        let same = OutsideError::SameName { name, first, second, kind: place.kind };
+                        return Err(StageError::failed(same));
                     }
                     Some(_) => {}
                     None => drop(found.insert(name, Found { path, state })),
@@ -121,15 +169,19 @@ impl Places {
         Ok(found)
     }
 
-    /// All tars that are there, by name, each with its digest. `memory` is a folder to remember digests in. An error when there
-    /// is no tar at some place, unless some that are `remembered` are gone.
-    pub(super) fn tars(&self, memory: &Path, remembered: &[&str]) -> Result<BTreeMap<String, Tar>, StageError> {
+    /// All files that are there, by name, each with its digest. `memory` is a folder to remember digests in. An error when there
+    /// is none at some place, unless some that are `remembered` are gone.
+    pub(super) fn files(
+        &self,
+        memory: &Path,
+        remembered: &[&str],
+    ) -> Result<BTreeMap<String, OutsideFile>, StageError> {
         let found = self.find()?;
         let empty = self.0.iter().find(|place| !found.keys().any(|name| place.is_for(name)));
         if let Some(empty) = empty
             && remembered.iter().all(|name| found.contains_key(*name))
         {
-            return Err(ExtractError::NoTars(empty.in_words()).into());
+            return Err(StageError::failed(OutsideError::None { place: empty.in_words(), kind: empty.kind }));
         }
         Known::read(memory).complete(found, memory)
     }
@@ -140,10 +192,11 @@ fn is_same(a: &Path, b: &Path) -> bool {
 }
 
 impl Place {
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str, kind: &'static FileKind) -> Result<Self, String> {
+        let FileKind { key, one, .. } = kind;
         if text.contains("://") {
             return Err(format!(
-                "tars: {text} is not on this machine; fetch the tars first, or mount the store they are on"
+                "{key}: {text} is not on this machine; fetch the {one}s first, or mount the store they are on"
             ));
         }
         let path = Path::new(text);
@@ -152,19 +205,19 @@ impl Place {
         } else {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let exists = path.exists();
-            if !exists && !name.contains(['*', '?']) && !is_tar(&name) {
-                return Err(format!("tars: there is no {text}"));
+            if !exists && !name.contains(['*', '?']) && !kind.is_one(&name) {
+                return Err(format!("{key}: there is no {text}"));
             }
             let which = if !exists && name.contains(['*', '?']) { Which::Matching(name) } else { Which::One(name) };
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             (folder.unwrap_or(Path::new(".")), which)
         };
         if let Err(error) = fs::read_dir(folder) {
-            return Err(format!("tars: the folder {} cannot be read: {error}", folder.display()));
+            return Err(format!("{key}: the folder {} cannot be read: {error}", folder.display()));
         }
         let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-        let name = absolute.file_name().map_or_else(|| "tars".to_owned(), |name| name.to_string_lossy().into_owned());
-        Ok(Self { folder: folder.to_owned(), name, which })
+        let name = absolute.file_name().map_or_else(|| "files".to_owned(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { kind, folder: folder.to_owned(), name, which })
     }
 
     /// Names and paths of what is there.
@@ -173,15 +226,15 @@ impl Place {
         match &self.which {
             Which::One(file) => found.push((file.clone(), self.folder.join(file))),
             Which::Matching(pattern) => {
-                walk(&self.folder, "", false, &mut found)?;
+                walk(&self.folder, "", false, self.kind, &mut found)?;
                 found.retain(|(name, _)| matches(pattern, name));
             }
-            Which::All => walk(&self.folder, "", true, &mut found)?,
+            Which::All => walk(&self.folder, "", true, self.kind, &mut found)?,
         }
         Ok(found.into_iter().map(|(name, path)| (format!("{}/{name}", self.name), path)).collect())
     }
 
-    /// Whether a tar of this name is one of this place.
+    /// Whether a file of this name is one of this place.
     fn is_for(&self, name: &str) -> bool {
         let name = name.strip_prefix(&self.name).and_then(|rest| rest.strip_prefix('/'));
         name.is_some_and(|name| match &self.which {
@@ -199,12 +252,13 @@ impl Place {
     }
 }
 
-fn is_tar(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    ENDINGS.iter().any(|ending| name.ends_with(ending))
-}
-
-fn walk(folder: &Path, prefix: &str, deep: bool, found: &mut Vec<(String, PathBuf)>) -> Result<(), StageError> {
+fn walk(
+    folder: &Path,
+    prefix: &str,
+    deep: bool,
+    kind: &FileKind,
+    found: &mut Vec<(String, PathBuf)>,
+) -> Result<(), StageError> {
     for entry in fs::read_dir(folder).map_err(StageError::io("list", folder))? {
         let entry = entry.map_err(StageError::io("list", folder))?;
         let path = entry.path();
@@ -212,9 +266,9 @@ fn walk(folder: &Path, prefix: &str, deep: bool, found: &mut Vec<(String, PathBu
         // Links are followed to files, never to folders: those may lead round in a circle.
         if entry.file_type().map_err(StageError::io("look at", &path))?.is_dir() {
             if deep {
-                walk(&path, &format!("{name}/"), deep, found)?;
+                walk(&path, &format!("{name}/"), deep, kind, found)?;
             }
-        } else if is_tar(&name) {
+        } else if kind.is_one(&name) {
             found.push((name, path));
         }
     }
@@ -254,7 +308,7 @@ pub(super) fn look(path: &Path) -> io::Result<State> {
     Ok(State { bytes: metadata.len(), modified: modified.map_or(0, |time| time.as_nanos() as u64) })
 }
 
-/// The digest of a tar of this size: see the top of this file.
+/// The digest of a file of this size: see the top of this file.
 pub(super) fn digest(path: &Path, bytes: u64) -> io::Result<Digest> {
     let mut file = File::open(path)?;
     let mut digest = DigestBuilder::new().part(bytes.to_le_bytes());
@@ -277,12 +331,12 @@ fn blocks(bytes: u64) -> Vec<(u64, u64)> {
     std::iter::once((0, EDGE)).chain(probes).chain([(bytes - EDGE, EDGE)]).collect()
 }
 
-/// Digests of tars as they were when they were computed, so that a plan does not read all tars again. Only a cache.
+/// Digests of files as they were when they were computed, so that a plan does not read them all again. Only a cache.
 #[derive(Default, Serialize, Deserialize)]
 struct Known {
     format: u32,
     /// By path.
-    tars: BTreeMap<String, Seen>,
+    files: BTreeMap<String, Seen>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -293,7 +347,7 @@ struct Seen {
 }
 
 impl Known {
-    const FORMAT: u32 = 1;
+    const FORMAT: u32 = 2;
 
     fn file(memory: &Path) -> PathBuf {
         memory.join("known.json")
@@ -305,32 +359,36 @@ impl Known {
         known.filter(|known| known.format == Self::FORMAT).unwrap_or_default()
     }
 
-    fn complete(&self, found: BTreeMap<String, Found>, memory: &Path) -> Result<BTreeMap<String, Tar>, StageError> {
-        let with_digest = |(name, Found { path, state }): (String, Found)| -> Result<Tar, StageError> {
-            let seen = self.tars.get(&*path.to_string_lossy());
+    fn complete(
+        &self,
+        found: BTreeMap<String, Found>,
+        memory: &Path,
+    ) -> Result<BTreeMap<String, OutsideFile>, StageError> {
+        let with_digest = |(name, Found { path, state }): (String, Found)| -> Result<OutsideFile, StageError> {
+            let seen = self.files.get(&*path.to_string_lossy());
             let seen = seen.filter(|seen| (seen.bytes, seen.modified) == (state.bytes, state.modified));
             let digest = match seen {
                 Some(seen) => seen.digest,
                 None => digest(&path, state.bytes).map_err(StageError::io("read", &path))?,
             };
-            Ok(Tar { name, path: Some(path), state, digest })
+            Ok(OutsideFile { name, path: Some(path), state, digest })
         };
-        let tars: Vec<Tar> = found.into_par_iter().map(with_digest).collect::<Result<_, _>>()?;
+        let files: Vec<OutsideFile> = found.into_par_iter().map(with_digest).collect::<Result<_, _>>()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // A file that was changed just now may change again within the same tick of its clock.
         let settled = now.saturating_sub(Duration::from_secs(2)).as_nanos() as u64;
-        let seen = tars.iter().filter(|tar| tar.state.modified < settled).filter_map(|tar| {
-            let State { bytes, modified } = tar.state;
-            Some((tar.path.as_ref()?.to_string_lossy().into_owned(), Seen { bytes, modified, digest: tar.digest }))
+        let seen = files.iter().filter(|file| file.state.modified < settled).filter_map(|file| {
+            let State { bytes, modified } = file.state;
+            Some((file.path.as_ref()?.to_string_lossy().into_owned(), Seen { bytes, modified, digest: file.digest }))
         });
-        let new = Self { format: Self::FORMAT, tars: seen.collect() };
-        if new.tars != self.tars
+        let new = Self { format: Self::FORMAT, files: seen.collect() };
+        if new.files != self.files
             && let Ok(bytes) = serde_json::to_vec(&new)
         {
             // Without it, the next plan takes longer.
             let _ = disk::create_folder(memory).and_then(|()| disk::replace(&Self::file(memory), &bytes));
         }
-        Ok(tars.into_iter().map(|tar| (tar.name.clone(), tar)).collect())
+        Ok(files.into_iter().map(|file| (file.name.clone(), file)).collect())
     }
 }
 
@@ -350,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn small_tars_are_read_whole_and_large_ones_at_both_ends_and_between() {
+    fn small_files_are_read_whole_and_large_ones_at_both_ends_and_between() {
         assert_eq!(blocks(0), [(0, 0)]);
         assert_eq!(blocks(192 << 10), [(0, 192 << 10)]);
         let blocks = blocks((192 << 10) + 1);
