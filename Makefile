@@ -10,7 +10,7 @@ PEERS   := $(CACHE)/peers
 READERS := $(CACHE)/readers
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers chromium bench bench-engine bench-peers bench-buckets
+.PHONY: build demo test soak lint libtorch assembler peers files readers chromium bench bench-engine bench-peers bench-buckets bench-loader
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -92,6 +92,13 @@ bench-peers: build $(CACHE)/peers-data/ready
 # Buckets and their index beside Pillow, libvips, DuckDB and numpy: the same pictures and rows, in turn, five times.
 bench-buckets: build $(CACHE)/peers-data/ready
 	$(CACHE)/peers-data/bin/python tools/bench_buckets.py $(BINARY)
+# The loader beside Hugging Face datasets and mosaicml-streaming, with PyTorch's DataLoader.
+bench-loader: build $(CACHE)/peers-loader/ready
+	$(CACHE)/peers-loader/bin/python tools/bench_loader.py $(BINARY)
+$(CACHE)/peers-loader/ready: tools/peers-loader.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-loader.txt
+	@touch $@
 $(CACHE)/peers-data/ready: tools/peers-data.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-data.txt

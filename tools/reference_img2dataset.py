@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes pipeline/tests/fixtures/resize: pictures, and what img2dataset makes of them.
+"""Makes picture/tests/fixtures/resize: pictures, and what img2dataset makes of them.
 
 usage: PYTHON reference_img2dataset.py    (PYTHON is of the environment that `make bench-peers` makes)
 
@@ -20,7 +20,7 @@ from img2dataset.resizer import Resizer
 import bench_pictures
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FIXTURES = f"{HERE}/../pipeline/tests/fixtures/resize"
+FIXTURES = f"{HERE}/../picture/tests/fixtures/resize"
 MODES = ["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
 SIZE = 64
 

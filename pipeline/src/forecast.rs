@@ -13,8 +13,8 @@ use shards::bucket::{BucketRule, BucketSize};
 use shards::reader::Shard;
 use shards::{ShardError, columns};
 
-use crate::picture::header;
 use crate::stages::bucket::merge::{Counts, Merges, overlap};
+use picture::header;
 
 /// Images of more pixels are not looked at.
 const PIXELS: u64 = 1_000_000_000;

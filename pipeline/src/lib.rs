@@ -8,7 +8,7 @@
 //! - [`stage`]: what a stage is, and what it is given to work with.
 //! - [`plan`], [`ledger`]: what would run, and why.
 //! - [`run`]: partitions in parallel, committed one by one, by any number of processes. [`retry`]: refused rows once more.
-//! - [`stages`]: download, extract, import, filter, sql, dedup, subset, bucket, index. [`picture`]: bytes to pixels and back.
+//! - [`stages`]: download, extract, import, filter, sql, dedup, subset, bucket, index.
 //! - [`forecast`]: which buckets images would fall into, before any is resized.
 //! - [`report`]: one self-contained page about a workdir. [`graph`]: the DAG, drawn.
 //! - [`notify`]: tells someone how a run ended.
@@ -22,7 +22,6 @@ pub mod graph;
 pub mod ledger;
 pub mod manifest;
 pub mod notify;
-pub mod picture;
 pub mod plan;
 pub mod quarantine;
 pub mod query;

@@ -1,7 +1,8 @@
 //! The columns of a sample, and the schema metadata that tells Hugging Face readers which of them is a picture.
 //!
 //! `datasets` 5 takes a feature from the metadata only where its own arrow type is the column's; its `Image` is a struct, ours
-//! plain bytes (so that one image is one page). `cast_column("image", datasets.Image())` shows the pictures.
+//! plain bytes (so that one image is one page). A dataset card beside the files makes it show the pictures, and so does
+//! `cast_column("image", datasets.Image())`.
 
 use std::collections::HashMap;
 
@@ -14,6 +15,11 @@ pub const KEY: &str = "key";
 pub const IMAGE: &str = "image";
 /// The caption that came with the image.
 pub const CAPTION: &str = "caption";
+/// The caption that a vision model gave the image, and a short one made from it.
+pub const RECAPTION: &str = "recaption";
+pub const RECAPTION_SHORT: &str = "recaption_short";
+/// See [`crate::checksum`].
+pub const CHECKSUM: &str = "checksum";
 /// Where the image came from.
 pub const URL: &str = "url";
 /// Pixels across, after applying the EXIF orientation.
@@ -51,12 +57,18 @@ pub fn schema_of_samples(fields: Vec<Field>) -> Schema {
 }
 
 fn feature(field: &Field) -> Option<Value> {
-    if field.name() == IMAGE && field.data_type() == &DataType::Binary {
-        return Some(json!({ "_type": "Image" }));
-    }
-    let dtype = match field.data_type() {
-        DataType::Utf8 => "string",
+    Some(match feature_name(field)? {
+        "image" => json!({ "_type": "Image" }),
+        dtype => json!({ "dtype": dtype, "_type": "Value" }),
+    })
+}
+
+/// What `datasets` calls a column's type in a dataset card; `None` where it has no name for it.
+pub fn feature_name(field: &Field) -> Option<&'static str> {
+    Some(match field.data_type() {
+        DataType::Binary if field.name() == IMAGE => "image",
         DataType::Binary => "binary",
+        DataType::Utf8 => "string",
         DataType::Boolean => "bool",
         DataType::Int32 => "int32",
         DataType::Int64 => "int64",
@@ -65,8 +77,7 @@ fn feature(field: &Field) -> Option<Value> {
         DataType::Float32 => "float32",
         DataType::Float64 => "float64",
         _ => return None,
-    };
-    Some(json!({ "dtype": dtype, "_type": "Value" }))
+    })
 }
 
 #[cfg(test)]

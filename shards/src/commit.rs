@@ -325,7 +325,7 @@ mod tests {
             fingerprint: Digest::of(b"one"),
             parameters: Arc::new(serde_json::json!({})),
             inputs: Vec::new(),
-            data: vec![DataFile { file, digest: Digest::of(b"data"), bytes: 4, rows: 1 }],
+            data: vec![DataFile { file, digest: Digest::of(b"data"), bytes: 4, rows: 1, footer: None }],
             quarantine: None,
             rows_in: 1,
             rows_out: 1,

@@ -17,7 +17,9 @@ use arrow::datatypes::{DataType, Field, Schema, UInt32Type};
 use crate::bucket::{BucketSize, InvalidBucketSize};
 use crate::commit::StageFolder;
 use crate::digest::{Digest, InvalidDigest};
+use crate::ranges::LocalFile;
 use crate::reader::Shard;
+use crate::rows::RowReader;
 use crate::sidecar::DataFile;
 use crate::writer::ShardWriter;
 use crate::{ShardError, columns};
@@ -88,6 +90,8 @@ pub struct Locator {
 #[derive(Clone, Debug)]
 pub struct BucketIndex {
     shards: Vec<PathBuf>,
+    /// What was written down about each when it was committed. Of files from outside nothing was.
+    records: Vec<Option<DataFile>>,
     buckets: Vec<Bucket>,
 }
 
@@ -168,8 +172,8 @@ impl BucketIndex {
         let mut names: BTreeMap<(String, Digest), usize> =
             parts.iter().map(|(_, name, ..)| (name.clone(), 0)).collect();
         names.values_mut().enumerate().for_each(|(n, number)| *number = n);
-        let shards =
-            names.keys().map(|(shard, digest)| find_shard(folder, shard, *digest)).collect::<Result<_, _>>()?;
+        let found = names.keys().map(|(shard, digest)| find_shard(folder, shard, *digest));
+        let (shards, records) = found.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let mut buckets: BTreeMap<BucketSize, Bucket> = BTreeMap::new();
         for (size, name, located) in parts {
             let shard = names.get(&name).copied().unwrap_or_default();
@@ -178,7 +182,7 @@ impl BucketIndex {
             bucket.rows += located.rows;
             bucket.parts.push(Located { before, shard, ..located });
         }
-        Ok(Self { shards, buckets: buckets.into_values().collect() })
+        Ok(Self { shards, records, buckets: buckets.into_values().collect() })
     }
 
     pub fn buckets(&self) -> &[Bucket] {
@@ -189,23 +193,31 @@ impl BucketIndex {
         &self.shards
     }
 
+    /// Opens a shard for single rows of `columns`. One that is not what was indexed is refused.
+    pub fn open(&self, shard: usize, columns: &[&str]) -> Result<RowReader, ShardError> {
+        let path = self.shards.get(shard).map_or(Path::new(""), PathBuf::as_path);
+        let record = self.records.get(shard).and_then(Option::as_ref);
+        RowReader::open(Arc::new(LocalFile::open(path)?), columns, record)
+    }
+
     /// All samples.
     pub fn rows(&self) -> u64 {
         self.buckets.iter().map(|b| b.rows).sum()
     }
 }
 
-/// The file of a shard: `name` itself where that is a file, else the data of the partition's sidecar that has this digest.
-fn find_shard(folder: &Path, name: &str, digest: Digest) -> Result<PathBuf, ShardError> {
+/// The file of a shard: `name` itself where that is a file, else the data of the partition's sidecar that has this digest, and
+/// what that says of it.
+fn find_shard(folder: &Path, name: &str, digest: Digest) -> Result<(PathBuf, Option<DataFile>), ShardError> {
     let path = folder.join(name);
     if path.is_file() {
-        return Ok(path);
+        return Ok((path, None));
     }
     let stage = StageFolder::at(path.parent().unwrap_or(Path::new("")));
     let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
     for sidecar in stage.listing()?.sidecars.iter().filter(|n| n.starts_with(&prefix)) {
-        if let Some(file) = stage.read(sidecar)?.data.iter().find(|file| file.digest == digest) {
-            return Ok(stage.path().join(&file.file));
+        if let Some(file) = stage.read(sidecar)?.data.into_iter().find(|file| file.digest == digest) {
+            return Ok((stage.path().join(&file.file), Some(file)));
         }
     }
     let detail = format!("no shard {} with digest {digest} is there; run the pipeline again", path.display());

@@ -3,13 +3,15 @@
 //! Knows no torch, no manifest and no network. Everything above speaks to the disk through this crate.
 //!
 //! - [`columns`], [`bucket`]: the names and types of a sample's columns, and the size that names a bucket.
-//! - [`writer`], [`reader`]: parquet shards, laid out so that one image costs one read; [`data_file`]: files of any format.
+//! - [`writer`], [`reader`]: parquet shards, laid out so that one image costs one read, with a [`checksum`] for each row;
+//!   [`data_file`]: files of any format. [`rows`], [`ranges`]: single rows, by the pages that hold them.
 //! - [`storage`], [`disk`]: where a workdir lies, and every change made to a local disk; [`fault`] lets tests break them.
 //! - [`digest`], [`commit`], [`sidecar`], [`lease`]: content digests, the one commit protocol, and who works on what.
 //! - [`event`]: what a run tells its watchers.
 //! - [`index`]: the bucket index that the trainer reads.
 
 pub mod bucket;
+pub mod checksum;
 pub mod columns;
 pub mod commit;
 pub mod data_file;
@@ -19,7 +21,9 @@ pub mod event;
 pub mod fault;
 pub mod index;
 pub mod lease;
+pub mod ranges;
 pub mod reader;
+pub mod rows;
 mod shared_file;
 pub mod sidecar;
 pub mod storage;

@@ -162,7 +162,7 @@ mod tests {
         let index: &Vec<Vec<OffsetIndexMetaData>> = shard.metadata().offset_index().unwrap();
         let pages: Vec<Vec<usize>> =
             index.iter().map(|g| g.iter().map(|c| c.page_locations().len()).collect()).collect();
-        assert_eq!(pages, [[1, 20], [1, 40]]);
+        assert_eq!(pages, [[1, 20, 1], [1, 40, 1]], "key, image and checksum");
     }
 
     #[test]

@@ -95,6 +95,9 @@ pub struct DataFile {
     pub digest: Digest,
     pub bytes: u64,
     pub rows: u64,
+    /// Of a shard: the digest of its footer, by which a reader of single rows knows the file without reading all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub footer: Option<Digest>,
 }
 
 /// A piece of the report that a stage leaves behind.

@@ -13,6 +13,7 @@ mod evaluate;
 mod init;
 #[cfg(feature = "pipeline")]
 mod inspect;
+mod loader;
 #[cfg(feature = "pipeline")]
 mod manifest;
 #[cfg(feature = "pipeline")]
@@ -79,6 +80,8 @@ enum Command {
     /// Print the JSON schema of manifests.
     #[cfg(feature = "pipeline")]
     Schema,
+    /// Say what a training would read from a bucket index, and how fast.
+    Loader(loader::Loader),
     /// Train a model from a bucket index, without a manifest.
     Train(train::Train),
     /// Make pictures from a checkpoint.
@@ -126,6 +129,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Query(query) => query.run(),
         #[cfg(feature = "pipeline")]
         Command::Schema => manifest::schema(),
+        Command::Loader(loader) => loader.run(),
         Command::Train(train) => train.run(),
         Command::Sample(sample) => sample.run(),
         Command::Encode(encode) => encode.run(),

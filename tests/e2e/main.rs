@@ -9,6 +9,7 @@ mod engine;
 mod inspect;
 mod interruption;
 mod notify;
+mod other_trainers;
 mod report;
 mod setup;
 mod store;

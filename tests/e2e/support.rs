@@ -23,6 +23,13 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Python with datasets, webdataset and pyarrow, which `make test` prepares.
+pub(crate) fn python() -> Option<PathBuf> {
+    let home = std::env::var_os("HOME")?;
+    let python = Path::new(&home).join(".cache/ferrotype/readers/bin/python");
+    python.exists().then_some(python)
+}
+
 /// The demo at a size that takes seconds: its stages and faults are all there, its model learns nothing.
 pub(crate) fn small_demo(workdir: &Path) -> Command {
     let mut command = ferrotype();

@@ -6,14 +6,7 @@ use std::process::Command;
 use chaos::{Behaviour, Expected, Mix, Options, Origin};
 use serde_json::Value;
 
-use crate::support::{digests, folder, run, text};
-
-/// Python with webdataset and pyarrow, which `make test` prepares.
-fn python() -> Option<PathBuf> {
-    let home = std::env::var_os("HOME")?;
-    let python = Path::new(&home).join(".cache/ferrotype/readers/bin/python");
-    python.exists().then_some(python)
-}
+use crate::support::{digests, folder, python, run, text};
 
 /// img2dataset 1.47's columns for a list with captions and two columns more, in its order.
 const COLUMNS: [&str; 12] = [

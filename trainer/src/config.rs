@@ -1,12 +1,16 @@
 //! Everything a training run can be told.
 
+use std::collections::BTreeMap;
+
 use models::latents::Latents;
 use models::mmdit::{MmditConfig, MmditVariant};
 use models::text::TextEncoding;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use shards::columns;
 
 use crate::TrainError;
+use crate::loader::OnBadImage;
 
 /// What determines the result. A change to any of these is another training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +53,9 @@ pub struct TrainConfig {
     /// The moving average keeps this share of itself at each update.
     pub ema_decay: f64,
 
+    /// Columns to take captions from, each with its weight: `{ recaption = 0.6, recaption_short = 0.4 }` draws one for each
+    /// sample of each step.
+    pub captions: BTreeMap<String, f64>,
     /// Share of captions that are dropped, so that the model learns to go without (classifier-free guidance).
     pub null_caption: f64,
     pub time_sampling: TimeSampling,
@@ -80,6 +87,7 @@ impl Default for TrainConfig {
             decay: Decay::Matrices,
             clip_norm: 1.0,
             ema_decay: 0.999,
+            captions: BTreeMap::from([(columns::CAPTION.to_owned(), 1.0)]),
             null_caption: 0.1,
             time_sampling: TimeSampling::LogitNormal,
             time_shift: 1.0,
@@ -97,13 +105,22 @@ pub struct TrainOperations {
     pub keep_last: u64,
     /// Updates between lines in metrics.jsonl.
     pub log_every: u64,
-    /// Batches read ahead of need.
-    pub prefetch: u32,
+    /// Pixels that are read and decoded ahead of need, in bytes.
+    pub prefetch_bytes: u64,
+    /// What becomes of an image that cannot be used: `replace` takes the next of its bucket, counts and names it; `stop` ends
+    /// the run.
+    pub on_bad_image: OnBadImage,
 }
 
 impl Default for TrainOperations {
     fn default() -> Self {
-        Self { checkpoint_every: 1000, keep_last: 3, log_every: 10, prefetch: 4 }
+        Self {
+            checkpoint_every: 1000,
+            keep_last: 3,
+            log_every: 10,
+            prefetch_bytes: 512 << 20,
+            on_bad_image: OnBadImage::Replace,
+        }
     }
 }
 
@@ -177,6 +194,11 @@ impl TrainConfig {
         within("weight_decay", self.weight_decay, 0.0, 10.0, "from 0 to 10")?;
         within("clip_norm", self.clip_norm, 1e-9, 1e9, "a positive number")?;
         within("ema_decay", self.ema_decay, 0.0, 1.0, "from 0 to 1")?;
+        let expected = "column names with weights above 0, such as { caption = 1 }";
+        if self.captions.is_empty() || !self.captions.values().all(|weight| weight.is_finite() && *weight > 0.0) {
+            let value = format!("{:?}", self.captions);
+            return Err(TrainError::Configuration { what: "captions", value, expected: expected.to_owned() });
+        }
         within("null_caption", self.null_caption, 0.0, 1.0, "a share from 0 to 1")?;
         within("time_shift", self.time_shift, 1e-3, 1e3, "a positive number; 1 leaves times as they are")
     }

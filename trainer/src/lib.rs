@@ -5,11 +5,12 @@
 //!
 //! - [`config`]: everything a run can be told.
 //! - [`order`]: which samples make up step k. Computed, never replayed.
-//! - [`loader`]: reads and decodes them ahead of need.
+//! - [`loader`]: reads and decodes them ahead of need; usable without the rest. [`encode`]: to what the model sees.
 //! - [`objective`], [`schedule`], [`optimizer`]: one update.
 //! - [`metrics`]: what is written down about it.
 
 pub mod config;
+pub mod encode;
 pub mod loader;
 pub mod metrics;
 pub mod objective;
@@ -31,12 +32,8 @@ pub enum TrainError {
     Shard(#[from] shards::ShardError),
     #[error("{what} = {value} is not possible: {expected}")]
     Configuration { what: &'static str, value: String, expected: String },
-    #[error("{index} holds no samples, so there is nothing to train on")]
-    NoSamples { index: PathBuf },
-    #[error(
-        "bucket {bucket} of {index}: none of its {rows} images can be decoded (the last: {reason}); look at the stage that made them"
-    )]
-    NoUsableImage { index: PathBuf, bucket: String, rows: u64, reason: String },
+    #[error(transparent)]
+    Load(#[from] loader::LoadError),
     #[error(
         "bucket {bucket} does not fit the model: each side must be a multiple of {multiple} pixels (latent factor × patch size); change bucket.patch_size or train.patch_size"
     )]
@@ -49,6 +46,6 @@ pub enum TrainError {
     OtherConfiguration { folder: PathBuf, difference: String },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("the loader thread ended without a reason")]
+    #[error("the loader ended before the last step; this is a fault in the program")]
     LoaderGone,
 }

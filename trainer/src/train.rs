@@ -10,11 +10,13 @@ use models::mmdit::{Mmdit, MmditConfig};
 use models::parameters::ParameterSet;
 use shards::bucket::BucketSize;
 use shards::event::{Event, EventSink};
+use shards::index::BucketIndex;
 use tch::{Device, Kind};
 
 use crate::TrainError;
 use crate::config::{TrainConfig, TrainOperations};
-use crate::loader::{Batch, Loader};
+use crate::encode::{EncodedBatch, Encoder};
+use crate::loader::{BadImage, Loader, LoaderOptions};
 use crate::metrics::{MetricsFile, Record};
 use crate::objective::{self, Draws};
 use crate::optimizer::{self, Optimizer};
@@ -64,7 +66,8 @@ pub fn train(job: &Job) -> Result<Finished, TrainError> {
     shards::disk::create_folder(job.folder)?;
     let (mut learner, start) = Learner::start_or_resume(job)?;
     let mut metrics = MetricsFile::open(&job.folder.join("metrics.jsonl"), start)?;
-    let mut loader = Loader::start(job.index.to_owned(), config, start..config.steps, operations.prefetch)?;
+    let mut loader = load(job, start..config.steps)?;
+    let encoder = Encoder::new(config)?;
     let mut meter = Meter::new(job, start);
     let mut max_side = 0;
     let (mut step, mut replaced) = (start, 0);
@@ -76,7 +79,9 @@ pub fn train(job: &Job) -> Result<Finished, TrainError> {
         let batch = loader.next_batch().ok_or(TrainError::LoaderGone)??;
         meter.waited(waiting);
         max_side = max_side.max(longest_side(batch.bucket));
-        replaced += batch.replaced;
+        tell(job, &batch.replaced, replaced);
+        replaced += batch.replaced.len() as u64;
+        let batch = encoder.encode(&batch)?;
         let (loss, gradient_norm) = learner.update(config, &batch)?;
         step += 1;
         meter.updated(loss, gradient_norm);
@@ -101,6 +106,38 @@ pub fn train(job: &Job) -> Result<Finished, TrainError> {
     };
     let samples = (step - start) * config.batch_size;
     Ok(Finished { checkpoint, interrupted, samples, replaced, records: metrics.records().to_vec() })
+}
+
+/// A loader of the job's steps, over buckets that fit its model.
+fn load(job: &Job, steps: std::ops::Range<u64>) -> Result<Loader, TrainError> {
+    let config = job.config;
+    let index = BucketIndex::read(job.index)?;
+    let multiple = config.pixel_multiple()?;
+    let fits = |side: u32| i64::from(side) % multiple == 0;
+    if let Some(bucket) = index.buckets().iter().find(|bucket| !fits(bucket.size.width) || !fits(bucket.size.height)) {
+        return Err(TrainError::BucketSize { bucket: bucket.size.to_string(), multiple });
+    }
+    let options = LoaderOptions {
+        seed: config.seed,
+        batch_size: config.batch_size,
+        steps,
+        captions: config.captions.iter().map(|(column, weight)| (column.clone(), *weight)).collect(),
+        on_bad_image: job.operations.on_bad_image,
+        prefetch_bytes: job.operations.prefetch_bytes,
+        ..LoaderOptions::default()
+    };
+    Ok(Loader::over(job.index, index, options)?)
+}
+
+/// Bad images that are named one by one; of more, only the number is told.
+const NAMED: u64 = 20;
+
+fn tell(job: &Job, replaced: &[BadImage], before: u64) {
+    for (image, number) in replaced.iter().zip(before..NAMED) {
+        let more = if number + 1 == NAMED { "; further ones are only counted" } else { "" };
+        job.events
+            .send(Event::Note { stage: job.stage.to_owned(), text: format!("replaced a bad image, {image}{more}") });
+    }
 }
 
 fn longest_side(bucket: BucketSize) -> u32 {
@@ -142,7 +179,7 @@ impl Learner {
     }
 
     /// One update. Returns the loss and the gradient's norm before clipping.
-    fn update(&mut self, config: &TrainConfig, batch: &Batch) -> Result<(f64, f64), TrainError> {
+    fn update(&mut self, config: &TrainConfig, batch: &EncodedBatch) -> Result<(f64, f64), TrainError> {
         let latents = batch.latents.to_device(self.device);
         let draws = Draws::new(config, batch.step, &latents.size(), self.device);
         let condition = batch.condition.to_device(self.device).keep(&draws.keep_caption);

@@ -16,8 +16,8 @@ use super::html::escape;
 use super::measure::{CAPTIONS, row_files};
 use super::numbers::{grouped, shortened};
 use crate::explain::values;
-use crate::picture::{Check, Format, Mode, Resize};
 use crate::plan::PlannedStage;
+use picture::{Check, Format, Mode, Resize};
 
 /// Pictures in the gallery.
 const PICTURES: u64 = 48;

@@ -19,9 +19,9 @@ use shards::columns;
 use shards::digest::DigestBuilder;
 
 use super::samples::{Columns, Sample, SampleWriter, sha256};
-use crate::picture::decode;
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Law, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task};
+use picture::decode;
 
 const ENDINGS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "gif"];
 

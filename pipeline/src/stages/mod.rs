@@ -1,12 +1,15 @@
 //! The stages that prepare data, one module each.
 
 pub mod bucket;
+mod dataset_card;
 pub mod dedup;
 pub mod download;
+pub mod export;
 pub mod extract;
 pub mod filter;
 pub mod import;
 pub mod index;
+mod members;
 mod outside;
 mod rows;
 mod samples;
@@ -27,5 +30,6 @@ pub fn registry() -> Registry {
     registry.add(subset::kind());
     registry.add(bucket::kind());
     registry.add(index::kind());
+    registry.add(export::kind());
     registry
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage, imageops};
-use pipeline::picture::decode;
+use picture::decode;
 use proptest::prelude::*;
 use sha2::Digest;
 use shards::event::RunOutcome;

@@ -234,7 +234,10 @@ fn captions_urls_and_fields_come_from_the_json() {
     let done = place.run(table);
     let (shard, batch) = &done.ran.batches()[0];
     let names: Vec<_> = shard.schema().fields().iter().map(|field| field.name().clone()).collect();
-    assert_eq!(names, ["key", "image", "caption", "url", "width", "height", "sha256", "n", "nsfw", "ok", "similarity"]);
+    assert_eq!(
+        names,
+        ["key", "image", "caption", "url", "width", "height", "sha256", "n", "nsfw", "ok", "similarity", "checksum"]
+    );
     let text = |name| shard.text(batch, name).unwrap().iter().map(|text| text.map(str::to_owned)).collect::<Vec<_>>();
     let some = |text: &str| Some(text.to_owned());
     assert_eq!(text(columns::CAPTION), [some("text"), some("json"), some("")]);

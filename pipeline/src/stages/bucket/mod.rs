@@ -25,16 +25,16 @@ use shards::bucket::BucketRule;
 use shards::reader::Shard;
 use shards::sidecar::DataFile;
 use shards::writer::ShardWriter;
-use shards::{ShardError, columns};
+use shards::{ShardError, checksum, columns};
 
 use self::merge::Merges;
 use self::picture::Refused;
 use self::spool::{Spool, Spooled};
-use super::rows;
+use super::{dataset_card, rows};
 use crate::manifest::{Diagnostic, Parameters};
-use crate::picture::Format;
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Facts, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
+use ::picture::Format;
 
 /// The fact, and parameter, that later stages check: pixels of the longest side.
 pub const MAX_RESOLUTION: &str = "max_resolution";
@@ -248,7 +248,9 @@ fn write(spool: &mut Spool, metadata: &[RecordBatch], task: &Task) -> Result<Dat
         }
         writer.end_row_group()?;
     }
-    Ok(writer.finish()?)
+    let data = writer.finish()?;
+    dataset_card::write(task.folder, task.stage, &checksum::with_column(&schema))?;
+    Ok(data)
 }
 
 /// Pieces of at most 1024 rows and about a megabyte.

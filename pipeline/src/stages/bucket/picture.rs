@@ -7,7 +7,7 @@ use shards::bucket::BucketSize;
 
 use super::Bucket;
 use super::merge::Merges;
-use crate::picture::{DecodeError, decode_at_least, encode, header};
+use picture::{DecodeError, decode_at_least, encode, header};
 
 /// An image of its bucket's size.
 pub(super) struct Picture {

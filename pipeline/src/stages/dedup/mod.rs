@@ -203,7 +203,7 @@ fn dropped_for(group: &[Place], kept: Option<Place>, distance: impl Fn(Place) ->
 /// Rows whose hash lies within `distance` of that of a row that is kept before them.
 fn perceptual(pictures: &Pictures<u64>, distance: u32, cancel: &Cancel) -> Result<Vec<Duplicate>, StageError> {
     let mut places = pictures.places();
-    places.retain(|place| pictures.mark(*place) != crate::picture::NOTHING);
+    places.retain(|place| pictures.mark(*place) != picture::NOTHING);
     places.par_sort_unstable_by(|a, b| {
         pictures.mark(*a).cmp(&pictures.mark(*b)).then_with(|| pictures.preference(*a, *b))
     });

@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 use shards::reader::Shard;
 use shards::{ShardError, columns};
 
-use crate::picture::{NOTHING, decode, perceptual_hash};
 use crate::stage::{Cancel, Input, StageError};
 use crate::stages::rows;
+use picture::{NOTHING, decode, perceptual_hash};
 
 /// Larger images are not decoded, as in `bucket`.
 const MOST_PIXELS: u64 = 100_000_000;

@@ -11,7 +11,7 @@ use shards::columns;
 
 use super::url_list::{self, ColumnNames, Format, UrlList};
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
-use crate::picture::{Check, Resize};
+use picture::{Check, Resize};
 
 /// What determines the result.
 #[expect(clippy::struct_excessive_bools, reason = "each is a key of the manifest")]

@@ -6,7 +6,7 @@ use sha2::Digest;
 
 use super::network::Refusal;
 use super::parameters::{Hash, Semantics, VerifyHash};
-use crate::picture::{self, ResizeError, perceptual_hash};
+use picture::{ResizeError, perceptual_hash};
 
 /// A picture as it is kept.
 #[derive(Clone, Debug, Default)]

@@ -14,10 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arrow::array::{ArrayRef, Int32Array, RecordBatch, StringArray};
 use arrow::datatypes::{Field, Schema};
-use arrow::json::WriterBuilder;
-use arrow::json::writer::JsonArray;
 use serde::Serialize;
-use serde_json::ser::PrettyFormatter;
 use serde_json::{Map, Value};
 use shards::data_file::DataFileWriter;
 use shards::digest::Digest;
@@ -30,6 +27,7 @@ use super::parameters::Semantics;
 use super::row::Picture;
 use super::url_list::Rows;
 use crate::stage::{StageError, Task};
+use crate::stages::members::{member, objects, pretty};
 
 /// What the folder's name begins with.
 const FOLDER: &str = "webdataset";
@@ -178,19 +176,7 @@ impl Webdataset {
     }
 
     fn member(&mut self, key: &str, ending: &str, bytes: &[u8]) -> Result<(), StageError> {
-        let mut header = tar::Header::new_ustar();
-        let mut append = || {
-            header.set_path(format!("{key}.{ending}"))?;
-            header.set_size(bytes.len() as u64);
-            // As webdataset's own writer; but its time is that of the writing, and ours would make every run's bytes others.
-            header.set_mode(0o444);
-            header.set_mtime(0);
-            header.set_username("bigdata")?;
-            header.set_groupname("bigdata")?;
-            header.set_cksum();
-            self.tar.append(&header, bytes)
-        };
-        append().map_err(StageError::io("write", &self.places.tar))
+        member(&mut self.tar, key, ending, bytes).map_err(StageError::io("write", &self.places.tar))
     }
 
     /// What is known of an image, as Python's `json.dumps(meta, indent=4)` has it.
@@ -317,23 +303,6 @@ impl Table {
         }
         RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(StageError::failed)
     }
-}
-
-/// Each row as a JSON object, nulls included.
-fn objects(rows: &RecordBatch) -> Result<Vec<Map<String, Value>>, StageError> {
-    if rows.num_columns() == 0 {
-        return Ok(Vec::new());
-    }
-    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(Vec::new());
-    writer.write(rows).and_then(|()| writer.finish()).map_err(StageError::failed)?;
-    serde_json::from_slice(&writer.into_inner()).map_err(StageError::failed)
-}
-
-fn pretty(value: &impl Serialize) -> Result<Vec<u8>, StageError> {
-    let mut bytes = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, PrettyFormatter::with_indent(b"    "));
-    value.serialize(&mut serializer).map_err(StageError::failed)?;
-    Ok(bytes)
 }
 
 fn since_1970(time: SystemTime) -> f64 {

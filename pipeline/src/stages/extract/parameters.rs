@@ -8,8 +8,8 @@ use shards::columns;
 
 use super::fields::FieldType;
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
-use crate::picture::Check;
 use crate::stages::outside::{FileKind, Places};
+use picture::Check;
 
 const TARS: FileKind = FileKind { key: "tars", one: "tar", endings: &[".tar", ".tar.gz", ".tgz"] };
 

@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 use super::archive::{Fault, Kind, Member, Members};
 use super::fields::text;
 use super::parameters::Semantics;
-use crate::picture::{Check, DecodeError, decode, header};
 use crate::stages::samples::{Sample, sha256};
+use picture::{Check, DecodeError, decode, header};
 
 const IMAGES: [&str; 5] = ["jpg", "jpeg", "png", "webp", "gif"];
 const TEXT: &str = "txt";

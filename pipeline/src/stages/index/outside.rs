@@ -10,8 +10,8 @@ use shards::reader::Shard;
 use shards::{ShardError, columns};
 
 use super::Indexed;
-use crate::picture::header;
 use crate::stage::StageError;
+use picture::header;
 
 /// Images that are looked at, of all files together. Each is the first of a row group, which costs one page whatever the size
 /// of the row group.

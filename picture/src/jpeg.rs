@@ -152,7 +152,7 @@ mod tests {
         turned.extend(&plain[2..]);
         assert_eq!(orientation(&plain), Orientation::NoTransforms);
         assert_eq!(orientation(&turned), Orientation::Rotate90);
-        let (image, size) = crate::picture::decode_at_least(&turned, 1000, |w, h| (w / 2, h / 2)).unwrap();
+        let (image, size) = crate::decode_at_least(&turned, 1000, |w, h| (w / 2, h / 2)).unwrap();
         assert_eq!((image.dimensions(), size), ((4, 8), (8, 16)));
         for end in 0..turned.len() {
             orientation(&turned[..end]);
