@@ -130,14 +130,12 @@ PEERS = {"pillow": with_pillow, "libvips": with_libvips, "numpy": index_by_numpy
 
 
 def run(command):
-    """Seconds of a whole process, and the most memory that one of its processes held."""
+    """Seconds of a whole process."""
     os.sync()
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
-        sys.exit(f"void: {' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1e3
+    if (code := subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode) != 0:
+        sys.exit(f"void: {' '.join(command)} ended with {code}")
+    return time.perf_counter() - start
 
 
 def peer(name, *arguments):
@@ -166,8 +164,8 @@ def in_turn(parties, times):
     took, found = collections.defaultdict(list), {}
     for turn in range(times):
         for name in list(parties) if turn % 2 == 0 else list(parties)[::-1]:
-            seconds, memory, path = parties[name]()
-            took[name].append((seconds, memory))
+            seconds, path = parties[name]()
+            took[name].append(seconds)
             found[name] = counts(path)
             if found[name] != next(iter(found.values())):
                 sys.exit(f"void: {name} found other buckets than {next(iter(found))}")
@@ -176,12 +174,10 @@ def in_turn(parties, times):
 
 def show(title, took, rows, unit, targets):
     print(f"\n{title}")
-    ours = statistics.median(seconds for seconds, _ in took["ferrotype"])
-    for name, of in took.items():
-        seconds = [seconds for seconds, _ in of]
+    ours = statistics.median(took["ferrotype"])
+    for name, seconds in took.items():
         median = statistics.median(seconds)
         line = f"  {name:<12}{median:>9.2f} s ({min(seconds):.2f} to {max(seconds):.2f}){rows / median:>14,.0f} {unit}"
-        line += f"{max(memory for _, memory in of):>9,.0f} MB"
         if name != "ferrotype":
             line += f"   ours is {median / ours:.2f} times as fast"
             if name in targets:
@@ -206,13 +202,12 @@ def bench_bucket(binary, folder, pictures, paths, times, encodings):
 
         def ours():
             shutil.rmtree(f"{workdir}/stages/bucket", ignore_errors=True)
-            seconds, memory = run([binary, "run", manifest, "--stage", "bucket", "-q"])
-            return seconds, memory, ours_written(workdir, "bucket")
+            return run([binary, "run", manifest, "--stage", "bucket", "-q"]), ours_written(workdir, "bucket")
 
         def of(name):
             def theirs():
                 target = f"{folder}/{name}.parquet"
-                return *run(peer(name, source, target, encoding)), target
+                return run(peer(name, source, target, encoding)), target
 
             return theirs
 
@@ -238,12 +233,12 @@ def bench_index(binary, folder, rows, times):
 
     def ours():
         shutil.rmtree(workdir, ignore_errors=True)
-        return *run([binary, "run", manifest, "-q"]), ours_written(workdir, "index")
+        return run([binary, "run", manifest, "-q"]), ours_written(workdir, "index")
 
     def of(name):
         def theirs():
             target = f"{folder}/{name}.parquet"
-            return *run(peer(name, data, target)), target
+            return run(peer(name, data, target)), target
 
         return theirs
 

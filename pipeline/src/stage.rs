@@ -77,7 +77,8 @@ pub trait Stage: Send + Sync {
         Err(StageError::failed(format!("{} has no survey; this is a fault in the program", task.stage)))
     }
 
-    /// Whether it also reads the partitions that its inputs were made from, as a training reads the shards behind its index.
+    /// Whether it also reads the partitions that its inputs were made from, as a training reads the shards behind its index: of
+    /// a workdir on a store, this machine's copies of them then stay. It fetches what it needs of others by itself.
     fn reads_through(&self) -> bool {
         false
     }

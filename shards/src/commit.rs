@@ -13,9 +13,12 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::{create_folder, remove, sync_parent};
+use crate::range_cache::RangeCache;
+use crate::ranges::Ranges;
 use crate::sidecar::{DataFile, Sidecar};
 use crate::storage::{Entry, Workdir};
 use crate::{ShardError, disk};
@@ -82,6 +85,11 @@ impl StageFolder {
     /// Brings a committed file to this machine, unless it is there; returns its path.
     pub fn fetch(&self, file: &DataFile) -> Result<PathBuf, ShardError> {
         self.workdir.fetch(&self.name, file)
+    }
+
+    /// A committed file for reading parts of it: see [`crate::storage::Storage::ranges`].
+    pub fn ranges(&self, file: &DataFile, cache: Option<&Arc<RangeCache>>) -> Result<Arc<dyn Ranges>, ShardError> {
+        self.workdir.ranges(&self.name_of(&file.file), file, cache)
     }
 
     /// Brings a partition's data and record to this machine, for readers that follow sidecars by themselves.

@@ -17,10 +17,12 @@ use arrow::datatypes::{DataType, Field, Schema, UInt32Type};
 use crate::bucket::{BucketSize, InvalidBucketSize};
 use crate::commit::StageFolder;
 use crate::digest::{Digest, InvalidDigest};
+use crate::range_cache::RangeCache;
 use crate::ranges::LocalFile;
 use crate::reader::Shard;
 use crate::rows::RowReader;
-use crate::sidecar::DataFile;
+use crate::sidecar::{DataFile, Sidecar};
+use crate::storage::Workdir;
 use crate::writer::ShardWriter;
 use crate::{ShardError, columns};
 
@@ -89,10 +91,19 @@ pub struct Locator {
 /// A loaded index. Buckets are in the order of their size, so every process numbers them alike.
 #[derive(Clone, Debug)]
 pub struct BucketIndex {
+    /// Their paths, or addresses on a store.
     shards: Vec<PathBuf>,
-    /// What was written down about each when it was committed. Of files from outside nothing was.
-    records: Vec<Option<DataFile>>,
+    places: Vec<Place>,
     buckets: Vec<Bucket>,
+}
+
+/// Where a shard is.
+#[derive(Clone, Debug)]
+enum Place {
+    /// From outside: nothing was written down about it.
+    File,
+    /// In a stage's folder, as its record says.
+    Committed(StageFolder, DataFile),
 }
 
 /// One bucket of an index.
@@ -131,8 +142,13 @@ impl Bucket {
 }
 
 impl BucketIndex {
-    /// Reads the table at `path` and finds its shards.
+    /// Reads the table at `path` and finds its shards, on this machine.
     pub fn read(path: &Path) -> Result<Self, ShardError> {
+        Self::read_in(None, path)
+    }
+
+    /// Reads the table at `path`, an index stage's own or a copy of it, whose shards lie in `workdir`.
+    pub fn read_in(workdir: Option<&Workdir>, path: &Path) -> Result<Self, ShardError> {
         let table = Shard::open(path)?;
         let damaged = |detail: String| ShardError::Record { path: path.to_owned(), what: "bucket index", detail };
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -172,8 +188,9 @@ impl BucketIndex {
         let mut names: BTreeMap<(String, Digest), usize> =
             parts.iter().map(|(_, name, ..)| (name.clone(), 0)).collect();
         names.values_mut().enumerate().for_each(|(n, number)| *number = n);
-        let found = names.keys().map(|(shard, digest)| find_shard(folder, shard, *digest));
-        let (shards, records) = found.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let mut finder = Finder { folder, workdir, stages: BTreeMap::new() };
+        let found = names.keys().map(|(shard, digest)| finder.find(shard, *digest));
+        let (shards, places) = found.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let mut buckets: BTreeMap<BucketSize, Bucket> = BTreeMap::new();
         for (size, name, located) in parts {
             let shard = names.get(&name).copied().unwrap_or_default();
@@ -182,7 +199,7 @@ impl BucketIndex {
             bucket.rows += located.rows;
             bucket.parts.push(Located { before, shard, ..located });
         }
-        Ok(Self { shards, records, buckets: buckets.into_values().collect() })
+        Ok(Self { shards, places, buckets: buckets.into_values().collect() })
     }
 
     pub fn buckets(&self) -> &[Bucket] {
@@ -193,11 +210,31 @@ impl BucketIndex {
         &self.shards
     }
 
+    /// Whether any shard lies on a store.
+    pub fn is_remote(&self) -> bool {
+        self.places.iter().any(|place| matches!(place, Place::Committed(stage, _) if stage.workdir().is_remote()))
+    }
+
+    /// A cache for parts of shards that lie on a store, of at most `limit` bytes.
+    pub fn range_cache(&self, limit: u64) -> Option<Arc<RangeCache>> {
+        self.places.iter().find_map(|place| match place {
+            Place::Committed(stage, _) => stage.workdir().range_cache(limit),
+            Place::File => None,
+        })
+    }
+
     /// Opens a shard for single rows of `columns`. One that is not what was indexed is refused.
-    pub fn open(&self, shard: usize, columns: &[&str]) -> Result<RowReader, ShardError> {
+    pub fn open(
+        &self,
+        shard: usize,
+        columns: &[&str],
+        cache: Option<&Arc<RangeCache>>,
+    ) -> Result<RowReader, ShardError> {
         let path = self.shards.get(shard).map_or(Path::new(""), PathBuf::as_path);
-        let record = self.records.get(shard).and_then(Option::as_ref);
-        RowReader::open(Arc::new(LocalFile::open(path)?), columns, record)
+        match self.places.get(shard) {
+            Some(Place::Committed(stage, file)) => RowReader::open(stage.ranges(file, cache)?, columns, Some(file)),
+            _ => RowReader::open(Arc::new(LocalFile::open(path)?), columns, None),
+        }
     }
 
     /// All samples.
@@ -206,22 +243,49 @@ impl BucketIndex {
     }
 }
 
-/// The file of a shard: `name` itself where that is a file, else the data of the partition's sidecar that has this digest, and
-/// what that says of it.
-fn find_shard(folder: &Path, name: &str, digest: Digest) -> Result<(PathBuf, Option<DataFile>), ShardError> {
-    let path = folder.join(name);
-    if path.is_file() {
-        return Ok((path, None));
-    }
-    let stage = StageFolder::at(path.parent().unwrap_or(Path::new("")));
-    let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
-    for sidecar in stage.listing()?.sidecars.iter().filter(|n| n.starts_with(&prefix)) {
-        if let Some(file) = stage.read(sidecar)?.data.into_iter().find(|file| file.digest == digest) {
-            return Ok((stage.path().join(&file.file), Some(file)));
+/// Finds the files of shards by their names and digests.
+struct Finder<'a> {
+    /// The index's own.
+    folder: &'a Path,
+    workdir: Option<&'a Workdir>,
+    /// By folder, each with all that its records name: one listing, however many shards there are.
+    stages: BTreeMap<PathBuf, (StageFolder, Vec<Sidecar>)>,
+}
+
+impl Finder<'_> {
+    /// `name` itself where that is a file, else the data of the partition's sidecar that has this digest.
+    fn find(&mut self, name: &str, digest: Digest) -> Result<(PathBuf, Place), ShardError> {
+        let path = self.folder.join(name);
+        if path.is_file() {
+            return Ok((path, Place::File));
         }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let partition = path.file_name().unwrap_or_default().to_string_lossy();
+        if !self.stages.contains_key(folder) {
+            let stage = match self.workdir {
+                Some(workdir) => StageFolder::new(workdir, &folder.file_name().unwrap_or_default().to_string_lossy()),
+                None => StageFolder::at(folder),
+            };
+            let names = stage.listing()?.sidecars;
+            let sidecars = stage.read_all(&names)?.into_iter().map(|(_, sidecar)| sidecar).collect();
+            self.stages.insert(folder.to_owned(), (stage, sidecars));
+        }
+        let of_partition = |sidecar: &&Sidecar| sidecar.partition == partition;
+        let found = self.stages.get(folder).and_then(|(stage, sidecars)| {
+            let data = sidecars.iter().filter(of_partition).flat_map(|sidecar| &sidecar.data);
+            Some((stage, data.into_iter().find(|file| file.digest == digest)?))
+        });
+        if let Some((stage, file)) = found {
+            let path = if stage.workdir().is_remote() {
+                format!("{}/{}", stage.workdir().location(), stage.name_of(&file.file)).into()
+            } else {
+                stage.path().join(&file.file)
+            };
+            return Ok((path, Place::Committed(stage.clone(), file.clone())));
+        }
+        let detail = format!("no shard {} with digest {digest} is there; run the pipeline again", path.display());
+        Err(ShardError::Record { path, what: "shard of the bucket index", detail })
     }
-    let detail = format!("no shard {} with digest {digest} is there; run the pipeline again", path.display());
-    Err(ShardError::Record { path, what: "shard of the bucket index", detail })
 }
 
 /// Writes an index table.

@@ -4,7 +4,8 @@
 //!
 //! - [`columns`], [`bucket`]: the names and types of a sample's columns, and the size that names a bucket.
 //! - [`writer`], [`reader`]: parquet shards, laid out so that one image costs one read, with a [`checksum`] for each row;
-//!   [`data_file`]: files of any format. [`rows`], [`ranges`]: single rows, by the pages that hold them.
+//!   [`data_file`]: files of any format. [`rows`], [`ranges`], [`range_cache`]: single rows, by the
+//!   pages that hold them, here or on a store.
 //! - [`storage`], [`disk`]: where a workdir lies, and every change made to a local disk; [`fault`] lets tests break them.
 //! - [`digest`], [`commit`], [`sidecar`], [`lease`]: content digests, the one commit protocol, and who works on what.
 //! - [`event`]: what a run tells its watchers.
@@ -21,6 +22,7 @@ pub mod event;
 pub mod fault;
 pub mod index;
 pub mod lease;
+pub mod range_cache;
 pub mod ranges;
 pub mod reader;
 pub mod rows;

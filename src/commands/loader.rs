@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use shards::columns;
 use shards::index::BucketIndex;
-use trainer::loader::{BadImage, Loader as Batches, LoaderOptions, LoaderStatistics, OnBadImage};
+use trainer::loader::{BadImage, Loader as Batches, LoaderOptions, LoaderStatistics, OnBadImage, WAITING};
 use trainer::order::DataOrder;
 
 use crate::errors::{OK, Usage};
@@ -50,6 +50,9 @@ pub(crate) struct Loader {
     /// Decoded pixels that may wait, in MB.
     #[arg(long, requires = "bench", default_value_t = 512)]
     prefetch_mb: u64,
+    /// Of shards on a store, what may be kept on this machine's disk, in GB.
+    #[arg(long, requires = "bench", default_value_t = 16)]
+    cache_gb: u64,
     /// A column to take captions from; with several, one is drawn for each image.
     #[arg(long = "caption", value_name = "COLUMN", default_values_t = [columns::CAPTION.to_owned()])]
     captions: Vec<String>,
@@ -71,8 +74,7 @@ enum OnBad {
 
 impl Loader {
     pub(crate) fn run(&self) -> Result<u8> {
-        let path = self.index_file()?;
-        let index = BucketIndex::read(&path)?;
+        let (path, index) = self.index()?;
         let order = DataOrder::new(self.seed, index.buckets().iter().map(|b| b.rows).collect(), self.batch_size);
         let Some(order) = order else { bail!(Usage(format!("{} holds no samples", path.display()))) };
         let steps_per_epoch = order.steps_before(self.batch_size) as f64 / self.batch_size as f64;
@@ -92,14 +94,14 @@ impl Loader {
     }
 
     #[cfg(not(feature = "pipeline"))]
-    fn index_file(&self) -> Result<PathBuf> {
-        Ok(self.index.clone())
+    fn index(&self) -> Result<(PathBuf, BucketIndex)> {
+        Ok((self.index.clone(), BucketIndex::read(&self.index)?))
     }
 
     #[cfg(feature = "pipeline")]
-    fn index_file(&self) -> Result<PathBuf> {
+    fn index(&self) -> Result<(PathBuf, BucketIndex)> {
         if self.index.extension().is_none_or(|ending| ending != "toml") {
-            return Ok(self.index.clone());
+            return Ok((self.index.clone(), BucketIndex::read(&self.index)?));
         }
         let manifest = self.index.display();
         let plan = pipeline::plan::Plan::new(
@@ -116,7 +118,9 @@ impl Loader {
             let name = &stage.name;
             bail!(Usage(format!("stage {name} has not run yet; `ferrotype run {manifest} --until {name}` does")));
         };
-        Ok(stage.fetch(file)?)
+        let path = stage.fetch(file)?;
+        let index = BucketIndex::read_in(Some(&plan.workdir), &path)?;
+        Ok((path, index))
     }
 
     fn describe(&self, index: &BucketIndex, steps_per_epoch: f64) -> Result<(String, Value)> {
@@ -126,7 +130,7 @@ impl Loader {
         let every = index.shards().len().div_ceil(OPENED).max(1);
         let (mut bytes, mut rows, mut without_index) = (0_u128, 0, 0);
         for number in (0..index.shards().len()).step_by(every) {
-            let shard = index.open(number, &columns)?;
+            let shard = index.open(number, &columns, None)?;
             bytes += u128::from(shard.bytes_per_row()) * u128::from(shard.rows());
             rows += shard.rows();
             without_index += usize::from(!shard.has_page_index());
@@ -151,8 +155,8 @@ impl Loader {
         if cost > DEAR {
             let _ = writeln!(
                 text,
-                "These files keep many images in one page, and all of a page is read for one image. A bucket stage with format = \
-                 \"keep\" over them gives each image a page of its own."
+                "These files keep many images in one page, and all of a page is read for one image. A stage with uses = \"repack\" gives \
+                 each image a page of its own."
             );
         }
         if without_index > 0 {
@@ -182,10 +186,11 @@ impl Loader {
                 OnBad::Stop => OnBadImage::Stop,
             },
             prefetch_bytes: self.prefetch_mb << 20,
+            cache_bytes: self.cache_gb << 30,
             threads: self.threads.map_or(defaults.threads, usize::from),
             ..defaults
         };
-        let threads = options.threads;
+        let threads = options.threads * if index.is_remote() { WAITING } else { 1 };
         let started = Instant::now();
         let mut loader = Batches::over(path, index, options)?;
         let mut first = Duration::ZERO;

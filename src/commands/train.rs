@@ -38,6 +38,7 @@ impl Train {
             config: &config,
             operations: &operations,
             index: &places.index,
+            workdir: None,
             folder: &places.out,
             stage: "train",
             events: &events,

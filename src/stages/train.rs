@@ -126,6 +126,7 @@ impl Stage for Train {
             config: &self.config,
             operations: &self.operations,
             index: &index,
+            workdir: Some(task.folder.workdir()),
             folder: &run,
             stage: task.stage,
             events: task.events,

@@ -107,6 +107,8 @@ pub struct TrainOperations {
     pub log_every: u64,
     /// Pixels that are read and decoded ahead of need, in bytes.
     pub prefetch_bytes: u64,
+    /// Of shards on a store: bytes of them that are kept on this machine's disk.
+    pub cache_bytes: u64,
     /// What becomes of an image that cannot be used: `replace` takes the next of its bucket, counts and names it; `stop` ends
     /// the run.
     pub on_bad_image: OnBadImage,
@@ -119,6 +121,7 @@ impl Default for TrainOperations {
             keep_last: 3,
             log_every: 10,
             prefetch_bytes: 512 << 20,
+            cache_bytes: 16 << 30,
             on_bad_image: OnBadImage::Replace,
         }
     }

@@ -11,6 +11,7 @@ use models::parameters::ParameterSet;
 use shards::bucket::BucketSize;
 use shards::event::{Event, EventSink};
 use shards::index::BucketIndex;
+use shards::storage::Workdir;
 use tch::{Device, Kind};
 
 use crate::TrainError;
@@ -28,6 +29,8 @@ pub struct Job<'a> {
     pub operations: &'a TrainOperations,
     /// The bucket index.
     pub index: &'a Path,
+    /// Where its shards lie, if the index is a copy of one on a store.
+    pub workdir: Option<&'a Workdir>,
     /// Checkpoints and metrics go here. A run that finds its own earlier checkpoint goes on from it.
     pub folder: &'a Path,
     /// The name under which events are sent.
@@ -111,7 +114,7 @@ pub fn train(job: &Job) -> Result<Finished, TrainError> {
 /// A loader of the job's steps, over buckets that fit its model.
 fn load(job: &Job, steps: std::ops::Range<u64>) -> Result<Loader, TrainError> {
     let config = job.config;
-    let index = BucketIndex::read(job.index)?;
+    let index = BucketIndex::read_in(job.workdir, job.index)?;
     let multiple = config.pixel_multiple()?;
     let fits = |side: u32| i64::from(side) % multiple == 0;
     if let Some(bucket) = index.buckets().iter().find(|bucket| !fits(bucket.size.width) || !fits(bucket.size.height)) {
@@ -124,6 +127,7 @@ fn load(job: &Job, steps: std::ops::Range<u64>) -> Result<Loader, TrainError> {
         captions: config.captions.iter().map(|(column, weight)| (column.clone(), *weight)).collect(),
         on_bad_image: job.operations.on_bad_image,
         prefetch_bytes: job.operations.prefetch_bytes,
+        cache_bytes: job.operations.cache_bytes,
         ..LoaderOptions::default()
     };
     Ok(Loader::over(job.index, index, options)?)

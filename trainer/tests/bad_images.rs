@@ -52,6 +52,7 @@ fn train(config: &TrainConfig, index: &Path) -> Result<Finished, TrainError> {
         config,
         operations: &TrainOperations { log_every: 1, ..TrainOperations::default() },
         index,
+        workdir: None,
         folder: &index.with_file_name("run"),
         stage: "train",
         events: &EventSink::silent(),

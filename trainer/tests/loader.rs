@@ -13,7 +13,7 @@ use shards::bucket::BucketSize;
 use shards::columns::{self, CAPTION, IMAGE, KEY, RECAPTION};
 use shards::commit::StageFolder;
 use shards::digest::Digest;
-use shards::index::{Part, write};
+use shards::index::{BucketIndex, Part, write};
 use shards::sidecar::{DataFile, FORMAT, Sidecar};
 use shards::storage::Workdir;
 use shards::writer::ShardWriter;
@@ -33,6 +33,7 @@ fn picture(key: usize, width: u32, height: u32) -> Vec<u8> {
 
 struct Dataset {
     folder: tempfile::TempDir,
+    workdir: Workdir,
     index: PathBuf,
     shards: Vec<PathBuf>,
 }
@@ -40,7 +41,12 @@ struct Dataset {
 /// A bucket stage's folder and an index over it, as a run leaves them. Image and caption of a sample say its number.
 fn dataset() -> Dataset {
     let folder = tempfile::tempdir().unwrap();
-    let stage = StageFolder::new(&Workdir::local(folder.path()), "bucket");
+    let workdir = Workdir::local(folder.path());
+    dataset_in(folder, workdir)
+}
+
+fn dataset_in(folder: tempfile::TempDir, workdir: Workdir) -> Dataset {
+    let stage = StageFolder::new(&workdir, "bucket");
     let schema = Arc::new(columns::schema_of_samples(vec![
         Field::new(KEY, DataType::Utf8, false),
         Field::new(IMAGE, DataType::Binary, false),
@@ -82,7 +88,7 @@ fn dataset() -> Dataset {
     let index = folder.path().join("stages/index/index.parquet");
     std::fs::create_dir_all(index.parent().unwrap()).unwrap();
     write(&index, &parts).unwrap();
-    Dataset { folder, index, shards }
+    Dataset { folder, workdir, index, shards }
 }
 
 fn sidecar(partition: &str, file: DataFile) -> Sidecar {
@@ -262,4 +268,37 @@ fn a_cut_shard_and_another_in_its_place_are_named_and_the_rest_goes_on() {
         }
         drop(dataset.folder);
     }
+}
+
+#[test]
+fn shards_on_a_store_are_read_in_parts_and_kept_here() {
+    let expected = all(&load(&dataset().index, options(0..TOTAL)));
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(object_store::memory::InMemory::new());
+    let workdir = Workdir::on_store(store, "data", "memory://data", folder.path()).unwrap();
+    let dataset = dataset_in(folder, workdir);
+    // What a run copies here on its way is gone.
+    for shard in &dataset.shards {
+        std::fs::remove_file(shard).unwrap();
+    }
+    let load = |cache_bytes: u64| {
+        let index = BucketIndex::read_in(Some(&dataset.workdir), &dataset.index).unwrap();
+        assert!(index.is_remote() && index.shards()[0].to_string_lossy().starts_with("memory://data/stages/bucket/"));
+        let options = LoaderOptions { cache_bytes, ..options(0..TOTAL) };
+        let mut loader = Loader::over(&dataset.index, index, options).unwrap();
+        std::iter::from_fn(|| loader.next_batch()).map(Result::unwrap).collect::<Vec<_>>()
+    };
+    assert_eq!(all(&load(0)), expected);
+    assert_eq!(all(&load(1 << 20)), expected);
+    assert!(dataset.shards.iter().all(|shard| !shard.exists()), "no whole shard was fetched");
+    // All of it is here now: the store is not asked any more.
+    for shard in &dataset.shards {
+        let name = format!("stages/bucket/{}", shard.file_name().unwrap().to_string_lossy());
+        dataset.workdir.remove(&name).unwrap();
+    }
+    assert_eq!(all(&load(1 << 20)), expected);
+    let index = BucketIndex::read_in(Some(&dataset.workdir), &dataset.index).unwrap();
+    let options = LoaderOptions { cache_bytes: 0, ..options(0..1) };
+    let error = Loader::over(&dataset.index, index, options).unwrap().next_batch().unwrap().unwrap_err();
+    assert!(error.to_string().contains("memory://data/stages/bucket/part-0000"), "{error}");
 }

@@ -14,7 +14,7 @@ use super::stage_run::StageRun;
 use super::work::{Ended, Message, Work};
 use super::{Options, RunError};
 use crate::plan::{PartitionState, Plan};
-use crate::stage::{Cancel, Input, Load, Partitioning, StageError};
+use crate::stage::{Cancel, Load, Partitioning, StageError};
 
 /// How often watchers hear of rows in partitions that are under way.
 const TICK: Duration = Duration::from_millis(200);
@@ -192,7 +192,6 @@ impl<'a> Scheduler<'a> {
             return None;
         }
         let fingerprint = stage.fingerprint(&made.digests);
-        let behind = if stage.stage.reads_through() { self.behind(&made.inputs) } else { Vec::new() };
         let tally = self.stages.get(node.stage).map(|run| Arc::clone(&run.tally)).unwrap_or_default();
         Some(Work {
             node,
@@ -206,7 +205,6 @@ impl<'a> Scheduler<'a> {
             on_bad_row: stage.on_bad_row,
             tally,
             made,
-            behind,
             retry: node.number.and_then(|number| stage.retry_list(number)).cloned(),
             fingerprint,
             force: stage.force,
@@ -214,22 +212,6 @@ impl<'a> Scheduler<'a> {
             events: self.events.clone(),
             cancel: self.stop.clone(),
         })
-    }
-
-    /// The committed partitions that inputs were made from.
-    fn behind(&self, inputs: &[Input]) -> Vec<Input> {
-        let mut behind = Vec::new();
-        for upstream in inputs.iter().filter_map(|input| self.plan.stages.iter().find(|s| s.name == input.stage)) {
-            for stage in upstream.inputs.iter().filter_map(|&i| self.plan.stages.get(i)) {
-                let (name, folder) = (stage.name.clone(), stage.folder.clone());
-                behind.extend(stage.committed().map(|sidecar| Input {
-                    stage: name.clone(),
-                    folder: folder.clone(),
-                    sidecar: Arc::clone(sidecar),
-                }));
-            }
-        }
-        behind
     }
 
     fn note_start(&mut self, node: Node) {

@@ -15,7 +15,7 @@ use super::scheduler::Node;
 use crate::manifest::OnBadRow;
 use crate::plan::Made;
 use crate::retry::RetryList;
-use crate::stage::{Cancel, Input, Law, Outcome, Stage, StageError, Tally, Task};
+use crate::stage::{Cancel, Law, Outcome, Stage, StageError, Tally, Task};
 
 /// What a thread reports of its work.
 pub(super) enum Message {
@@ -46,8 +46,6 @@ pub(super) struct Work {
     pub(super) on_bad_row: OnBadRow,
     pub(super) tally: Arc<Tally>,
     pub(super) made: Made,
-    /// Partitions that its inputs were made from, where the stage reads them too.
-    pub(super) behind: Vec<Input>,
     pub(super) retry: Option<RetryList>,
     pub(super) fingerprint: Digest,
     /// Whether to make it although it may be there.
@@ -89,7 +87,7 @@ impl Work {
         }
         let (stage, partition) = (self.stage_name.clone(), self.partition.clone());
         self.events.send(Event::PartitionStarted { stage, partition });
-        for input in self.made.inputs.iter().chain(&self.behind) {
+        for input in &self.made.inputs {
             input.folder.fetch_partition(&input.sidecar)?;
         }
         let survey = self.made.survey.as_ref().map(|file| self.folder.fetch(file)).transpose()?;

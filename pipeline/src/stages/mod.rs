@@ -29,6 +29,7 @@ pub fn registry() -> Registry {
     registry.add(dedup::kind());
     registry.add(subset::kind());
     registry.add(bucket::kind());
+    registry.add(bucket::repack::kind());
     registry.add(index::kind());
     registry.add(export::kind());
     registry

@@ -129,3 +129,42 @@ fn what_is_no_bucketed_parquet_is_named() {
     let words = place.refusal(&format!("uses = \"index\"\nfiles = \"{}\"", data.join("a.parquet").display()));
     assert!(words.contains("stage.out (index) reads from in, and from outside as well"), "{words}");
 }
+
+#[test]
+fn repacked_files_have_a_page_for_each_image_and_the_sizes_of_their_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    // What the column says is each other's, as in a published dataset.
+    let turned = |n: usize| (SIZES[n % 3].1, SIZES[n % 3].0);
+    write(&data.join("a.parquet"), 120, turned, |n| SIZES[n % 3]);
+    write(&data.join("b.parquet"), 7, turned, |n| SIZES[n % 3]);
+    let text = format!(
+        "[pipeline]\nname = \"test\"\nworkdir = '{0}/work'\n[stage.repack]\nuses = \"repack\"\nfiles = '{0}/data'\n\
+         [stage.index]\nuses = \"index\"\nfrom = \"repack\"\n",
+        folder.path().display()
+    );
+    let manifest = Manifest::parse(&text, Path::new("test.toml"), &[]).unwrap();
+    let mut plan = Plan::new(&manifest, &pipeline::stages::registry()).unwrap();
+    run(&mut plan, &Options::default(), &EventSink::silent(), &Cancel::default()).unwrap();
+    let stage = plan.stage("index").unwrap();
+    let file = stage.committed().next().unwrap().data[0].clone();
+    let index = BucketIndex::read(&stage.fetch(&file).unwrap()).unwrap();
+    assert_eq!((index.rows(), index.shards().len()), (127, 2));
+    let mut keys = std::collections::BTreeSet::new();
+    for bucket in index.buckets() {
+        for n in 0..bucket.rows {
+            let locator = bucket.locate(n).unwrap();
+            let rows = index.open(locator.shard, &["key", "image"], None).unwrap();
+            let found = rows.read(&[locator.row]).unwrap();
+            assert_eq!(rows.are_whole(&found).unwrap(), [true]);
+            let shard = Shard::open(rows.path()).unwrap();
+            let image = image::load_from_memory(shard.binary(&found, "image").unwrap().value(0)).unwrap();
+            assert_eq!((image.width(), image.height()), (bucket.size.width, bucket.size.height));
+            keys.insert(shard.text(&found, "key").unwrap().value(0).to_owned());
+            assert!(rows.has_page_index() && rows.bytes_per_row() < 5000);
+        }
+    }
+    assert_eq!(keys.len(), 127);
+    assert_eq!(keys.first().unwrap(), "data/a/000000000");
+}

@@ -162,6 +162,7 @@ const OTHERS: &[Case] = &[
     Set("stage.index.files=[]"),
     Change("uses = \"index\"\nfrom = \"bucket\"", "uses = \"index\"\nfiles = \"FOLDER/nowhere/*.parquet\""),
     Change("uses = \"index\"", "uses = \"index\"\nfiles = \"FOLDER/pets.tsv\""),
+    Change("uses = \"index\"\nfrom = \"bucket\"", "uses = \"repack\"\nfiles = \"FOLDER/nowhere\""),
     Set("stage.bucket.merge_small=-1"),
     Change("where = \"width > 10\"", "where = \"width >\""),
     Change("where = \"width > 10\"", "where = \"width > > 10\""),

@@ -3,8 +3,11 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::{Entry, Storage};
+use crate::range_cache::RangeCache;
+use crate::ranges::{LocalFile, Ranges};
 use crate::sidecar::DataFile;
 use crate::{ShardError, disk};
 
@@ -75,6 +78,15 @@ impl Storage for Local {
         list(&self.folder.join(folder), "", deep, &mut entries)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
+    }
+
+    fn ranges(
+        &self,
+        name: &str,
+        _file: &DataFile,
+        _cache: Option<&Arc<RangeCache>>,
+    ) -> Result<Arc<dyn Ranges>, ShardError> {
+        Ok(Arc::new(LocalFile::open(&self.folder.join(name))?))
     }
 
     fn exists(&self, name: &str) -> Result<bool, ShardError> {

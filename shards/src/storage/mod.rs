@@ -24,6 +24,8 @@ use std::time::SystemTime;
 use object_store::ObjectStore;
 
 use crate::ShardError;
+use crate::range_cache::RangeCache;
+use crate::ranges::Ranges;
 use crate::sidecar::DataFile;
 
 /// A file in a listing.
@@ -84,6 +86,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// `folder` is that of its stage. Returns its path.
     fn fetch(&self, folder: &str, file: &DataFile) -> Result<PathBuf, ShardError>;
 
+    /// A committed file for reading parts of it, wherever it lies; no more of it comes here than is asked for. Parts that come
+    /// over a network are kept in `cache`.
+    fn ranges(
+        &self,
+        name: &str,
+        file: &DataFile,
+        cache: Option<&Arc<RangeCache>>,
+    ) -> Result<Arc<dyn Ranges>, ShardError>;
+
     /// Removes this machine's copies of files, unless another process may be using them. Nothing happens where the folder is
     /// the storage itself.
     fn let_go(&self, _names: &[String]) {}
@@ -122,6 +133,12 @@ impl Workdir {
         scratch: &Path,
     ) -> Result<Self, ShardError> {
         remote::Remote::new(store, prefix, location, scratch).map(|remote| Self(Arc::new(remote)))
+    }
+
+    /// A cache beside the copies of what lies elsewhere, of at most `limit` bytes. `None` where everything is here.
+    pub fn range_cache(&self, limit: u64) -> Option<Arc<RangeCache>> {
+        let cache = self.is_remote().then(|| RangeCache::open(&self.path("ranges"), limit)).flatten();
+        cache.map(Arc::new)
     }
 
     /// Where `name` lies on this machine while it is worked on.

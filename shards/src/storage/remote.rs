@@ -17,6 +17,8 @@ use tokio::runtime::Runtime;
 
 use super::{Entry, Storage};
 use crate::digest::Digest;
+use crate::range_cache::RangeCache;
+use crate::ranges::{LocalFile, Ranges, StoredFile};
 use crate::sidecar::DataFile;
 use crate::{ShardError, disk};
 
@@ -300,6 +302,27 @@ impl Storage for Remote {
             let _ = fs::remove_file(&staged);
         }
         moved.map(|()| path)
+    }
+
+    fn ranges(
+        &self,
+        name: &str,
+        file: &DataFile,
+        cache: Option<&Arc<RangeCache>>,
+    ) -> Result<Arc<dyn Ranges>, ShardError> {
+        let path = self.scratch.join(name);
+        if fs::metadata(&path).is_ok_and(|found| found.len() == file.bytes) {
+            return Ok(Arc::new(LocalFile::open(&path)?));
+        }
+        Ok(Arc::new(StoredFile {
+            address: format!("{}/{name}", self.location).into(),
+            store: Arc::clone(&self.store),
+            object: self.object_path(name),
+            runtime: self.runtime.handle().clone(),
+            bytes: file.bytes,
+            digest: file.digest,
+            cache: cache.cloned(),
+        }))
     }
 
     fn let_go(&self, names: &[String]) {

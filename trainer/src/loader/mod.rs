@@ -49,9 +49,14 @@ pub struct LoaderOptions {
     pub on_bad_image: OnBadImage,
     /// Decoded pixels that may wait for the consumer, in bytes. One batch always may.
     pub prefetch_bytes: u64,
-    /// Threads that read and decode.
+    /// Threads that read and decode. Of shards on a store there are [`WAITING`] times as many, for most of them wait for answers.
     pub threads: usize,
+    /// Of shards on a store: bytes of them that are kept on this machine's disk.
+    pub cache_bytes: u64,
 }
+
+/// Threads for each that decodes, where what is read comes from a store.
+pub const WAITING: usize = 16;
 
 impl Default for LoaderOptions {
     fn default() -> Self {
@@ -64,6 +69,7 @@ impl Default for LoaderOptions {
             on_bad_image: OnBadImage::default(),
             prefetch_bytes: 512 << 20,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            cache_bytes: 16 << 30,
         }
     }
 }
@@ -205,7 +211,7 @@ impl Loader {
         let order = DataOrder::new(options.seed, rows, batch_size);
         let order = order.ok_or_else(|| LoadError::NoSamples { index: path.to_owned() })?;
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.max(1))
+            .num_threads(options.threads.max(1) * if index.is_remote() { WAITING } else { 1 })
             .thread_name(|n| format!("loader {n}"))
             // The step's channel closes, and that is reported.
             .panic_handler(|_| {})

@@ -13,6 +13,7 @@ use models::random::Stream;
 use shards::bucket::BucketSize;
 use shards::columns;
 use shards::index::BucketIndex;
+use shards::range_cache::RangeCache;
 use shards::rows::RowReader;
 
 use super::{BadImage, LoaderOptions, OnBadImage, Sample};
@@ -28,6 +29,7 @@ pub(super) struct Reader {
     captions: Vec<(String, f64)>,
     /// Opened when first needed; one that cannot be is not tried again.
     shards: Vec<OnceLock<Result<RowReader, Arc<str>>>>,
+    cache: Option<Arc<RangeCache>>,
     stopped: AtomicBool,
     bytes_read: AtomicU64,
     /// Nanoseconds.
@@ -49,6 +51,7 @@ impl Reader {
         Self {
             path: path.to_owned(),
             shards: index.shards().iter().map(|_| OnceLock::new()).collect(),
+            cache: index.range_cache(options.cache_bytes),
             index,
             order,
             on_bad_image: options.on_bad_image,
@@ -156,7 +159,7 @@ impl Reader {
         let opened = place.get_or_init(|| {
             let mut columns = vec![columns::IMAGE];
             columns.extend(self.captions.iter().map(|(name, _)| name.as_str()));
-            self.index.open(number, &columns).map_err(|error| in_words(error).into())
+            self.index.open(number, &columns, self.cache.as_ref()).map_err(|error| in_words(error).into())
         });
         opened.as_ref().map_err(ToString::to_string)
     }

@@ -10,6 +10,7 @@
 
 pub(crate) mod merge;
 mod picture;
+pub mod repack;
 mod spool;
 
 use std::collections::BTreeMap;
