@@ -12,6 +12,7 @@ numpy. Each run is a whole process that ends with its file written; results are 
 import argparse
 import collections
 import io
+import json
 import multiprocessing
 import os
 import shutil
@@ -246,6 +247,55 @@ def bench_index(binary, folder, rows, times):
     show(f"index: {rows:,} rows in {files} files, {times} times in turn", in_turn(parties, times), rows, "rows/s", {"duckdb": 1})
 
 
+def watched(command):
+    """Seconds of a process, the most memory that it held in MB, and what it wrote."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = 0
+    while process.poll() is None:
+        try:
+            with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
+                peak = max([peak] + [int(line.split()[1]) for line in file if line.startswith("VmHWM")])
+        except OSError:
+            pass
+        time.sleep(0.01)
+    if process.returncode != 0:
+        sys.exit(f"void: {' '.join(command)} ended with {process.returncode}")
+    return time.perf_counter() - start, peak / 1e3, process.stdout.read()
+
+
+def bench_growth(binary, folder):
+    """Images a second and memory of our stages and loader as the number of (small) pictures grows."""
+    from PIL import Image
+
+    chance = numpy.random.default_rng(5)
+    os.makedirs(f"{folder}/small")
+    for number in range(1000):
+        width, height = (int(side) for side in chance.integers(60, 160, 2))
+        coarse = Image.fromarray(chance.integers(0, 256, (6, 6, 3), "uint8"))
+        coarse.resize((width, height), Image.BICUBIC).save(f"{folder}/small/{number:03}.jpg", quality=90)
+    print("\nas work grows: pictures of about 110 pixels to buckets of 64, JPEG; then the loader, batches of 64")
+    for count in (1_000, 10_000, 100_000):
+        workdir, images, manifest = f"{folder}/work-{count}", f"{folder}/in-{count}", f"{folder}/growth.toml"
+        os.makedirs(images)
+        for number in range(count):
+            os.link(f"{folder}/small/{number % 1000:03}.jpg", f"{images}/{number:06}.jpg")
+        with open(manifest, "w", encoding="utf-8") as file:
+            file.write(
+                f'[pipeline]\nname = "bench"\nworkdir = "{workdir}"\n[stage.import]\nuses = "import"\nfolder = "{images}"\n'
+                'caption = "none"\n[stage.bucket]\nuses = "bucket"\nfrom = "import"\nmax_resolution = 64\npatch_size = 16\n'
+                'format = "jpeg"\n[stage.index]\nuses = "index"\nfrom = "bucket"\n'
+            )
+        line = f"  {count:>7,} pictures"
+        for stage in ("import", "bucket", "index"):
+            seconds, memory, _ = watched([binary, "run", manifest, "--stage", stage, "-q"])
+            line += f"   {stage} {count / seconds:>9,.0f}/s {memory:>4,.0f} MB"
+        _, memory, output = watched([binary, "loader", manifest, "--bench", "--json", "--batch-size", "64"])
+        print(f"{line}   loader {json.loads(output)['images_per_second']:>8,.0f}/s {memory:>4,.0f} MB", flush=True)
+        shutil.rmtree(images)
+        shutil.rmtree(workdir)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", metavar="BINARY", nargs="?", default=f"{CACHE}/target/release/ferrotype")
@@ -253,6 +303,7 @@ def main():
     parser.add_argument("--pictures", type=int, default=bench_pictures.CONTENTS)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--encodings", nargs="*", choices=["jpeg", "png", "webp"], default=["jpeg", "png", "webp"])
+    parser.add_argument("--growth", action="store_true", help="instead: how our own cost grows with the number of pictures")
     parser.add_argument("--peer", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -263,6 +314,10 @@ def main():
             PEERS[name](*arguments)
         return
     binary = os.path.abspath(options.binary)
+    if options.growth:
+        with tempfile.TemporaryDirectory(prefix="bench-growth-", dir=CACHE) as folder:
+            bench_growth(binary, folder)
+        return
     pictures = f"{CACHE}/bench-pictures"
     paths = bench_pictures.make_pictures(pictures)[: options.pictures]
     print(f"{os.cpu_count()} processors; {bench_pictures.describe(pictures, paths)}", flush=True)

@@ -8,6 +8,7 @@ mod demo;
 mod engine;
 mod inspect;
 mod interruption;
+mod loader;
 mod notify;
 mod other_trainers;
 mod report;
