@@ -2,28 +2,13 @@
 
 use serde_json::Value;
 
-use crate::support::{folder, run, text};
+use crate::support::{bucketed, folder, run, text};
 
 #[test]
 fn an_index_is_described_and_loaded() {
     let folder = folder();
-    let pictures = folder.path().join("pictures");
-    std::fs::create_dir(&pictures).unwrap();
-    for n in 0..30_u8 {
-        let (width, height) = if n < 20 { (32, 32) } else { (32, 16) };
-        let image = image::RgbImage::from_pixel(width, height, image::Rgb([n * 8, 7, 200]));
-        image.save(pictures.join(format!("{n:02}.png"))).unwrap();
-        std::fs::write(pictures.join(format!("{n:02}.txt")), format!("picture {n}")).unwrap();
-    }
-    let manifest = folder.path().join("work.toml");
-    let manifest_text = format!(
-        "[pipeline]\nname = \"work\"\nworkdir = \"{0}/work\"\n[stage.import]\nuses = \"import\"\nfolder = \"{0}/pictures\"\n\
-         [stage.bucket]\nuses = \"bucket\"\nfrom = \"import\"\nmax_resolution = 32\npatch_size = 8\n\
-         [stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n",
-        folder.path().display()
-    );
-    std::fs::write(&manifest, manifest_text).unwrap();
-    let manifest = manifest.to_string_lossy();
+    let sizes: Vec<(u32, u32)> = (0..30).map(|n| if n < 20 { (32, 32) } else { (32, 16) }).collect();
+    let manifest = bucketed(folder.path(), &sizes, "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n");
     let early = run(&["loader", &manifest]);
     assert_eq!(early.status.code(), Some(2));
     assert!(text(&early.stderr).contains("stage index has not run yet"), "{}", text(&early.stderr));

@@ -6,28 +6,13 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{folder, python, run, text};
+use crate::support::{bucketed, folder, python, run, text};
 
 #[test]
 fn datasets_shows_buckets_and_webdataset_reads_an_export() {
     let folder = folder();
-    let pictures = folder.path().join("pictures");
-    std::fs::create_dir(&pictures).unwrap();
-    for n in 0..9_u8 {
-        let (width, height) = [(40, 40), (40, 20), (20, 40)][usize::from(n % 3)];
-        let image = image::RgbImage::from_pixel(width, height, image::Rgb([n * 20, 7, 200]));
-        image.save(pictures.join(format!("{n}.png"))).unwrap();
-        std::fs::write(pictures.join(format!("{n}.txt")), format!("picture {n}, \u{e9}")).unwrap();
-    }
-    let manifest = folder.path().join("work.toml");
-    let manifest_text = format!(
-        "[pipeline]\nname = \"work\"\nworkdir = \"{0}/work\"\n[stage.import]\nuses = \"import\"\nfolder = \"{0}/pictures\"\n\
-         [stage.bucket]\nuses = \"bucket\"\nfrom = \"import\"\nmax_resolution = 32\npatch_size = 8\n\
-         [stage.export]\nuses = \"export\"\nfrom = \"bucket\"\n",
-        folder.path().display()
-    );
-    std::fs::write(&manifest, manifest_text).unwrap();
-    let manifest = manifest.to_string_lossy();
+    let sizes: Vec<(u32, u32)> = (0..9).map(|n| [(40, 40), (40, 20), (20, 40)][n % 3]).collect();
+    let manifest = bucketed(folder.path(), &sizes, "[stage.export]\nuses = \"export\"\nfrom = \"bucket\"\n");
     let made = run(&["run", &manifest, "-q"]);
     assert!(made.status.success(), "{}", text(&made.stderr));
     let verified = run(&["verify", &manifest]);
@@ -52,7 +37,7 @@ fn datasets_shows_buckets_and_webdataset_reads_an_export() {
         assert!(picture["kind"].as_str().unwrap().contains("Png"), "it is a picture: {picture}");
         let (width, height) = (picture["size"][0].as_u64().unwrap(), picture["size"][1].as_u64().unwrap());
         assert_eq!(picture["bucket_size"], format!("{width}x{height}"));
-        let number = picture["pixel"][0].as_u64().unwrap() / 20;
+        let number = picture["pixel"][0].as_u64().unwrap() / 8;
         assert_eq!(picture["caption"], format!("picture {number}, \u{e9}"));
         for name in ["key", "size", "caption", "bucket_size"] {
             assert_eq!(picture[name], sample[name], "the export has the same samples in the same order");

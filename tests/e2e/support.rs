@@ -30,6 +30,26 @@ pub(crate) fn python() -> Option<PathBuf> {
     python.exists().then_some(python)
 }
 
+/// Pictures of these sizes, each with a colour and a caption that say which it is (`8 * n` in red; "picture n, é"), and a
+/// manifest that brings them to buckets of 32 pixels, then has `stages`. Returns its path.
+pub(crate) fn bucketed(folder: &Path, sizes: &[(u32, u32)], stages: &str) -> String {
+    let pictures = folder.join("pictures");
+    std::fs::create_dir(&pictures).expect("a folder");
+    for (n, &(width, height)) in sizes.iter().enumerate() {
+        let image = image::RgbImage::from_pixel(width, height, image::Rgb([n as u8 * 8, 7, 200]));
+        image.save(pictures.join(format!("{n:02}.png"))).expect("a picture");
+        std::fs::write(pictures.join(format!("{n:02}.txt")), format!("picture {n}, \u{e9}")).expect("a caption");
+    }
+    let manifest = folder.join("work.toml");
+    let text = format!(
+        "[pipeline]\nname = \"work\"\nworkdir = \"{0}/work\"\n[stage.import]\nuses = \"import\"\nfolder = \"{0}/pictures\"\n\
+         [stage.bucket]\nuses = \"bucket\"\nfrom = \"import\"\nmax_resolution = 32\npatch_size = 8\n{stages}",
+        folder.display()
+    );
+    std::fs::write(&manifest, text).expect("a manifest");
+    manifest.to_string_lossy().into_owned()
+}
+
 /// The demo at a size that takes seconds: its stages and faults are all there, its model learns nothing.
 pub(crate) fn small_demo(workdir: &Path) -> Command {
     let mut command = ferrotype();
