@@ -15,6 +15,8 @@ pub struct StepSamples {
     pub bucket: usize,
     /// Positions within the bucket.
     pub samples: Vec<u64>,
+    /// Where in the bucket's stream the first of them stands.
+    pub place: u64,
 }
 
 /// The order of a whole training.
@@ -80,7 +82,13 @@ impl DataOrder {
                 current.map_or(0, |(_, permutation)| permutation.get(within))
             })
             .collect();
-        StepSamples { epoch, bucket, samples }
+        StepSamples { epoch, bucket, samples, place: first as u64 }
+    }
+
+    /// The sample at one place of a bucket's stream.
+    pub fn sample_at(&self, bucket: usize, place: u64) -> u64 {
+        let rows = self.rows.get(bucket).copied().unwrap_or(1).max(1);
+        Permutation::new(self.seed, "order of samples", &[bucket as u64, place / rows], rows).get(place % rows)
     }
 
     /// The `n`th batch of an epoch before shuffling, where those of a bucket follow each other: (bucket, number of the batch
@@ -122,7 +130,8 @@ mod tests {
                 prop_assert_eq!(batch_of.samples.len() as u64, batch);
                 prop_assert!(batch_of.epoch >= last_epoch);
                 last_epoch = batch_of.epoch;
-                for sample in batch_of.samples {
+                for (place, sample) in (batch_of.place..).zip(batch_of.samples) {
+                    prop_assert_eq!(order.sample_at(batch_of.bucket, place), sample);
                     seen[batch_of.bucket][sample as usize] += 1;
                 }
             }

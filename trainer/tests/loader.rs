@@ -262,10 +262,14 @@ fn a_cut_shard_and_another_in_its_place_are_named_and_the_rest_goes_on() {
         assert_eq!(replaced.len() as u64, 25 * BATCH, "the shard's images, once a pass");
         let words = replaced[0].to_string();
         assert!(words.contains("part-00000") && words.contains(what), "{words}");
+        let mut seen = BTreeMap::<u8, u64>::new();
         for (number, caption) in all(&batches).concat() {
             assert_eq!(caption, format!("short {number}"));
             assert!(number >= 25, "not of that shard");
+            *seen.entry(number).or_default() += 1;
         }
+        // The 20 images of 16x8 that are gone are replaced by all of the 7 that are left, not by one of them.
+        assert!((25..32).all(|number| seen[&number] > BATCH), "{seen:?}");
         drop(dataset.folder);
     }
 }

@@ -135,21 +135,24 @@ impl Pending {
         Ok(Batch { step: *number, epoch: plan.epoch, bucket: *bucket, first: share.start, samples, replaced })
     }
 
-    /// The next of the bucket that can be used.
+    /// The next of the bucket's stream that can be used. The next in the stream, not in the shard: a shard that is gone is one
+    /// of many, and its images are not all replaced by one neighbour.
     fn replacement(&self, reader: &Reader, slot: usize, bad: &BadImage) -> Result<Sample, LoadError> {
         let Step { plan, bucket, share, .. } = &self.step;
-        let number = plan.samples.get(share.start as usize + slot).copied().unwrap_or_default();
+        let place = plan.place + share.start + slot as u64;
         let rows = reader.index.buckets().get(plan.bucket).map_or(1, |bucket| bucket.rows);
         let mut last = bad.clone();
-        let most = rows.min(MOST_BAD_IN_A_ROW);
-        for further in 1..most {
-            let Some(Locator { shard, row }) = self.step.locate(reader, (number + further) % rows) else { break };
+        // Twice the bucket holds a whole pass, wherever it begins.
+        for further in 1..rows.saturating_mul(2).min(MOST_BAD_IN_A_ROW) {
+            let number = reader.order.sample_at(plan.bucket, place + further);
+            let Some(Locator { shard, row }) = self.step.locate(reader, number) else { break };
             match reader.samples(shard, *bucket, &[self.step.wanted(row, slot)]).pop() {
                 Some(Ok(sample)) => return Ok(sample),
                 Some(Err(bad)) => last = bad,
                 None => {}
             }
         }
-        Err(LoadError::NoUsableImage { index: reader.path.clone(), bucket: bucket.to_string(), tried: most, last })
+        let (index, tried) = (reader.path.clone(), rows.min(MOST_BAD_IN_A_ROW));
+        Err(LoadError::NoUsableImage { index, bucket: bucket.to_string(), tried, last })
     }
 }
