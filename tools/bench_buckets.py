@@ -217,6 +217,18 @@ def bench_bucket(binary, folder, pictures, paths, times, encodings):
         title = f"bucket: {len(paths):,} pictures to {encoding}, {times} times in turn"
         show(title, in_turn(parties, times), len(paths), "images/s", targets)
 
+    def at(resolutions):
+        shutil.rmtree(f"{workdir}/stages/bucket", ignore_errors=True)
+        sets = ["--set", f"stage.bucket.max_resolution={resolutions}"]
+        return run([binary, "run", manifest, "--stage", "bucket", "-q", *sets])
+
+    passes = collections.defaultdict(list)
+    for turn in range(times):
+        for name in ["one pass", "three runs"][:: 1 if turn % 2 == 0 else -1]:
+            passes[name].append(at([256, 512, 1024]) if name == "one pass" else sum(at(side) for side in [256, 512, 1024]))
+    one, three = (statistics.median(passes[name]) for name in ["one pass", "three runs"])
+    print(f"\nthree resolutions to {encoding}: one pass {one:.2f} s, three runs {three:.2f} s: {three / one:.2f} times")
+
 
 def bench_index(binary, folder, rows, times):
     data, files = f"{folder}/scattered", 10

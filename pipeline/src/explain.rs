@@ -7,6 +7,7 @@ use shards::reader::Shard;
 use shards::sidecar::DataFile;
 use shards::{ShardError, columns};
 
+use crate::manifest::with_variant;
 use crate::plan::{Plan, PlannedStage, is_shard};
 use crate::stage::Cancel;
 
@@ -41,19 +42,23 @@ pub fn explain(plan: &Plan, key: &str, cancel: &Cancel) -> Result<Vec<Chapter>, 
         if cancel.is_cancelled() {
             break;
         }
-        story.push(Chapter { stage: stage.name.clone(), kind: stage.kind.clone(), verdict: verdict(stage, key)? });
+        for variant in stage.variant_names() {
+            let (name, kind) = (with_variant(&stage.name, variant.as_deref()), stage.kind.clone());
+            story.push(Chapter { stage: name, kind, verdict: verdict(stage, variant.as_deref(), key)? });
+        }
     }
     Ok(story)
 }
 
-fn verdict(stage: &PlannedStage, key: &str) -> Result<Verdict, ShardError> {
+fn verdict(stage: &PlannedStage, variant: Option<&str>, key: &str) -> Result<Verdict, ShardError> {
     if stage.committed().next().is_none() {
         return Ok(Verdict::NotMade);
     }
     let mut has_keys = false;
     let mut refused = None;
     for sidecar in stage.committed() {
-        for file in sidecar.data.iter().filter(|file| is_shard(&file.file)) {
+        let is_meant = |file: &&DataFile| file.variant.as_deref() == variant && is_shard(&file.file);
+        for file in sidecar.data.iter().filter(is_meant) {
             let Some(shard) = keyed(stage, file)? else { continue };
             has_keys = true;
             if let Some(row) = find(&shard, key)? {

@@ -175,7 +175,7 @@ impl Tally {
         let merges = Merges::of(&counts, batch, assumptions.rule);
         let (mut moved, mut cut, mut left) = (0, 0, std::collections::BTreeSet::new());
         for (own, count) in &counts {
-            let bucket = merges.bucket(*own);
+            let bucket = merges.bucket(assumptions.rule.max_resolution, *own);
             left.insert(bucket);
             if bucket != *own {
                 moved += count;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::manifest::with_variant;
 use crate::plan::{Plan, PlannedStage};
 use crate::report::html::escape;
 use crate::report::numbers::{compact, duration, shortened};
@@ -45,12 +46,10 @@ fn edges(plan: &Plan) -> impl Iterator<Item = (usize, usize)> + '_ {
 
 fn text(plan: &Plan) -> String {
     let mut out = String::new();
-    let names = |indices: &[usize]| -> Vec<&str> {
-        indices.iter().filter_map(|&i| plan.stages.get(i)).map(|stage| stage.name.as_str()).collect()
-    };
     let width = plan.stages.iter().map(|stage| stage.name.len()).max().unwrap_or(0);
     for stage in &plan.stages {
-        let from = names(&stage.inputs).join(", ");
+        let from = plan.read_by(stage).map(|(input, variant)| with_variant(&input.name, variant));
+        let from = from.collect::<Vec<_>>().join(", ");
         let from = if from.is_empty() { String::new() } else { format!("  ← {from}") };
         let _ = writeln!(out, "{:<width$}  {:<12} {}{from}", stage.name, stage.kind, state(stage));
     }

@@ -1,7 +1,8 @@
 //! SQL over everything a workdir holds.
 //!
 //! Each stage whose data are rows is a table of its name; what it refused is `NAME_quarantine`; `partitions` has a row for
-//! each committed partition of every stage.
+//! each committed partition of every stage. Of a stage whose partitions come in variants each is a table: `"bucket@512"`, in
+//! quotes.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,7 +15,9 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use futures::StreamExt;
+use shards::sidecar::DataFile;
 
+use crate::manifest::with_variant;
 use crate::plan::{Plan, PlannedStage, is_rows};
 use crate::stage::StageError;
 
@@ -33,19 +36,19 @@ pub struct Table {
 pub fn tables(plan: &Plan) -> Vec<Table> {
     let mut tables = Vec::new();
     for stage in &plan.stages {
-        let data: Vec<String> = stage
-            .committed()
-            .flat_map(|sidecar| &sidecar.data)
-            .filter(|file| is_rows(Path::new(&file.file)))
-            .map(|file| stage.folder.name_of(&file.file))
-            .collect();
-        let refused = stage.committed().filter_map(|s| s.quarantine.as_ref());
-        let refused: Vec<String> = refused.map(|file| stage.folder.name_of(&file.file)).collect();
-        for (name, files) in [(stage.name.clone(), data), (format!("{}_quarantine", stage.name), refused)] {
+        let mut add = |name: String, files: &mut dyn Iterator<Item = &DataFile>| {
+            let files: Vec<String> = files.map(|file| stage.folder.name_of(&file.file)).collect();
             if !files.is_empty() {
                 tables.push(Table { name, files });
             }
+        };
+        for variant in stage.variant_names() {
+            let files = stage.data_of(variant.as_deref()).into_iter();
+            let name = with_variant(&stage.name, variant.as_deref());
+            add(name, &mut files.filter(|file| is_rows(Path::new(&file.file))));
         }
+        let refused = stage.committed().filter_map(|sidecar| sidecar.quarantine.as_ref());
+        add(format!("{}_quarantine", stage.name), &mut { refused });
     }
     tables
 }

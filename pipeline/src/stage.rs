@@ -42,6 +42,12 @@ pub trait Stage: Send + Sync {
         Facts::new()
     }
 
+    /// The variants in which each partition comes, each a data file of its own with the same rows, and what is known about it;
+    /// none where a partition is what it is. A reader names one: `from = "bucket@512"`.
+    fn variants(&self) -> Vec<(String, Facts)> {
+        Vec::new()
+    }
+
     /// Faults in how this stage fits the facts of its inputs, each with the key it concerns.
     fn check(&self, _upstream: &Facts) -> Vec<(&'static str, String)> {
         Vec::new()

@@ -297,6 +297,11 @@ impl Attempt {
         self.folder.join(format!("{}.{}.{n:05}.parquet", self.partition, self.id))
     }
 
+    /// Where this attempt's data of one variant goes: `part-00012.<attempt>.512.parquet`.
+    pub fn variant(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{}.{}.{name}.parquet", self.partition, self.id))
+    }
+
     /// Where this attempt's refused rows go.
     pub fn quarantine(&self) -> PathBuf {
         self.folder.join("quarantine").join(format!("{}.{}.parquet", self.partition, self.id))
@@ -333,7 +338,7 @@ mod tests {
             fingerprint: Digest::of(b"one"),
             parameters: Arc::new(serde_json::json!({})),
             inputs: Vec::new(),
-            data: vec![DataFile { file, digest: Digest::of(b"data"), bytes: 4, rows: 1, footer: None }],
+            data: vec![DataFile { file, digest: Digest::of(b"data"), bytes: 4, rows: 1, footer: None, variant: None }],
             quarantine: None,
             rows_in: 1,
             rows_out: 1,

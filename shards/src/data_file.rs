@@ -35,7 +35,7 @@ impl DataFileWriter {
         file.sync().map_err(ShardError::io("sync", &path))?;
         let digest = Digest::from_blake3(hasher.finalize());
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(DataFile { file, digest, bytes, rows, footer: None })
+        Ok(DataFile { file, digest, bytes, rows, footer: None, variant: None })
     }
 }
 

@@ -58,6 +58,13 @@ impl Sidecar {
         self.data.iter().fold(DigestBuilder::new(), |b, file| b.part(file.digest.to_string())).finish()
     }
 
+    /// The record as a reader of one variant sees it: with that variant's data only.
+    #[must_use]
+    pub fn narrowed(&self, variant: &str) -> Self {
+        let is_meant = |file: &&DataFile| file.variant.as_deref() == Some(variant);
+        Self { data: self.data.iter().filter(is_meant).cloned().collect(), ..self.clone() }
+    }
+
     /// Rows that did not pass, for whatever reason.
     pub fn rows_dropped(&self) -> u64 {
         self.dropped.values().sum()
@@ -98,6 +105,9 @@ pub struct DataFile {
     /// Of a shard: the digest of its footer, by which a reader of single rows knows the file without reading all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub footer: Option<Digest>,
+    /// Of a stage whose partitions come in several variants (an image at several resolutions): which one this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
 }
 
 /// A piece of the report that a stage leaves behind.

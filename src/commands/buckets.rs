@@ -8,7 +8,7 @@ use clap::Args;
 use pipeline::forecast::{Assumptions, Forecast, Tally};
 use pipeline::manifest::Manifest;
 use pipeline::plan::Plan;
-use pipeline::stages::bucket;
+use pipeline::stages::bucket::{self, Rules};
 use serde_json::json;
 use shards::bucket::BucketRule;
 
@@ -30,6 +30,9 @@ pub(crate) struct Buckets {
     /// Which bucket stage of the manifest, where it has several.
     #[arg(long, value_name = "STAGE")]
     stage: Option<String>,
+    /// Overrides a key of the manifest: --set stage.bucket.max_aspect=2
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Pixels of the longest side [the manifest's, or 256].
     #[arg(long)]
     max_resolution: Option<u32>,
@@ -45,65 +48,67 @@ pub(crate) struct Buckets {
     /// Images in a batch of a training.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
     batch_size: u64,
-    /// Print the forecast as JSON.
+    /// Print the forecast as JSON, a line for each resolution.
     #[arg(long)]
     json: bool,
 }
 
 impl Buckets {
     pub(crate) fn run(&self) -> Result<u8> {
-        let (rule, max_aspect, files) = match self.sources.as_slice() {
+        let (Rules { mut rules, max_aspect }, files) = match self.sources.as_slice() {
             [manifest] if has_ending(manifest, &["toml"]) => self.of_manifest(manifest)?,
             sources => {
-                let rule = BucketRule { max_resolution: 256, patch_size: 16, upscale: false };
-                (rule, None, Files::below(sources)?)
+                let rules = vec![BucketRule { max_resolution: 256, patch_size: 16, upscale: false }];
+                (Rules { rules, max_aspect: None }, Files::below(sources)?)
             }
         };
-        let rule = BucketRule {
-            max_resolution: self.max_resolution.unwrap_or(rule.max_resolution).max(1),
-            patch_size: self.patch_size.unwrap_or(rule.patch_size).max(1),
-            upscale: self.upscale || rule.upscale,
-        };
+        for rule in &mut rules {
+            rule.max_resolution = self.max_resolution.unwrap_or(rule.max_resolution).max(1);
+            rule.patch_size = self.patch_size.unwrap_or(rule.patch_size).max(1);
+            rule.upscale |= self.upscale;
+        }
+        rules.dedup();
         let max_aspect = self.max_aspect.or(max_aspect);
-        let assumptions = Assumptions { rule, max_aspect, batch_size: self.batch_size };
-        let tally = match &files {
-            Files::Shards(shards) => Tally::of_shards(shards, assumptions)?,
-            Files::Images(images) => Tally::of_images(images, assumptions),
-        };
-        let forecast = tally.forecast(assumptions);
         let mut out = std::io::stdout().lock();
-        if self.json {
-            let rule = json!({ "max_resolution": rule.max_resolution, "patch_size": rule.patch_size,
-                               "upscale": rule.upscale, "max_aspect": max_aspect, "batch_size": self.batch_size });
-            writeln!(out, "{:#}", json!({ "rule": rule, "forecast": forecast }))?;
-        } else {
-            write!(out, "{}", in_words(&forecast, assumptions))?;
+        for (n, rule) in rules.into_iter().enumerate() {
+            let assumptions = Assumptions { rule, max_aspect, batch_size: self.batch_size };
+            let tally = match &files {
+                Files::Shards(shards) => Tally::of_shards(shards, assumptions)?,
+                Files::Images(images) => Tally::of_images(images, assumptions),
+            };
+            let forecast = tally.forecast(assumptions);
+            if self.json {
+                let rule = json!({ "max_resolution": rule.max_resolution, "patch_size": rule.patch_size,
+                                   "upscale": rule.upscale, "max_aspect": max_aspect, "batch_size": self.batch_size });
+                writeln!(out, "{}", json!({ "rule": rule, "forecast": forecast }))?;
+            } else {
+                let between = if n > 0 { "\n" } else { "" };
+                write!(out, "{between}{}", in_words(&forecast, assumptions))?;
+            }
         }
         Ok(OK)
     }
 
-    fn of_manifest(&self, path: &Path) -> Result<(BucketRule, Option<f64>, Files)> {
-        let plan = Plan::new(&Manifest::read(path, &[])?, &stages::registry())?;
+    fn of_manifest(&self, path: &Path) -> Result<(Rules, Files)> {
+        let plan = Plan::new(&Manifest::read(path, &self.set)?, &stages::registry())?;
         let is_meant = |name: &str| self.stage.as_ref().is_none_or(|stage| stage == name);
         let mut found = plan.stages.iter().filter(|stage| is_meant(&stage.name));
-        let of = found.find_map(|stage| Some((stage, bucket::rule(&stage.semantics)?)));
-        let Some((stage, (rule, max_aspect))) = of else {
+        let of = found.find_map(|stage| Some((stage, bucket::rules(&stage.semantics)?)));
+        let Some((stage, rules)) = of else {
             let which = self.stage.as_ref().map_or(String::new(), |stage| format!(" {stage}"));
             bail!(Usage(format!("{} has no bucket stage{which}", path.display())));
         };
         let input =
             stage.inputs.first().and_then(|&n| plan.stages.get(n)).context("the bucket stage reads from nothing")?;
-        let files: Vec<PathBuf> = input
-            .committed()
-            .flat_map(|sidecar| &sidecar.data)
-            .map(|file| input.fetch(file))
-            .collect::<Result<_, _>>()?;
+        let variant = stage.variants.first().and_then(|variant| variant.as_deref());
+        let files: Vec<PathBuf> =
+            input.data_of(variant).into_iter().map(|file| input.fetch(file)).collect::<Result<_, _>>()?;
         if files.is_empty() {
             let (manifest, name) = (path.display(), &input.name);
             let hint = format!("`ferrotype run {manifest} --until {name}` makes them");
             bail!(Usage(format!("stage {name} has no shards yet; {hint}")));
         }
-        Ok((rule, max_aspect, Files::Shards(files)))
+        Ok((rules, Files::Shards(files)))
     }
 }
 

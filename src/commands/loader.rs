@@ -26,6 +26,10 @@ const DEAR: u64 = 4 << 20;
 pub(crate) struct Loader {
     /// A bucket index (.parquet), or a manifest (.toml) whose index stage has run.
     index: PathBuf,
+    /// Overrides a key of the manifest: --set stage.bucket.max_resolution=512
+    #[cfg(feature = "pipeline")]
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Which index stage of the manifest, where it has several.
     #[cfg(feature = "pipeline")]
     #[arg(long, value_name = "STAGE")]
@@ -105,7 +109,7 @@ impl Loader {
         }
         let manifest = self.index.display();
         let plan = pipeline::plan::Plan::new(
-            &pipeline::manifest::Manifest::read(&self.index, &[])?,
+            &pipeline::manifest::Manifest::read(&self.index, &self.set)?,
             &crate::stages::registry(),
         )?;
         let is_meant = |name: &str| self.stage.as_ref().is_none_or(|stage| stage == name);

@@ -26,7 +26,7 @@ fn data_file(
     let digest = shards::digest::Digest::of_file(path)?;
     let bytes = std::fs::metadata(path).map_err(pipeline::stage::StageError::io("read", path))?.len();
     let file = path.strip_prefix(folder.path()).unwrap_or(path).to_string_lossy().into_owned();
-    Ok(shards::sidecar::DataFile { file, digest, bytes, rows, footer: None })
+    Ok(shards::sidecar::DataFile { file, digest, bytes, rows, footer: None, variant: None })
 }
 
 /// The checkpoint that an input `train` stage committed.

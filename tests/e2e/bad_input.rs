@@ -38,7 +38,7 @@ fn faults_in_a_manifest_are_named_with_line_and_remedy() {
             "max_resolution = \"large\"",
             vec!["bad.toml:12", "max_resolution", "\"large\"", "whole number"],
         ),
-        ("max_resolution = 32", "max_resolution = -32", vec!["bad.toml:12", "max_resolution", "-32", "from 0 to"]),
+        ("max_resolution = 32", "max_resolution = -32", vec!["bad.toml:12", "max_resolution", "-32", "from 1 to"]),
         ("max_resolution = 32\n", "", vec!["bad.toml:9", "missing key `max_resolution`"]),
         ("from = \"bucket\"", "from = \"buket\"", vec!["bad.toml:17", "`buket`", "did you mean `bucket`?"]),
         ("from = \"download\"", "from = \"index\"", vec!["cycle", "bucket → index → bucket"]),

@@ -6,7 +6,7 @@ use std::path::Path;
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
-use crate::support::{folder, run, text};
+use crate::support::{bucketed, folder, run, text};
 
 /// Pictures of three shapes, one of them rare.
 fn pictures(folder: &Path) {
@@ -81,4 +81,55 @@ fn what_cannot_be_forecast_is_said() {
     std::fs::write(folder.path().join("a.parquet"), "no parquet").unwrap();
     assert!(of(&[&empty]).contains("a.parquet"));
     assert!(of(&[&empty, "--batch-size", "0"]).contains("--batch-size"));
+}
+
+/// One pass makes two resolutions; a reader names the one it reads.
+#[test]
+fn several_resolutions_are_made_in_one_pass_and_read_one_by_one() {
+    let folder = folder();
+    let sizes: Vec<(u32, u32)> = (0..9).map(|n| [(40, 40), (40, 20), (20, 40)][n % 3]).collect();
+    let stages = "[stage.small]\nuses = \"index\"\nfrom = \"bucket@16\"\n\
+                  [stage.large]\nuses = \"index\"\nfrom = \"bucket@32\"\n\
+                  [stage.export]\nuses = \"export\"\nfrom = \"bucket@16\"\n";
+    let manifest = bucketed(folder.path(), &sizes, stages);
+    let set = ["--set", "stage.bucket.max_resolution=[16, 32]"];
+    let of = |arguments: &[&str]| {
+        let output = run(&[arguments, &set[..]].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    // Without the list there is nothing to choose from.
+    let refused = run(&["plan", &manifest]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("bucket has no variants"), "{}", text(&refused.stderr));
+
+    of(&["run", &manifest, "-q"]);
+    assert!(of(&["verify", &manifest]).contains("all as recorded"));
+    assert!(of(&["graph", &manifest]).contains("← bucket@16"), "{}", of(&["graph", &manifest]));
+    let counted = |resolution: &str| {
+        let sql = format!("SELECT bucket_size, count(*) FROM \"bucket@{resolution}\" GROUP BY 1 ORDER BY 1");
+        let csv = of(&["query", &manifest, &sql, "--format", "csv"]);
+        csv.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(counted("16"), ["16x16,3", "16x8,3", "8x16,3"]);
+    assert_eq!(counted("32"), ["16x32,3", "32x16,3", "32x32,3"]);
+    let key = of(&["query", &manifest, "SELECT key FROM import ORDER BY key LIMIT 1", "--format", "csv"]);
+    let story = of(&["explain", &manifest, key.lines().nth(1).unwrap()]);
+    assert!(story.contains("16x16") && story.contains("32x32"), "{story}");
+
+    let forecasts = of(&["buckets", &manifest, "--json"]);
+    let resolutions = forecasts.lines().map(|line| {
+        let forecast: Value = serde_json::from_str(line).unwrap();
+        forecast["rule"]["max_resolution"].as_u64().unwrap()
+    });
+    assert_eq!(resolutions.collect::<Vec<_>>(), [16, 32]);
+
+    let loaded = of(&["loader", &manifest, "--stage", "small", "--batch-size", "2"]);
+    assert!(loaded.contains("9 images in 3 buckets"), "{loaded}");
+    // A training at one resolution is no matter of the others: their change makes nothing of it stale.
+    let other = ["--set", "stage.bucket.max_resolution=[16, 24, 32]"];
+    let planned = run(&[&["run", &manifest, "--until", "small", "--json"], &other[..]].concat());
+    assert!(planned.status.success(), "{}", text(&planned.stderr));
+    let events = text(&planned.stdout);
+    assert!(events.contains("\"bucket\"") && !events.contains("\"stage\":\"small\",\"partition\""), "{events}");
 }

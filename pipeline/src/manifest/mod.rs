@@ -38,6 +38,38 @@ pub struct Manifest {
     pub stages: Vec<StageTable>,
 }
 
+/// A stage that another reads from: `bucket`, or one variant of it, `bucket@512`.
+#[derive(Clone, Debug)]
+pub struct Read {
+    pub stage: String,
+    pub variant: Option<String>,
+    pub place: Place,
+}
+
+impl Read {
+    fn parse(text: &str, place: Place) -> Self {
+        let (stage, variant) = match text.split_once('@') {
+            Some((stage, variant)) => (stage, Some(variant.to_owned())),
+            None => (text, None),
+        };
+        Self { stage: stage.to_owned(), variant, place }
+    }
+}
+
+impl std::fmt::Display for Read {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&with_variant(&self.stage, self.variant.as_deref()))
+    }
+}
+
+/// `bucket@512`, or `bucket`: a stage as its readers name it.
+pub fn with_variant(stage: &str, variant: Option<&str>) -> String {
+    match variant {
+        Some(variant) => format!("{stage}@{variant}"),
+        None => stage.to_owned(),
+    }
+}
+
 /// One `[stage.NAME]` table.
 #[derive(Clone, Debug)]
 pub struct StageTable {
@@ -45,8 +77,8 @@ pub struct StageTable {
     pub place: Place,
     /// The stage's kind.
     pub uses: (String, Place),
-    /// Names of the stages it reads from.
-    pub from: Vec<(String, Place)>,
+    /// The stages it reads from.
+    pub from: Vec<Read>,
     pub on_bad_row: OnBadRow,
     pub fail_if: Option<FailIf>,
     /// The most partitions to make at a time.
@@ -250,9 +282,9 @@ fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
     let place = |key: &str| entries.get(key).map_or_else(|| node.place.clone(), |n| n.place.clone());
     let from = match common.from {
         None => Vec::new(),
-        Some(serde_json::Value::String(one)) => vec![(one, place("from"))],
+        Some(serde_json::Value::String(one)) => vec![Read::parse(&one, place("from"))],
         Some(serde_json::Value::Array(many)) if many.iter().all(serde_json::Value::is_string) => {
-            many.iter().filter_map(|v| v.as_str()).map(|one| (one.to_owned(), place("from"))).collect()
+            many.iter().filter_map(|v| v.as_str()).map(|one| Read::parse(one, place("from"))).collect()
         }
         Some(other) => {
             let fault = Diagnostic::new(place("from"), format!("stage.{name}.from is {other}"));

@@ -1,6 +1,6 @@
 //! One stage table to a stage: kind, keys, parameters, and how it fits its inputs.
 
-use crate::manifest::{Diagnostic, StageTable};
+use crate::manifest::{Diagnostic, Read, StageTable, nearest, with_variant};
 use crate::stage::{Facts, NOT_SHARDS, Partitioning, Registry, Stage};
 
 /// A stage without faults: its table, itself, its kind with version, and the positions of its inputs.
@@ -27,7 +27,7 @@ pub(super) fn build(
     let (least, most) = kind.inputs;
     if table.from.len() < least || table.from.len() > most {
         let fault = Diagnostic::new(
-            table.from.first().map_or(&table.place, |(_, place)| place).clone(),
+            table.from.first().map_or(&table.place, |from| &from.place).clone(),
             format!("stage.{} ({uses}) reads from {} stages", table.name, table.from.len()),
         );
         faults.push(fault.hint(match (least, most) {
@@ -47,9 +47,9 @@ pub(super) fn build(
     };
     // Of kinds that read either from a stage or from outside.
     match (stage.partitioning() == Partitioning::Source, table.from.first()) {
-        (true, Some((from, place))) if least == 0 && most > 0 => {
+        (true, Some(from)) if least == 0 && most > 0 => {
             let message = format!("stage.{} ({uses}) reads from {from}, and from outside as well", table.name);
-            faults.push(Diagnostic::new(place.clone(), message).hint("keep one of them"));
+            faults.push(Diagnostic::new(from.place.clone(), message).hint("keep one of them"));
         }
         (false, None) if least == 0 => {
             let message = format!("nothing says what stage.{} ({uses}) reads", table.name);
@@ -59,19 +59,56 @@ pub(super) fn build(
         _ => {}
     }
     // A stage whose input could not be built is not checked further: the input's own faults come first.
-    let inputs: Vec<usize> =
-        table.from.iter().filter_map(|(name, _)| built.iter().position(|(t, ..)| t.name == *name)).collect();
+    let mut inputs = Vec::new();
     let mut upstream = Facts::new();
-    for known in inputs.iter().filter_map(|&i| facts.get(i)) {
-        upstream.extend(known.clone());
+    for from in &table.from {
+        let Some(position) = built.iter().position(|(other, ..)| other.name == from.stage) else { continue };
+        inputs.push(position);
+        upstream.extend(facts.get(position).cloned().unwrap_or_default());
+        if let Some((_, input, ..)) = built.get(position) {
+            match chosen(table, from, input.as_ref()) {
+                Ok(known) => upstream.extend(known),
+                Err(fault) => faults.push(fault),
+            }
+        }
     }
-    if let (Some(format), Some((from, place))) = (upstream.get(NOT_SHARDS).and_then(|f| f.as_str()), table.from.first())
-    {
+    if let (Some(format), Some(from)) = (upstream.get(NOT_SHARDS).and_then(|f| f.as_str()), table.from.first()) {
         let message = format!("stage.{} cannot read from {from}, whose output is {format}", table.name);
         let hint = "write output = \"parquet\" there, or read the files it leaves with `uses = \"extract\"`";
-        faults.push(Diagnostic::new(place.clone(), message).hint(hint));
+        faults.push(Diagnostic::new(from.place.clone(), message).hint(hint));
     }
     faults.extend(stage.check(&upstream).into_iter().map(|(key, message)| table.parameters.fault(key, message)));
     upstream.extend(stage.facts());
     if faults.is_empty() { Ok((stage, kind.versioned_name(), inputs, upstream)) } else { Err(faults) }
+}
+
+/// What is known about the variant of `input` that `from` names.
+fn chosen(table: &StageTable, from: &Read, input: &dyn Stage) -> Result<Facts, Diagnostic> {
+    let mut variants = input.variants();
+    let (reader, stage) = (&table.name, &from.stage);
+    let known = || variants.iter().map(|(name, _)| with_variant(stage, Some(name)));
+    let fault = |message: String| Diagnostic::new(from.place.clone(), message);
+    match &from.variant {
+        None if variants.is_empty() => Ok(Facts::new()),
+        None => {
+            let message = format!(
+                "stage.{reader} reads from {stage}, each partition of which comes in {} variants",
+                variants.len()
+            );
+            Err(fault(message).hint(format!("choose one of {}", known().collect::<Vec<_>>().join(", "))))
+        }
+        Some(_) if variants.is_empty() => {
+            Err(fault(format!("stage.{reader} reads from {from}, but {stage} has no variants"))
+                .hint(format!("write {stage}")))
+        }
+        Some(name) => match variants.iter().position(|(known, _)| known == name) {
+            Some(at) => Ok(variants.swap_remove(at).1),
+            None => Err(fault(format!("stage.{reader} reads from {from}, which is no variant of {stage}")).hint(
+                match nearest(name, variants.iter().map(|(known, _)| known.as_str())) {
+                    Some(near) => format!("did you mean {}?", with_variant(stage, Some(near))),
+                    None => format!("its variants: {}", known().collect::<Vec<_>>().join(", ")),
+                },
+            )),
+        },
+    }
 }

@@ -16,7 +16,7 @@ use shards::sidecar::{DataFile, InputDigest, Sidecar};
 use shards::storage::Workdir;
 
 use crate::ledger::Ledger;
-use crate::manifest::{Diagnostic, Diagnostics, FailIf, Manifest, OnBadRow, Place, StageTable};
+use crate::manifest::{Diagnostic, Diagnostics, FailIf, Manifest, OnBadRow, Place, StageTable, with_variant};
 use crate::retry::{self, RetryList};
 use crate::stage::{Facts, Input, Partitioning, Registry, Source, Stage, StageError};
 pub use estimate::{Estimate, Volume};
@@ -47,6 +47,8 @@ pub struct PlannedStage {
     canonical: String,
     /// Positions of the stages it reads from.
     pub inputs: Vec<usize>,
+    /// Of each of them, the variant that it reads.
+    pub variants: Vec<Option<String>>,
     pub on_bad_row: OnBadRow,
     pub fail_if: Option<FailIf>,
     /// The most partitions to make at a time, where the manifest limits it.
@@ -119,6 +121,9 @@ pub struct Made {
     /// Everything that enters its fingerprint, in order.
     pub digests: Vec<InputDigest>,
 }
+
+/// A stage that another reads from, and which variant of its partitions.
+type ReadStage<'a> = (&'a PlannedStage, Option<&'a str>);
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -253,6 +258,7 @@ impl Plan {
             semantics: Arc::new(semantics),
             stage,
             inputs,
+            variants: table.from.iter().map(|from| from.variant.clone()).collect(),
             on_bad_row: table.on_bad_row,
             fail_if: table.fail_if,
             concurrency: table.concurrency,
@@ -317,19 +323,19 @@ impl Plan {
             return Some(Made { inputs: Vec::new(), survey: None, digests: vec![digest] });
         }
         let one = number.filter(|_| stage.stage.partitioning() != Partitioning::Whole);
-        let read: Vec<(&PlannedStage, &PlannedPartition)> = if let Some(number) = one {
+        let read: Vec<(ReadStage, &PlannedPartition)> = if let Some(number) = one {
             vec![self.nth_input(stage, number)?]
         } else {
-            let upstream = stage.inputs.iter().filter_map(|&i| self.stages.get(i));
-            upstream.flat_map(|s| s.partitions.iter().map(move |p| (s, p))).collect()
+            self.read_by(stage).flat_map(|read| read.0.partitions.iter().map(move |p| (read, p))).collect()
         };
         let mut made = Made { inputs: Vec::new(), survey: None, digests: Vec::new() };
-        for (upstream, partition) in read {
+        for ((upstream, variant), partition) in read {
             let sidecar = partition.sidecar()?;
-            let name = format!("{}/{}", upstream.name, partition.name);
+            let sidecar = variant.map_or_else(|| Arc::clone(sidecar), |name| Arc::new(sidecar.narrowed(name)));
+            let name = format!("{}/{}", with_variant(&upstream.name, variant), partition.name);
             made.digests.push(InputDigest { name, digest: sidecar.output_digest() });
             let (stage, folder) = (upstream.name.clone(), upstream.folder.clone());
-            made.inputs.push(Input { stage, folder, sidecar: Arc::clone(sidecar) });
+            made.inputs.push(Input { stage, folder, sidecar });
         }
         if let (Some(survey), Some(number)) = (&stage.survey, number) {
             let file = survey.sidecar()?.data.get(number)?.clone();
@@ -339,12 +345,22 @@ impl Plan {
         Some(made)
     }
 
+    /// The stages that a stage reads from, and which variant of each.
+    pub(crate) fn read_by<'a>(&'a self, stage: &'a PlannedStage) -> impl Iterator<Item = ReadStage<'a>> {
+        let read = stage.inputs.iter().zip(&stage.variants);
+        read.filter_map(|(&at, variant)| Some((self.stages.get(at)?, variant.as_deref())))
+    }
+
     /// The input partition of this number, counted through all input stages.
-    fn nth_input(&self, stage: &PlannedStage, mut number: usize) -> Option<(&PlannedStage, &PlannedPartition)> {
-        for upstream in stage.inputs.iter().filter_map(|&i| self.stages.get(i)) {
-            match upstream.partitions.get(number) {
-                Some(partition) => return Some((upstream, partition)),
-                None => number -= upstream.partitions.len(),
+    fn nth_input<'a>(
+        &'a self,
+        stage: &'a PlannedStage,
+        mut number: usize,
+    ) -> Option<(ReadStage<'a>, &'a PlannedPartition)> {
+        for read in self.read_by(stage) {
+            match read.0.partitions.get(number) {
+                Some(partition) => return Some((read, partition)),
+                None => number -= read.0.partitions.len(),
             }
         }
         None
@@ -393,6 +409,18 @@ impl PlannedStage {
     /// Partitions that are not there, selected or not.
     pub fn missing(&self) -> usize {
         self.partitions.iter().filter(|p| p.sidecar().is_none()).count()
+    }
+
+    /// The variants in which its partitions come; `[None]` where they come as they are.
+    pub fn variant_names(&self) -> Vec<Option<String>> {
+        let names: Vec<Option<String>> = self.stage.variants().into_iter().map(|(name, _)| Some(name)).collect();
+        if names.is_empty() { vec![None] } else { names }
+    }
+
+    /// The committed data files of one variant of its current partitions; `None` is that of a stage without variants.
+    pub fn data_of(&self, variant: Option<&str>) -> Vec<&DataFile> {
+        let files = self.committed().flat_map(|sidecar| &sidecar.data);
+        files.filter(|file| file.variant.as_deref() == variant).collect()
     }
 
     /// The committed records of its current partitions.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::PlanError;
-use crate::manifest::{Diagnostic, Diagnostics, StageTable, nearest};
+use crate::manifest::{Diagnostic, Diagnostics, Read, StageTable, nearest};
 
 /// Which stages, and which of their partitions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,14 +30,14 @@ impl Selection {
             return Err(PlanError::UnknownStage { name: name.clone(), known });
         }
         let mut selected = if self.stages.is_empty() { all } else { self.stages.iter().cloned().collect() };
-        let reads = |reader: &StageTable, read: &str| reader.from.iter().any(|(name, _)| name == read);
+        let reads = |reader: &StageTable, read: &str| reader.from.iter().any(|from| from.stage == read);
         if let Some(from) = &self.from {
             let downstream = reached(from, |name| stages.iter().filter(|s| reads(s, name)).map(|s| &s.name).collect());
             selected.retain(|name| downstream.contains(name));
         }
         if let Some(until) = &self.until {
             let upstream = reached(until, |name| {
-                stages.iter().filter(|s| s.name == name).flat_map(|s| s.from.iter().map(|(from, _)| from)).collect()
+                stages.iter().filter(|s| s.name == name).flat_map(|s| s.from.iter().map(|from| &from.stage)).collect()
             });
             selected.retain(|name| upstream.contains(name));
         }
@@ -64,7 +64,7 @@ pub(super) fn sorted(stages: &[StageTable]) -> Result<Vec<usize>, Diagnostics> {
     let mut faults = Vec::new();
     let position = |name: &str| stages.iter().position(|s| s.name == name);
     for stage in stages {
-        for (name, place) in &stage.from {
+        for Read { stage: name, place, .. } in &stage.from {
             if position(name).is_none() {
                 let message = format!("stage.{} reads from `{name}`, which is no stage of this manifest", stage.name);
                 let fault = Diagnostic::new(place.clone(), message);
@@ -82,7 +82,7 @@ pub(super) fn sorted(stages: &[StageTable]) -> Result<Vec<usize>, Diagnostics> {
         if let Some(cycle) = visit(index, stages, &position, &mut order, &mut path) {
             let names: Vec<&str> = cycle.iter().filter_map(|&i| stages.get(i)).map(|s| s.name.as_str()).collect();
             if let Some(stage) = cycle.first().and_then(|&i| stages.get(i)) {
-                let place = stage.from.first().map_or(&stage.place, |(_, place)| place).clone();
+                let place = stage.from.first().map_or(&stage.place, |from| &from.place).clone();
                 let fault = Diagnostic::new(place, format!("stages form a cycle: {}", names.join(" → ")));
                 faults.push(fault.hint("an arrow means `reads from`; remove one of them"));
             }
@@ -109,8 +109,8 @@ fn visit(
         return Some(cycle);
     }
     path.push(index);
-    for (name, _) in stages.get(index).map_or(&[][..], |s| &s.from) {
-        if let Some(cycle) = position(name).and_then(|next| visit(next, stages, position, order, path)) {
+    for from in stages.get(index).map_or(&[][..], |s| &s.from) {
+        if let Some(cycle) = position(&from.stage).and_then(|next| visit(next, stages, position, order, path)) {
             return Some(cycle);
         }
     }

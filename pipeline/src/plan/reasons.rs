@@ -45,9 +45,15 @@ impl PlannedStage {
         self.state_of_earlier(partition).unwrap_or_else(|| PartitionState::Run(self.why(partition, None)))
     }
 
-    /// With `--only-missing`, whatever was made under an earlier configuration is good enough.
+    /// With `--only-missing`, whatever was made under an earlier configuration is good enough, if it comes in the variants that
+    /// readers may ask for.
     fn state_of_earlier(&self, partition: &str) -> Option<PartitionState> {
         let earlier = self.ledger.newest(partition).filter(|s| self.only_missing && self.ledger.is_complete(s))?;
+        let variants: BTreeSet<Option<&str>> = earlier.data.iter().map(|file| file.variant.as_deref()).collect();
+        let names = self.variant_names();
+        if !earlier.data.is_empty() && variants != names.iter().map(Option::as_deref).collect() {
+            return None;
+        }
         Some(PartitionState::UpToDate(Arc::clone(earlier)))
     }
 

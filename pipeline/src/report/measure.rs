@@ -62,9 +62,10 @@ impl Measured {
     }
 }
 
-/// The rule in the parameters of a committed partition, if they are a bucket stage's.
+/// The rule in the parameters of a committed partition, if they are a bucket stage's. Of several resolutions the largest is
+/// looked at, as everywhere here.
 pub(super) fn bucket_rule(stage: &PlannedStage) -> Option<BucketRule> {
-    bucket::rule(&stage.committed().next()?.parameters).map(|(rule, _)| rule)
+    bucket::rules(&stage.committed().next()?.parameters)?.rules.last().copied()
 }
 
 /// Which columns to measure.
@@ -89,8 +90,11 @@ pub(super) fn row_files(stage: &PlannedStage) -> Vec<&DataFile> {
     files.into_iter().enumerate().filter(|(i, _)| i * most / every != (i + 1) * most / every).map(|(_, f)| f).collect()
 }
 
+/// Of a stage whose partitions come in variants, those of the last: the rows are the same in all.
 fn all_row_files(stage: &PlannedStage) -> Vec<&DataFile> {
-    stage.committed().flat_map(|sidecar| &sidecar.data).filter(|file| is_shard(&file.file)).collect()
+    let variants = stage.variant_names();
+    let variant = variants.last().and_then(|variant| variant.as_deref());
+    stage.data_of(variant).into_iter().filter(|file| is_shard(&file.file)).collect()
 }
 
 /// How many of the stage's files are read, of how many, when it is not all of them.

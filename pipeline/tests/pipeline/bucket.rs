@@ -100,3 +100,34 @@ fn images_that_are_too_long_are_refused() {
     let reason = "16x50: its longer side is more than 2 times the shorter";
     assert_eq!(ran.quarantine()[1], ["long/1", "aspect_ratio_too_large", reason].map(str::to_owned));
 }
+
+#[test]
+fn each_of_several_resolutions_is_as_if_it_were_made_alone() {
+    let place = Place::new();
+    let rows = [
+        flags("a", 5, (200, 150)),
+        flags("wide", 2, (200, 96)),
+        flags("small", 3, (60, 48)),
+        vec![Sample::new("bad", b"no picture".to_vec(), (10, 10))],
+    ];
+    place.write_all(&[rows.concat(), flags("b", 3, (96, 128))]);
+    let table = |resolution: &str| {
+        format!("uses = \"bucket\"\npatch_size = 16\nmerge_small = 3\nkeep = true\nmax_resolution = {resolution}")
+    };
+    let together = place.run(&table("[128, 32, 64, 32]"));
+    assert_eq!(together.counts("not_an_image"), (14, 13, 1));
+    let record = together.records()[0].clone();
+    let variants: Vec<&str> = record.data.iter().map(|file| file.variant.as_deref().unwrap()).collect();
+    assert_eq!(variants, ["32", "64", "128"]);
+    let observed: u64 = record.observed.values().sum();
+    let mut alone_observed = 0;
+    for variant in variants {
+        let alone = place.run(&table(variant));
+        assert_eq!(together.images_of(Some(variant)), alone.images(), "at {variant}");
+        alone_observed += alone.records()[0].observed.values().sum::<u64>();
+    }
+    assert!(observed > 0, "the wide ones joined others");
+    assert_eq!(observed, alone_observed);
+    let again = place.run(&table("[32, 64, 128]"));
+    assert!(again.made().is_empty(), "an order of the list is no other list: {:?}", again.made());
+}

@@ -102,6 +102,9 @@ const STAGES: &[Case] = &[
     Change("from = \"bucket\"", "from = [\"bucket\", 5]"),
     Change("from = \"bucket\"", "from = \"buket\""),
     Change("from = \"bucket\"", "from = \"zzz\""),
+    Change("from = \"bucket\"", "from = \"bucket@32\""),
+    Change("max_resolution = 32", "max_resolution = [8, 32]"),
+    Change("from = \"bucket\"", "from = \"bukket@32\""),
     Change("from = \"bucket\"", "from = \"index\""),
     Change("from = \"download\"", "from = \"index\""),
     Change("from = \"bucket\"\n", ""),
@@ -180,7 +183,19 @@ const OTHERS: &[Case] = &[
     Change("max_resolution = 32", "max_resolution = -32"),
     Change("max_resolution = 32", "max_resolution = 32.5"),
     Change("max_resolution = 32", "max_resolution = true"),
-    Change("max_resolution = 32", "max_resolution = [32]"),
+    Change("max_resolution = 32", "max_resolution = []"),
+    Change("max_resolution = 32", "max_resolution = [32, 0]"),
+    Change("max_resolution = 32", "max_resolution = [32, \"64\"]"),
+    Change("max_resolution = 32", "max_resolution = [32, 2]"),
+    Change("max_resolution = 32", "max_resolution = 0"),
+    Change(
+        BUCKETS_AND_INDEX,
+        "max_resolution = [8, 32]\npatch_size = 4\n\n[stage.index]\nuses = \"index\"\nfrom = \"bucket@24\"",
+    ),
+    Change(
+        BUCKETS_AND_INDEX,
+        "max_resolution = [256, 512]\npatch_size = 4\n\n[stage.index]\nuses = \"index\"\nfrom = \"bucket@255\"",
+    ),
     Change("max_resolution = 32", "max_resolution = { width = 32 }"),
     Change("patch_size = 4", "patch_size = 0"),
     Change("patch_size = 4", "patch_size = 64"),
@@ -189,6 +204,10 @@ const OTHERS: &[Case] = &[
     Change("patch_size = 4", "patch_size = 4\nformat = \"bmp\""),
     Change("patch_size = 4", "patch_size = 4\nformat = 5"),
 ];
+
+/// A bucket stage's parameters, and the index over it.
+const BUCKETS_AND_INDEX: &str =
+    "max_resolution = 32\npatch_size = 4\n\n[stage.index]\nuses = \"index\"\nfrom = \"bucket\"";
 
 /// What stands for the filter in the stages that choose rows.
 const FILTER: &str = "uses = \"filter\"\nfrom = \"download\"\nwhere = \"width > 10\"";

@@ -20,7 +20,7 @@ use shards::columns;
 use shards::digest::Digest;
 use shards::event::{Event, EventSink, RunOutcome};
 use shards::reader::Shard;
-use shards::sidecar::Sidecar;
+use shards::sidecar::{DataFile, Sidecar};
 use shards::writer::ShardWriter;
 
 /// A row of a shard.
@@ -205,24 +205,34 @@ impl Ran {
 
     /// The whole of each partition of stage `out`.
     pub(crate) fn batches(&self) -> Vec<(Shard, RecordBatch)> {
+        self.batches_of(None)
+    }
+
+    /// As [`Ran::batches`], of a variant.
+    fn batches_of(&self, variant: Option<&str>) -> Vec<(Shard, RecordBatch)> {
         let stage = self.plan.stage("out").unwrap();
-        let open = |sidecar: &Arc<Sidecar>| {
-            let shard = Shard::open(&stage.fetch(&sidecar.data[0]).unwrap()).unwrap();
+        let open = |file: &DataFile| {
+            let shard = Shard::open(&stage.fetch(file).unwrap()).unwrap();
             let batches = shard.batches(None, 1000).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
             let batch = arrow::compute::concat_batches(shard.schema(), &batches).unwrap();
             (shard, batch)
         };
-        stage.committed().map(open).collect()
+        stage.data_of(variant).into_iter().map(open).collect()
     }
 
     /// Keys and images of each partition of stage `out`.
     pub(crate) fn images(&self) -> Vec<Vec<(String, Vec<u8>)>> {
+        self.images_of(None)
+    }
+
+    /// As [`Ran::images`], of a variant.
+    pub(crate) fn images_of(&self, variant: Option<&str>) -> Vec<Vec<(String, Vec<u8>)>> {
         let of = |(shard, batch): (Shard, RecordBatch)| {
             let (keys, images) =
                 (shard.text(&batch, columns::KEY).unwrap(), shard.binary(&batch, columns::IMAGE).unwrap());
             (0..batch.num_rows()).map(|i| (keys.value(i).to_owned(), images.value(i).to_owned())).collect()
         };
-        self.batches().into_iter().map(of).collect()
+        self.batches_of(variant).into_iter().map(of).collect()
     }
 
     pub(crate) fn keys(&self) -> Vec<Vec<String>> {

@@ -209,7 +209,14 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, b"data").unwrap();
             workdir.publish("stages/x/part.parquet").unwrap();
-            let file = |digest| DataFile { file: "part.parquet".into(), digest, bytes: 4, rows: 1, footer: None };
+            let file = |digest| DataFile {
+                file: "part.parquet".into(),
+                digest,
+                bytes: 4,
+                rows: 1,
+                footer: None,
+                variant: None,
+            };
             if workdir.is_remote() {
                 std::fs::remove_file(&path).unwrap();
                 let error = workdir.fetch("stages/x", &file(Digest::of(b"other"))).unwrap_err();

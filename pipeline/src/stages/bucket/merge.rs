@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, UInt32Type};
 use shards::bucket::{BucketRule, BucketSize, InvalidBucketSize};
@@ -16,16 +16,17 @@ use shards::{ShardError, columns};
 use crate::stage::{Outcome, StageError, Task};
 use crate::stages::rows;
 
-/// In the survey's files: a bucket that is given up, and the one that takes its images.
+/// In the survey's files: a resolution, a bucket of it that is given up, and the one that takes its images.
+const RESOLUTION: &str = "resolution";
 const GIVEN_UP: &str = "given_up";
 const TAKEN_BY: &str = "taken_by";
 
 /// How many images fall into each bucket.
 pub(crate) type Counts = BTreeMap<BucketSize, u64>;
 
-/// Which buckets are given up, and what takes their images.
+/// Which buckets of each resolution are given up, and what takes their images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Merges(BTreeMap<BucketSize, BucketSize>);
+pub(crate) struct Merges(BTreeMap<(u32, BucketSize), BucketSize>);
 
 impl Merges {
     /// Gives up every bucket of fewer than `least` images for the one whose aspect ratio is nearest (of equally near ones, the
@@ -61,12 +62,12 @@ impl Merges {
             }
             size
         };
-        Self(joined.keys().map(|size| (*size, last(*size))).collect())
+        Self(joined.keys().map(|size| ((rule.max_resolution, *size), last(*size))).collect())
     }
 
-    /// The bucket for images whose own would be `size`.
-    pub(crate) fn bucket(&self, size: BucketSize) -> BucketSize {
-        self.0.get(&size).copied().unwrap_or(size)
+    /// The bucket at a resolution for images whose own would be `size`.
+    pub(crate) fn bucket(&self, resolution: u32, size: BucketSize) -> BucketSize {
+        self.0.get(&(resolution, size)).copied().unwrap_or(size)
     }
 
     /// As [`Merges::write`] left them.
@@ -75,22 +76,29 @@ impl Merges {
         for batch in file.batches(None, 65_536)? {
             let batch = batch?;
             let (given_up, taken_by) = (file.text(&batch, GIVEN_UP)?, file.text(&batch, TAKEN_BY)?);
-            for (from, to) in given_up.iter().flatten().zip(taken_by.iter().flatten()) {
+            let resolutions: &UInt32Array = file.typed(&batch, RESOLUTION, "uint32")?;
+            let pairs = given_up.iter().flatten().zip(taken_by.iter().flatten());
+            for (resolution, (from, to)) in resolutions.values().iter().zip(pairs) {
                 let size = |text: &str| text.parse().map_err(|error: InvalidBucketSize| StageError::failed(error));
-                merges.insert(size(from)?, size(to)?);
+                merges.insert((*resolution, size(from)?), size(to)?);
             }
         }
         Ok(Self(merges))
     }
 
     /// Writes those that concern the buckets of `counts`: what happens to others is no reason to make a partition again.
-    fn write(&self, counts: &Counts, path: &Path) -> Result<DataFile, StageError> {
-        let concerned = || self.0.iter().filter(|(from, _)| counts.contains_key(from));
-        let field = |name: &str| Field::new(name, DataType::Utf8, false);
-        let schema = Arc::new(Schema::new(vec![field(GIVEN_UP), field(TAKEN_BY)]));
-        let texts =
-            |of: fn((&BucketSize, &BucketSize)) -> String| Arc::new(StringArray::from_iter_values(concerned().map(of)));
-        let arrays = vec![texts(|(from, _)| from.to_string()) as _, texts(|(_, to)| to.to_string()) as _];
+    fn write(&self, counts: &BTreeMap<u32, Counts>, path: &Path) -> Result<DataFile, StageError> {
+        let is_concerned =
+            |(resolution, from): &(u32, BucketSize)| counts.get(resolution).is_some_and(|c| c.contains_key(from));
+        let concerned: Vec<_> = self.0.iter().filter(|(from, _)| is_concerned(from)).collect();
+        let field = |name: &str, of: DataType| Field::new(name, of, false);
+        let fields =
+            [field(RESOLUTION, DataType::UInt32), field(GIVEN_UP, DataType::Utf8), field(TAKEN_BY, DataType::Utf8)];
+        let schema = Arc::new(Schema::new(fields.to_vec()));
+        let resolutions = UInt32Array::from_iter_values(concerned.iter().map(|((resolution, _), _)| *resolution));
+        let given_up = StringArray::from_iter_values(concerned.iter().map(|((_, from), _)| from.to_string()));
+        let taken_by = StringArray::from_iter_values(concerned.iter().map(|(_, to)| to.to_string()));
+        let arrays: Vec<ArrayRef> = vec![Arc::new(resolutions), Arc::new(given_up), Arc::new(taken_by)];
         let batch = RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(ShardError::arrow(path))?;
         let mut writer = ShardWriter::create(path, &schema)?;
         writer.write(&batch)?;
@@ -123,31 +131,39 @@ pub(super) fn in_words(from: BucketSize, to: BucketSize) -> String {
 }
 
 /// Counts the images of all inputs by bucket, from their columns width and height, and leaves each input its [`Merges`].
-pub(super) fn survey(least: u64, rule: BucketRule, task: &Task) -> Result<Outcome, StageError> {
-    let mut of_inputs = Vec::new();
+pub(super) fn survey(least: u64, rules: &[BucketRule], task: &Task) -> Result<Outcome, StageError> {
+    let mut of_inputs: Vec<BTreeMap<u32, Counts>> = Vec::new();
     let mut outcome = Outcome::default();
     for input in task.inputs {
-        let mut counts = Counts::new();
+        let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
         for shard in rows::open([input])? {
-            count(&shard, rule, &mut counts, task)?;
+            outcome.rows_in += count(&shard, rules, &mut counts, task)?;
         }
-        outcome.rows_in += counts.values().sum::<u64>();
         of_inputs.push(counts);
     }
     outcome.rows_out = outcome.rows_in;
-    let mut all = Counts::new();
-    for (size, count) in of_inputs.iter().flatten() {
-        *all.entry(*size).or_default() += count;
+    let mut merges = Merges::default();
+    for rule in rules {
+        let mut all = Counts::new();
+        for (size, count) in of_inputs.iter().filter_map(|counts| counts.get(&rule.max_resolution)).flatten() {
+            *all.entry(*size).or_default() += count;
+        }
+        merges.0.extend(Merges::of(&all, least, *rule).0);
     }
-    let merges = Merges::of(&all, least, rule);
     for (n, counts) in of_inputs.iter().enumerate() {
         outcome.data.push(merges.write(counts, &task.attempt.numbered(n))?);
     }
     Ok(outcome)
 }
 
-/// Adds a shard's images to `counts`. A row without a size counts nowhere.
-fn count(shard: &Shard, rule: BucketRule, counts: &mut Counts, task: &Task) -> Result<(), StageError> {
+/// Adds a shard's images to the counts of each resolution; returns how many. A row without a size counts nowhere.
+fn count(
+    shard: &Shard,
+    rules: &[BucketRule],
+    counts: &mut BTreeMap<u32, Counts>,
+    task: &Task,
+) -> Result<u64, StageError> {
+    let mut counted = 0;
     let sides = [columns::WIDTH, columns::HEIGHT];
     for batch in shard.batches(Some(&sides), 65_536)? {
         task.check_cancelled()?;
@@ -162,11 +178,15 @@ fn count(shard: &Shard, rule: BucketRule, counts: &mut Counts, task: &Task) -> R
         let pairs = widths.as_primitive::<UInt32Type>().iter().zip(heights.as_primitive::<UInt32Type>());
         for (width, height) in pairs {
             if let (Some(width @ 1..), Some(height @ 1..)) = (width, height) {
-                *counts.entry(rule.size(width, height)).or_default() += 1;
+                counted += 1;
+                for rule in rules {
+                    let of_rule = counts.entry(rule.max_resolution).or_default();
+                    *of_rule.entry(rule.size(width, height)).or_default() += 1;
+                }
             }
         }
     }
-    Ok(())
+    Ok(counted)
 }
 
 #[cfg(test)]
@@ -182,7 +202,11 @@ mod tests {
     }
 
     fn merges(of: &[(&str, u64)], least: u64) -> Vec<(String, String)> {
-        Merges::of(&counts(of), least, RULE).0.iter().map(|(from, to)| (from.to_string(), to.to_string())).collect()
+        Merges::of(&counts(of), least, RULE)
+            .0
+            .iter()
+            .map(|((_, from), to)| (from.to_string(), to.to_string()))
+            .collect()
     }
 
     fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -202,7 +226,7 @@ mod tests {
         let images = [("256x192", 90), ("64x48", 2), ("48x48", 30)];
         assert_eq!(merges(&images, 10), pairs(&[("64x48", "48x48")]));
         let upscaled = Merges::of(&counts(&images), 10, BucketRule { upscale: true, ..RULE });
-        assert_eq!(upscaled.bucket("64x48".parse().unwrap()).to_string(), "256x192");
+        assert_eq!(upscaled.bucket(RULE.max_resolution, "64x48".parse().unwrap()).to_string(), "256x192");
         assert_eq!(merges(&[("256x192", 90), ("64x48", 2)], 10), []);
     }
 
@@ -222,8 +246,8 @@ mod tests {
             let merges = Merges::of(&counts, least, BucketRule { upscale: true, ..RULE });
             let mut after = Counts::new();
             for (size, count) in &counts {
-                let bucket = merges.bucket(*size);
-                prop_assert_eq!(merges.bucket(bucket), bucket);
+                let bucket = merges.bucket(RULE.max_resolution, *size);
+                prop_assert_eq!(merges.bucket(RULE.max_resolution, bucket), bucket);
                 *after.entry(bucket).or_default() += count;
             }
             prop_assert_eq!(after.values().sum::<u64>(), counts.values().sum::<u64>());

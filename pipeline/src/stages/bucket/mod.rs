@@ -2,7 +2,7 @@
 //!
 //! - in: shards with an image column; with merge_small, also with its width and height
 //! - out: the same columns with image, width and height replaced, plus bucket_size; sorted by bucket, in the order of the
-//!   input within a bucket; a row group never holds two buckets
+//!   input within a bucket; a row group never holds two buckets. Of several resolutions, each is a variant with the same rows
 //! - stale when: a size, the encoding or its input changed; with merge_small, also when one of its own buckets joins another
 //! - law: in = out + Σ dropped (`damaged_image`, `not_an_image`, `too_many_pixels`, `aspect_ratio_too_large`)
 //!
@@ -11,9 +11,11 @@
 pub(crate) mod merge;
 mod picture;
 pub mod repack;
+mod resolution;
 mod spool;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryBuilder, RecordBatch, StringArray, UInt32Array, UInt64Array};
@@ -29,12 +31,13 @@ use shards::writer::ShardWriter;
 use shards::{ShardError, checksum, columns};
 
 use self::merge::Merges;
-use self::picture::Refused;
+use self::picture::{Picture, Refused, Wanted};
+use self::resolution::MaxResolution;
 use self::spool::{Spool, Spooled};
 use super::{dataset_card, rows};
 use crate::manifest::{Diagnostic, Parameters};
 use crate::quarantine::{BadRow, Quarantine};
-use crate::stage::{Facts, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
+use crate::stage::{Facts, Law, Outcome, Partitioning, Stage, StageError, StageKind, Tally, Task, as_it_is};
 use ::picture::Format;
 
 /// The fact, and parameter, that later stages check: pixels of the longest side.
@@ -42,17 +45,26 @@ pub const MAX_RESOLUTION: &str = "max_resolution";
 /// The fact, and parameter, that later stages check: sides are multiples of this many pixels.
 pub const PATCH_SIZE: &str = "patch_size";
 
-/// The rule in the parameters of a bucket stage, and the largest aspect ratio that it lets through; `None` where they are not
-/// those of a bucket stage.
-pub fn rule(semantics: &Value) -> Option<(BucketRule, Option<f64>)> {
+/// How a bucket stage places images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rules {
+    /// One for each resolution, the largest last; never empty.
+    pub rules: Vec<BucketRule>,
+    /// The largest aspect ratio that it lets through.
+    pub max_aspect: Option<f64>,
+}
+
+/// The rules in the parameters of a stage; `None` where they are not those of a bucket stage.
+pub fn rules(semantics: &Value) -> Option<Rules> {
     let bucket = Bucket::deserialize(semantics).ok()?;
-    Some((bucket.rule(), bucket.max_aspect))
+    Some(Rules { rules: bucket.rules(), max_aspect: bucket.max_aspect })
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 struct Bucket {
-    /// Longer sides are brought down to this many pixels.
-    max_resolution: u32,
+    /// Longer sides are brought down to this many pixels. A list makes each resolution in one pass, with every image decoded
+    /// once: a stage then reads one of them, as in from = "bucket@512".
+    max_resolution: MaxResolution,
     /// Each side becomes the nearest multiple of this many pixels.
     patch_size: u32,
     /// Smaller images are brought up to max_resolution [false].
@@ -101,9 +113,9 @@ pub fn kind() -> StageKind {
 
 fn build(parameters: &Parameters) -> Result<Bucket, Diagnostic> {
     let bucket: Bucket = parameters.read()?;
-    let Bucket { max_resolution, patch_size, quality, max_aspect, .. } = bucket;
-    if patch_size == 0 || patch_size > max_resolution {
-        let message = format!("patch_size = {patch_size}: expected 1 to max_resolution ({max_resolution})");
+    let Bucket { ref max_resolution, patch_size, quality, max_aspect, .. } = bucket;
+    if patch_size == 0 || patch_size > max_resolution.least() {
+        let message = format!("patch_size = {patch_size}: expected 1 to max_resolution ({})", max_resolution.least());
         return Err(parameters.fault(PATCH_SIZE, message));
     }
     if !(1..=100).contains(&quality) {
@@ -129,13 +141,20 @@ impl Stage for Bucket {
     }
 
     fn facts(&self) -> Facts {
-        [(MAX_RESOLUTION, self.max_resolution), (PATCH_SIZE, self.patch_size)]
-            .map(|(name, value)| (name.to_owned(), value.into()))
-            .into()
+        let mut facts = Facts::from([(PATCH_SIZE.to_owned(), self.patch_size.into())]);
+        if let MaxResolution::One(pixels) = self.max_resolution {
+            facts.insert(MAX_RESOLUTION.to_owned(), pixels.into());
+        }
+        facts
+    }
+
+    fn variants(&self) -> Vec<(String, Facts)> {
+        let known = |pixels: u32| Facts::from([(MAX_RESOLUTION.to_owned(), pixels.into())]);
+        self.max_resolution.variants().into_iter().filter_map(|(name, pixels)| Some((name?, known(pixels)))).collect()
     }
 
     fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
-        merge::survey(self.merge_small, self.rule(), task)
+        merge::survey(self.merge_small, &self.rules(), task)
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
@@ -143,53 +162,107 @@ impl Stage for Bucket {
             Some(_) => Merges::read(&rows::survey(task)?)?,
             None => Merges::default(),
         };
-        let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
-        let mut observed: BTreeMap<String, u64> = BTreeMap::new();
-        let mut metadata: Vec<RecordBatch> = Vec::new();
-        let mut spool = Spool::create(&task.folder.path())?;
-        let mut rows_in = 0;
+        let outputs = self.max_resolution.variants();
+        let wanted = Wanted { bucket: self, rules: &self.rules(), merges: &merges };
+        let spools = outputs.iter().map(|_| Spool::create(&task.folder.path()));
+        let mut sorted = Sorted {
+            tally: task.tally,
+            quarantine: Quarantine::new(task.on_bad_row, task.stage, task.tally),
+            observed: BTreeMap::new(),
+            metadata: Vec::new(),
+            spools: spools.collect::<Result<Vec<_>, _>>()?,
+            rows: 0,
+        };
         for file in task.files() {
             let shard = Shard::open(&file)?;
             // A shard without rows has a schema all the same, which a shard made from it needs.
             let none = (shard.rows() == 0).then(|| Ok(RecordBatch::new_empty(Arc::clone(shard.schema()))));
-            for batch in shard.batches(None, 64)?.chain(none) {
+            let mut batches = shard.batches(None, 64)?.chain(none);
+            let mut made: Option<(RecordBatch, Vec<Made>)> = None;
+            let mut next = batches.next();
+            while let Some(batch) = next {
                 task.check_cancelled()?;
                 let batch = batch?;
                 let images = shard.binary(&batch, columns::IMAGE)?;
-                let results: Vec<_> =
-                    (0..batch.num_rows()).into_par_iter().map(|i| self.make(images.value(i), &merges)).collect();
-                for (i, result) in results.into_iter().enumerate() {
-                    let row = rows_in + i as u64;
-                    match result {
-                        Ok(picture) => {
-                            task.tally.good(1);
-                            if picture.own != picture.size {
-                                *observed.entry(merge::in_words(picture.own, picture.size)).or_default() += 1;
-                            }
-                            spool.push(picture.size, row, &picture.bytes)?;
-                        }
-                        Err(refused) => quarantine.refuse(bad_row(&shard, &batch, i, &refused)?)?,
+                // While a batch is made, the one before is put away and the one after is read.
+                let (results, following) = std::thread::scope(|scope| {
+                    let making = scope.spawn(|| {
+                        (0..batch.num_rows()).into_par_iter().map(|i| wanted.make(images.value(i))).collect()
+                    });
+                    if let Some((batch, results)) = made.take() {
+                        sorted.take(&shard, batch, results)?;
                     }
-                }
-                rows_in += batch.num_rows() as u64;
-                let position = shard.schema().index_of(columns::IMAGE).map_err(ShardError::arrow(&file))?;
-                let mut without_image = batch;
-                without_image.remove_column(position);
-                metadata.push(without_image);
+                    let following = batches.next();
+                    let results = making.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                    Ok::<_, StageError>((results, following))
+                })?;
+                made = Some((batch, results));
+                next = following;
+            }
+            if let Some((batch, results)) = made {
+                sorted.take(&shard, batch, results)?;
             }
         }
+        let Sorted { quarantine, observed, metadata, mut spools, rows: rows_in, .. } = sorted;
         let mut outcome = Outcome { rows_in, observed, ..Outcome::default() };
-        let data = write(&mut spool, &metadata, task)?;
-        outcome.rows_out = data.rows;
-        outcome.data.push(data);
+        let names: Vec<&str> = outputs.iter().filter_map(|(name, _)| name.as_deref()).collect();
+        for ((variant, _), spool) in outputs.iter().zip(&mut spools) {
+            let path = variant.as_ref().map_or_else(|| task.attempt.data(), |name| task.attempt.variant(name));
+            let data = write(spool, &metadata, &names, &path, task)?;
+            outcome.rows_out = data.rows;
+            outcome.data.push(DataFile { variant: variant.clone(), ..data });
+        }
         (outcome.dropped, outcome.quarantine) = quarantine.finish(&task.attempt.quarantine())?;
         Ok(outcome)
     }
 }
 
 impl Bucket {
-    fn rule(&self) -> BucketRule {
-        BucketRule { max_resolution: self.max_resolution, patch_size: self.patch_size, upscale: self.upscale }
+    fn rules(&self) -> Vec<BucketRule> {
+        let Self { patch_size, upscale, .. } = *self;
+        let rule = |max_resolution| BucketRule { max_resolution, patch_size, upscale };
+        self.max_resolution.variants().into_iter().map(|(_, pixels)| rule(pixels)).collect()
+    }
+}
+
+/// What became of an image: one picture for each resolution.
+type Made = Result<Vec<Picture>, Refused>;
+
+/// A partition's rows so far, images by bucket.
+struct Sorted<'a> {
+    tally: &'a Tally,
+    quarantine: Quarantine<'a>,
+    observed: BTreeMap<String, u64>,
+    /// All columns but the image, of all rows.
+    metadata: Vec<RecordBatch>,
+    /// One for each resolution.
+    spools: Vec<Spool>,
+    rows: u64,
+}
+
+impl Sorted<'_> {
+    /// Puts the next rows away.
+    fn take(&mut self, shard: &Shard, mut batch: RecordBatch, made: Vec<Made>) -> Result<(), StageError> {
+        for (i, made) in made.into_iter().enumerate() {
+            let row = self.rows + i as u64;
+            match made {
+                Ok(pictures) => {
+                    self.tally.good(1);
+                    for (picture, spool) in pictures.iter().zip(&mut self.spools) {
+                        if picture.own != picture.size {
+                            *self.observed.entry(merge::in_words(picture.own, picture.size)).or_default() += 1;
+                        }
+                        spool.push(picture.size, row, &picture.bytes)?;
+                    }
+                }
+                Err(refused) => self.quarantine.refuse(bad_row(shard, &batch, i, &refused)?)?,
+            }
+        }
+        self.rows += batch.num_rows() as u64;
+        let position = shard.schema().index_of(columns::IMAGE).map_err(ShardError::arrow(shard.path()))?;
+        batch.remove_column(position);
+        self.metadata.push(batch);
+        Ok(())
     }
 }
 
@@ -201,10 +274,15 @@ fn bad_row(shard: &Shard, batch: &RecordBatch, row: usize, refused: &Refused) ->
     Ok(BadRow { key, url, caption, reason, status: "failed_to_resize", detail })
 }
 
-/// Writes the images by bucket, with their other columns.
-fn write(spool: &mut Spool, metadata: &[RecordBatch], task: &Task) -> Result<DataFile, StageError> {
-    let path = task.attempt.data();
-    let arrow = || ShardError::arrow(&path);
+/// Writes the images by bucket, with their other columns; `variants` are those of the stage.
+fn write(
+    spool: &mut Spool,
+    metadata: &[RecordBatch],
+    variants: &[&str],
+    path: &Path,
+    task: &Task,
+) -> Result<DataFile, StageError> {
+    let arrow = || ShardError::arrow(path);
     let Some(first) = metadata.first() else {
         return Err(StageError::failed("its input has no shard; make the input again"));
     };
@@ -225,7 +303,7 @@ fn write(spool: &mut Spool, metadata: &[RecordBatch], task: &Task) -> Result<Dat
     fields.push(Field::new(columns::BUCKET_SIZE, DataType::Utf8, false));
     let schema = Arc::new(columns::schema_of_samples(fields));
 
-    let mut writer = ShardWriter::create(&path, &schema)?;
+    let mut writer = ShardWriter::create(path, &schema)?;
     let sorted = spool.sorted();
     for group in sorted.chunk_by(|a, b| a.size == b.size) {
         let Some(size) = group.first().map(|spooled| spooled.size) else { continue };
@@ -250,7 +328,7 @@ fn write(spool: &mut Spool, metadata: &[RecordBatch], task: &Task) -> Result<Dat
         writer.end_row_group()?;
     }
     let data = writer.finish()?;
-    dataset_card::write(task.folder, task.stage, &checksum::with_column(&schema))?;
+    dataset_card::write(task.folder, task.stage, variants, &checksum::with_column(&schema))?;
     Ok(data)
 }
 

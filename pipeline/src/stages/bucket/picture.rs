@@ -1,13 +1,21 @@
-//! One image as its bucket wants it.
+//! One image as its buckets want it.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
-use shards::bucket::BucketSize;
+use shards::bucket::{BucketRule, BucketSize};
 
 use super::Bucket;
 use super::merge::Merges;
 use picture::{DecodeError, decode_at_least, encode, header};
+
+thread_local! {
+    /// Keeps its buffers.
+    static RESIZER: RefCell<Resizer> = RefCell::new(Resizer::new());
+}
 
 /// An image of its bucket's size.
 pub(super) struct Picture {
@@ -39,29 +47,55 @@ impl Refused {
     }
 }
 
-impl Bucket {
-    /// Makes of an image what its bucket holds.
-    pub(super) fn make(&self, bytes: &[u8], merges: &Merges) -> Result<Picture, Refused> {
-        if let Some(most) = self.max_aspect {
-            let header = header(bytes, self.max_pixels)?;
+/// What is wanted of every image of a partition.
+pub(super) struct Wanted<'a> {
+    pub(super) bucket: &'a Bucket,
+    /// One for each resolution.
+    pub(super) rules: &'a [BucketRule],
+    pub(super) merges: &'a Merges,
+}
+
+impl Wanted<'_> {
+    /// Makes of an image what its bucket of each resolution holds. It is decoded once.
+    pub(super) fn make(&self, bytes: &[u8]) -> Result<Vec<Picture>, Refused> {
+        let bucket = self.bucket;
+        if let Some(most) = bucket.max_aspect {
+            let header = header(bytes, bucket.max_pixels)?;
             judge(header.width, header.height, most)?;
         }
-        let sizes = |width, height| {
-            let own = self.rule().size(width, height);
-            (own, merges.bucket(own))
-        };
-        let (image, (width, height)) = decode_at_least(bytes, self.max_pixels, |width, height| {
+        let (image, (width, height)) = decode_at_least(bytes, bucket.max_pixels, |width, height| {
             // Lanczos looks further than the pixels that it is given.
-            let (own, size) = sizes(width, height);
-            (2 * own.width.max(size.width), 2 * own.height.max(size.height))
+            let sizes = self.sizes(width, height).flat_map(|(own, size)| [own, size]);
+            sizes.fold((0, 0), |(w, h), size| (w.max(2 * size.width), h.max(2 * size.height)))
         })?;
-        let (own, size) = sizes(width, height);
-        if self.keep && (width, height) == (size.width, size.height) && can_be_kept(bytes, self.max_pixels) {
-            return Ok(Picture { size, own, bytes: bytes.to_vec() });
+        let mut pictures: Vec<Picture> = Vec::with_capacity(self.rules.len());
+        for (own, size) in self.sizes(width, height) {
+            // A small image has the same size at several resolutions.
+            let made = pictures.iter().find(|made| made.size == size && (made.own == made.size) == (own == size));
+            let bytes = match made {
+                Some(made) => made.bytes.clone(),
+                None if bucket.keep
+                    && (width, height) == (size.width, size.height)
+                    && can_be_kept(bytes, bucket.max_pixels) =>
+                {
+                    bytes.to_vec()
+                }
+                None => {
+                    let scaled = scale(&image, size, own != size).map_err(Refused::Encode)?;
+                    encode(&scaled, bucket.format, bucket.quality).map_err(Refused::Encode)?
+                }
+            };
+            pictures.push(Picture { size, own, bytes });
         }
-        let image = scale(image, size, own != size).map_err(Refused::Encode)?;
-        let bytes = encode(&image, self.format, self.quality).map_err(Refused::Encode)?;
-        Ok(Picture { size, own, bytes })
+        Ok(pictures)
+    }
+
+    /// At each resolution, the bucket that an image of this size would be in if none were merged, and the one it is in.
+    fn sizes(&self, width: u32, height: u32) -> impl Iterator<Item = (BucketSize, BucketSize)> {
+        self.rules.iter().map(move |rule| {
+            let own = rule.size(width, height);
+            (own, self.merges.bucket(rule.max_resolution, own))
+        })
     }
 }
 
@@ -76,9 +110,9 @@ fn can_be_kept(bytes: &[u8], most_pixels: u64) -> bool {
 
 /// Lanczos with three lobes, as the reference. What is `cut` keeps its aspect ratio and loses what lies outside the size; else
 /// all of it is brought to the size.
-fn scale(image: RgbImage, size: BucketSize, cut: bool) -> Result<RgbImage, String> {
+fn scale(image: &RgbImage, size: BucketSize, cut: bool) -> Result<Cow<'_, RgbImage>, String> {
     if image.dimensions() == (size.width, size.height) {
-        return Ok(image);
+        return Ok(Cow::Borrowed(image));
     }
     let source =
         ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).map_err(|e| e.to_string())?;
@@ -87,9 +121,9 @@ fn scale(image: RgbImage, size: BucketSize, cut: bool) -> Result<RgbImage, Strin
     if cut {
         options = options.fit_into_destination(None);
     }
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| e.to_string())?;
-    RgbImage::from_raw(size.width, size.height, target.into_vec())
-        .ok_or_else(|| "the resizer gave too few bytes".to_owned())
+    RESIZER.with_borrow_mut(|resizer| resizer.resize(&source, &mut target, &options)).map_err(|e| e.to_string())?;
+    let scaled = RgbImage::from_raw(size.width, size.height, target.into_vec());
+    scaled.map(Cow::Owned).ok_or_else(|| "the resizer gave too few bytes".to_owned())
 }
 
 #[cfg(test)]
@@ -109,9 +143,9 @@ mod tests {
             (inside.first().copied(), inside.last().copied())
         };
         let size = BucketSize { width: 32, height: 32 };
-        let cut = scale(image.clone(), size, true).unwrap();
+        let cut = scale(&image, size, true).unwrap();
         assert_eq!(bright(&cut), (Some((8, 8)), Some((23, 23))));
-        let squeezed = scale(image, size, false).unwrap();
+        let squeezed = scale(&image, size, false).unwrap();
         assert_eq!(bright(&squeezed), (Some((12, 8)), Some((19, 23))));
     }
 }

@@ -138,7 +138,7 @@ impl Stage for Repack {
             metadata.push(without_image);
         }
         let mut outcome = Outcome { rows_in: rows, ..Outcome::default() };
-        let data = write(&mut spool, &metadata, task)?;
+        let data = write(&mut spool, &metadata, &[], &task.attempt.data(), task)?;
         outcome.rows_out = data.rows;
         outcome.data.push(data);
         (outcome.dropped, outcome.quarantine) = quarantine.finish(&task.attempt.quarantine())?;
