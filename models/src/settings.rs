@@ -186,15 +186,19 @@ impl Settings {
 }
 
 /// What tells two model folders apart, wherever they lie: every small file whole, and of large ones the length and blocks
-/// spread evenly over them, since training changes weights everywhere.
+/// spread evenly over them, since training changes weights everywhere. A model that is one file may be given instead.
 pub fn folder_digest(folder: &Path) -> Result<String, ModelError> {
     const WHOLE: u64 = 16 << 20;
     const BLOCKS: u64 = 64;
     const BLOCK: u64 = 1 << 16;
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(ModelError::io("list", folder))? {
-        let entry = entry.map_err(ModelError::io("list", folder))?;
-        names.extend(entry.path().is_file().then(|| entry.path()));
+    if folder.is_file() {
+        names.push(folder.to_owned());
+    } else {
+        for entry in std::fs::read_dir(folder).map_err(ModelError::io("list", folder))? {
+            let entry = entry.map_err(ModelError::io("list", folder))?;
+            names.extend(entry.path().is_file().then(|| entry.path()));
+        }
     }
     names.sort_unstable();
     let mut digest = DigestBuilder::new();

@@ -282,6 +282,11 @@ fn files(sidecar: &Sidecar) -> impl Iterator<Item = &str> {
 }
 
 impl Attempt {
+    /// Its name, which no other attempt of any run has.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Where this attempt's data goes: `part-00012.<attempt>.parquet`.
     pub fn data(&self) -> PathBuf {
         self.folder.join(format!("{}.{}.parquet", self.partition, self.id))

@@ -2,6 +2,9 @@
 
 #[cfg(feature = "pipeline")]
 mod buckets;
+mod caption;
+#[cfg(feature = "pipeline")]
+mod captions;
 mod completions;
 mod convert;
 #[cfg(feature = "pipeline")]
@@ -74,12 +77,17 @@ enum Command {
     /// Say which buckets images would fall into, before any is resized.
     #[cfg(feature = "pipeline")]
     Buckets(buckets::Buckets),
+    /// Write a recaption stage's questions as files for `vllm run-batch`, and take its results.
+    #[cfg(feature = "pipeline")]
+    Captions(captions::Captions),
     /// Ask SQL of everything a workdir holds.
     #[cfg(feature = "pipeline")]
     Query(inspect::Query),
     /// Print the JSON schema of manifests.
     #[cfg(feature = "pipeline")]
     Schema,
+    /// Try prompts on a few pictures, with times and token counts.
+    Caption(caption::Caption),
     /// Say what a training would read from a bucket index, and how fast.
     Loader(loader::Loader),
     /// Train a model from a bucket index, without a manifest.
@@ -129,6 +137,9 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Query(query) => query.run(),
         #[cfg(feature = "pipeline")]
         Command::Schema => manifest::schema(),
+        Command::Caption(caption) => caption.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Captions(captions) => captions.run(),
         Command::Loader(loader) => loader.run(),
         Command::Train(train) => train.run(),
         Command::Sample(sample) => sample.run(),

@@ -1,6 +1,8 @@
-//! Stages that need torch: adapters between the DAG engine and the rooms that do the work.
+//! Stages that need torch or ask models: adapters between the DAG engine and the rooms that do the work.
 
 pub(crate) mod evaluate;
+#[cfg(feature = "pipeline")]
+pub(crate) mod recaption;
 #[cfg(feature = "pipeline")]
 mod sample;
 #[cfg(feature = "pipeline")]
@@ -10,6 +12,7 @@ mod train;
 #[cfg(feature = "pipeline")]
 pub(crate) fn registry() -> pipeline::stage::Registry {
     let mut registry = pipeline::stages::registry();
+    registry.add(recaption::kind());
     registry.add(train::kind());
     registry.add(sample::kind());
     registry.add(evaluate::kind());

@@ -67,7 +67,7 @@ fn a_workdir_answers_questions() {
     assert!(made.says("graph", &["--format", "dot"]).contains("s0 -> s1;"));
     assert!(made.says("graph", &["--format", "mermaid"]).contains("s0 --> s1"));
     let svg = made.says("graph", &["--format", "svg"]);
-    assert_eq!(svg.matches("<rect").count(), 8, "seven stages on paper: {svg}");
+    assert_eq!(svg.matches("<rect").count(), 9, "eight stages on paper: {svg}");
 
     let ask = |sql: &str| made.says("query", &[sql, "--format", "csv"]);
     assert_eq!(ask("SELECT count(*) AS n FROM download").trim(), "n\n187");
@@ -127,7 +127,7 @@ fn what_an_earlier_configuration_made_goes_only_when_asked() {
     let change = "stage.bucket.max_resolution=24";
     made.says("run", &[change]);
     let old = made.says("gc", &[change]);
-    // Bucket, index, train, samples, evaluate of before; download and filter are still needed.
+    // Bucket, index, train, samples, evaluate of before; download, filter and recaption are still needed.
     for part in ["stages/bucket/part-00007", "stages/index/", "stages/train/run-", "Nothing was deleted"] {
         assert!(old.contains(part), "{part}: {old}");
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{digests, events, folder, small_demo, start_until};
 
-const STAGES: [&str; 7] = ["download", "filter", "bucket", "index", "train", "samples", "evaluate"];
+const STAGES: [&str; 8] = ["download", "filter", "recaption", "bucket", "index", "train", "samples", "evaluate"];
 
 fn is(event: &Value, kind: &str, stage: &str) -> bool {
     event["event"] == kind && event["stage"] == stage

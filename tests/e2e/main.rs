@@ -4,6 +4,9 @@
 
 mod bad_input;
 mod buckets;
+mod captions;
+mod captions_batch;
+mod captions_server;
 mod demo;
 mod engine;
 mod inspect;

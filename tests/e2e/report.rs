@@ -21,7 +21,7 @@ fn sidecars(workdir: &Path, stage: &str) -> Vec<Value> {
 }
 
 /// What the page says in numbers.
-fn figures(page: &str) -> Value {
+pub(crate) fn figures(page: &str) -> Value {
     let after = page.split_once("id=figures>").or_else(|| page.split_once("id=\"figures\">")).unwrap().1;
     serde_json::from_str(after.split_once("</script>").unwrap().0).unwrap()
 }
@@ -33,7 +33,7 @@ fn sum(values: &[Value], of: impl Fn(&Value) -> u64) -> u64 {
 fn check_stages(workdir: &Path, figures: &Value) {
     let stages = figures["stages"].as_array().unwrap();
     let names: Vec<&str> = stages.iter().map(|stage| stage["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["download", "filter", "bucket", "index", "train", "samples", "evaluate"]);
+    assert_eq!(names, ["download", "filter", "recaption", "bucket", "index", "train", "samples", "evaluate"]);
     for stage in stages {
         let sidecars = sidecars(workdir, stage["name"].as_str().unwrap());
         assert_eq!(stage["committed"], sidecars.len(), "{stage}");
@@ -65,7 +65,7 @@ fn check_figures(workdir: &Path, figures: &Value) {
 
     let steps = figures["flows"][0]["steps"].as_array().unwrap();
     let rows = |name: &str| -> Vec<u64> { steps.iter().map(|step| step[name].as_u64().unwrap()).collect() };
-    assert_eq!([rows("rows_in"), rows("rows_out")], [[200, 187, 187], [187, 187, 187]]);
+    assert_eq!([rows("rows_in"), rows("rows_out")], [[200, 187, 187, 187], [187, 187, 187, 187]]);
     let branches = steps[0]["branches"].as_array().unwrap();
     assert_eq!((branches.len(), sum(branches, |branch| branch["rows"].as_u64().unwrap())), (7, 13));
 
@@ -80,7 +80,7 @@ fn check_figures(workdir: &Path, figures: &Value) {
 
     let histograms = figures["histograms"].as_array().unwrap();
     let ids: Vec<&str> = histograms.iter().map(|h| h["id"].as_str().unwrap()).collect();
-    assert_eq!(ids, ["longest_side", "aspect_ratio", "letters_of_caption"]);
+    assert_eq!(ids, ["longest_side", "aspect_ratio", "letters_of_caption", "letters_of_recaption_short"]);
     for histogram in histograms {
         assert_eq!(histogram["rows"], 187);
         assert_eq!(sum(histogram["bins"].as_array().unwrap(), |bin| bin["rows"].as_u64().unwrap()), 187);

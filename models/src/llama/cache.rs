@@ -98,6 +98,26 @@ impl Cache {
         self.lengths.iter_mut().take(step.count as usize).for_each(|length| *length += 1);
     }
 
+    /// Gives the memory of all slots but the first `slots` back; the sequences in them have `lengths` tokens from now on, which
+    /// must have been written. It is done layer by layer, so that it takes little more memory meanwhile.
+    ///
+    /// # Errors
+    /// When there is not even so much memory. The cache is not to be used any more then.
+    pub fn shrink(&mut self, slots: i64, lengths: &[i64]) -> Result<(), ModelError> {
+        let failed = || ModelError::torch("giving up room for sequences");
+        for layer in &mut self.layers {
+            for cache in [&mut layer.keys, &mut layer.values] {
+                let kept = cache.f_narrow(0, 0, slots).map_err(failed())?;
+                let mut copy = kept.f_empty_like().map_err(failed())?;
+                copy.f_copy_(&kept).map_err(failed())?;
+                *cache = copy;
+            }
+        }
+        self.lengths.resize(slots as usize, 0);
+        self.set_lengths(0, lengths);
+        Ok(())
+    }
+
     /// Moves slot `from` over slot `to`: how a finished sequence makes room.
     pub fn replace(&mut self, to: usize, from: usize) {
         let Some(&length) = self.lengths.get(from) else { return };

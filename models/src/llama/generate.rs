@@ -1,6 +1,6 @@
 //! Continuing prompts, token by token.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{Cache, Llama};
 use crate::ModelError;
@@ -15,6 +15,14 @@ pub enum Sampling {
     /// probability `top_p`, after dividing logits by `temperature`. Each sequence draws from its own stream of numbers, keyed
     /// by `seed` and its number, so that it does not depend on what is sampled beside it.
     Random { temperature: f64, top_k: i64, top_p: f64, seed: u64 },
+}
+
+/// One choice of a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    pub sampling: Sampling,
+    /// What random numbers are keyed by, beside the seed: the sequence, and the place of the token in its answer.
+    pub key: [u64; 2],
 }
 
 /// How far, and how, prompts are continued.
@@ -71,7 +79,8 @@ impl Llama {
                 let Some((prompt, embeddings)) = waiting.next() else { break };
                 let logits =
                     self.prefill(&mut cache, running.len() as i64, &embeddings.unsqueeze(0), &[length(embeddings)]);
-                let token = self.choose(&logits, &[(prompt, 0)], options.sampling)?.into_iter().next().unwrap_or(0);
+                let draw = Draw { sampling: options.sampling, key: [prompt as u64, 0] };
+                let token = choose(&logits, &[draw])?.into_iter().next().unwrap_or(0);
                 if let Some(answer) = answers.get_mut(prompt) {
                     answer.push(token);
                 }
@@ -84,9 +93,12 @@ impl Llama {
             }
             let tokens: Vec<i64> = running.iter().map(|sequence| sequence.last).collect();
             let logits = self.decode(&mut cache, &tokens)?;
-            let places: Vec<(usize, usize)> =
-                running.iter().map(|s| (s.prompt, answers.get(s.prompt).map_or(0, Vec::len))).collect();
-            let tokens = self.choose(&logits, &places, options.sampling)?;
+            let draw = |prompt: usize| {
+                let place = answers.get(prompt).map_or(0, Vec::len);
+                Draw { sampling: options.sampling, key: [prompt as u64, place as u64] }
+            };
+            let draws: Vec<Draw> = running.iter().map(|sequence| draw(sequence.prompt)).collect();
+            let tokens = choose(&logits, &draws)?;
             // From the last slot down, so that the slot that moves into a gap has been looked at.
             for (slot, token) in tokens.into_iter().enumerate().rev() {
                 let Some(sequence) = running.get_mut(slot) else { continue };
@@ -100,45 +112,53 @@ impl Llama {
             }
         }
     }
-
-    /// One token for each row of `logits` (sequences, vocabulary); `places` are (prompt, tokens so far).
-    fn choose(&self, logits: &Tensor, places: &[(usize, usize)], sampling: Sampling) -> Result<Vec<i64>, ModelError> {
-        let read = || ModelError::torch("reading the next tokens");
-        let Sampling::Random { temperature, top_k, top_p, seed } = sampling else {
-            return Vec::try_from(logits.argmax(-1, false)).map_err(read());
-        };
-        let count = if top_k > 0 { top_k.min(self.config.vocabulary) } else { self.config.vocabulary };
-        let (logits, ids) = logits.to_kind(Kind::Float).topk(count, -1, true, true);
-        let weights = (logits / temperature.max(1e-6)).softmax(-1, Kind::Float).to_device(Device::Cpu);
-        let weights = Vec::<Vec<f32>>::try_from(weights).map_err(read())?;
-        let ids = Vec::<Vec<i64>>::try_from(ids.to_device(Device::Cpu)).map_err(read())?;
-        let rows = weights.iter().zip(&ids).zip(places).map(|((weights, ids), &(prompt, place))| {
-            let mut stream = Stream::new(seed, "token", &[prompt as u64, place as u64]);
-            ids.get(nucleus(weights, top_p, stream.uniform())).copied().unwrap_or(0)
-        });
-        Ok(rows.collect())
-    }
 }
 
-/// The index at `draw` (0..1) among the first weights that together reach `top_p`; weights fall.
-fn nucleus(weights: &[f32], top_p: f64, draw: f64) -> usize {
-    let mut total = 0.0;
-    let mut kept = 0;
-    for &weight in weights {
-        total += f64::from(weight);
-        kept += 1;
-        if total >= top_p {
-            break;
+/// One token for each row of `logits` (sequences, vocabulary), as the row's draw says; what else is in the batch counts for
+/// nothing.
+pub fn choose(logits: &Tensor, draws: &[Draw]) -> Result<Vec<i64>, ModelError> {
+    let failed = || ModelError::torch("choosing the next tokens");
+    if logits.size().first() != Some(&(draws.len() as i64)) {
+        let expected = format!("as many as draws, {}", draws.len());
+        let value = format!("{:?}", logits.size());
+        return Err(ModelError::Configuration { what: "rows of logits", value, expected });
+    }
+    let mut rows = Vec::new();
+    let mut random = Vec::new();
+    for (row, draw) in (0i64..).zip(draws) {
+        if let Sampling::Random { temperature, top_k, top_p, seed } = draw.sampling {
+            let top_k = if top_k > 0 { top_k as f64 } else { f64::INFINITY };
+            rows.push(row);
+            random.push([temperature.max(1e-6), top_k, top_p, Stream::new(seed, "token", &draw.key).uniform()]);
         }
     }
-    let mut left = draw * total;
-    for (i, &weight) in weights.iter().take(kept).enumerate() {
-        left -= f64::from(weight);
-        if left < 0.0 {
-            return i;
-        }
+    let mut tokens = logits.f_argmax(-1, false).map_err(failed())?;
+    if !rows.is_empty() {
+        let rows = Tensor::from_slice(&rows).to_device(logits.device());
+        tokens = tokens.f_index_copy(0, &rows, &drawn(&logits.index_select(0, &rows), &random)).map_err(failed())?;
     }
-    kept.saturating_sub(1)
+    Vec::try_from(tokens).map_err(failed())
+}
+
+/// One token, (rows), for each row of `logits` (rows, vocabulary); `random` has the row's temperature, top k, top p and random
+/// number (0..1). All on the logits' device: a vocabulary's probabilities take longer to fetch than to sort.
+fn drawn(logits: &Tensor, random: &[[f64; 4]]) -> Tensor {
+    let column = |index: usize| {
+        let numbers: Vec<f64> = random.iter().filter_map(|numbers| numbers.get(index).copied()).collect();
+        Tensor::from_slice(&numbers).to_device(logits.device()).unsqueeze(1)
+    };
+    let (logits, ids) = (logits.to_kind(Kind::Double) / column(0)).sort_stable(true, -1, true);
+    let weights = logits.softmax(-1, Kind::Double);
+    let ranks =
+        Tensor::arange(weights.size().last().copied().unwrap_or(0), (Kind::Double, weights.device())).unsqueeze(0);
+    // The fewest that together reach top p: those before which it is not reached. There is always a first one.
+    let before = weights.cumsum(-1, Kind::Double) - &weights;
+    let kept = before.lt_tensor(&column(2)).logical_and(&ranks.lt_tensor(&column(1))).logical_or(&ranks.lt(1));
+    let up_to = (weights * &kept).cumsum(-1, Kind::Double);
+    let total = up_to.amax([-1i64].as_slice(), true);
+    let passed = up_to.le_tensor(&(total * column(3))).sum_dim_intlist([-1i64].as_slice(), true, Kind::Int64);
+    let last = kept.sum_dim_intlist([-1i64].as_slice(), true, Kind::Int64) - 1;
+    ids.gather(1, &passed.minimum(&last), false).squeeze_dim(1)
 }
 
 #[cfg(test)]
@@ -147,10 +167,40 @@ mod tests {
 
     #[test]
     fn only_the_likeliest_are_drawn() {
-        let weights = [0.5, 0.3, 0.15, 0.05];
-        let drawn = |top_p, draw| nucleus(&weights, top_p, draw);
-        assert_eq!([drawn(1.0, 0.0), drawn(1.0, 0.6), drawn(1.0, 0.999)], [0, 1, 3]);
-        assert_eq!([drawn(0.5, 0.999), drawn(0.8, 0.999), drawn(0.0, 0.9)], [0, 1, 0]);
-        assert_eq!(nucleus(&[], 1.0, 0.5), 0);
+        // In no order, and of another scale.
+        let logits = Tensor::from_slice(&[0.05f32, 0.5, 0.15, 0.3]).log() + 7.0;
+        let rank = |temperature: f64, top_k: f64, top_p: f64, draw: f64| {
+            let id = drawn(&logits.unsqueeze(0), &[[temperature, top_k, top_p, draw]]).int64_value(&[0]);
+            [1, 3, 2, 0].iter().position(|&other| other == id).unwrap()
+        };
+        let all = f64::INFINITY;
+        assert_eq!([rank(1.0, all, 1.0, 0.0), rank(1.0, all, 1.0, 0.6), rank(1.0, all, 1.0, 0.999)], [0, 1, 3]);
+        assert_eq!([rank(1.0, all, 0.49, 0.999), rank(1.0, all, 0.79, 0.999), rank(1.0, all, 0.0, 0.9)], [0, 1, 0]);
+        assert_eq!([rank(1.0, 1.0, 1.0, 0.999), rank(1.0, 3.0, 1.0, 0.999)], [0, 2]);
+        assert_eq!([rank(1e-6, all, 1.0, 0.999), rank(100.0, all, 1.0, 0.3)], [0, 1]);
+    }
+
+    #[test]
+    fn each_row_is_drawn_in_its_own_way() {
+        let logits = Stream::new(0, "logits", &[]).normal_tensor(&[5, 300], tch::Device::Cpu);
+        let random = |seed| Sampling::Random { temperature: 1.5, top_k: 0, top_p: 0.95, seed };
+        let draws: [Draw; 5] = std::array::from_fn(|row| Draw {
+            sampling: if row % 2 == 0 { Sampling::Greedy } else { random(row as u64) },
+            key: [0, row as u64],
+        });
+        let together = choose(&logits, &draws).unwrap();
+        let alone = |row: usize| choose(&logits.narrow(0, row as i64, 1), &[draws[row]]).unwrap()[0];
+        assert_eq!(together, (0..5).map(alone).collect::<Vec<_>>());
+        let likeliest = Vec::<i64>::try_from(logits.argmax(-1, false)).unwrap();
+        assert_eq!([together[0], together[2], together[4]], [likeliest[0], likeliest[2], likeliest[4]]);
+        assert!(choose(&logits, &draws[..3]).is_err());
+        // Over many places, as often as it is likely.
+        let even = Tensor::from_slice(&[0.25f32, 0.75]).log().unsqueeze(0);
+        let second = |place| {
+            let sampling = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
+            choose(&even, &[Draw { sampling, key: [0, place] }]).unwrap()[0]
+        };
+        let seconds: i64 = (0..1000).map(second).sum();
+        assert!((700..800).contains(&seconds), "{seconds}");
     }
 }

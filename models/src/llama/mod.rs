@@ -9,7 +9,7 @@ mod generate;
 
 pub use cache::Cache;
 pub use config::LlamaConfig;
-pub use generate::{Generation, Sampling};
+pub use generate::{Draw, Generation, Sampling, choose};
 
 use std::path::Path;
 

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -21,7 +23,8 @@ const LARGEST_SQUARE: u64 = 1 << 27;
 const MOST_TILES: i64 = 64;
 
 /// How a picture is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum ImageMode {
     /// Scaled into the best of several sizes and cut into tiles, with the whole picture before them: what servers do.
     Anyres,

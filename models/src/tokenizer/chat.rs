@@ -15,6 +15,21 @@ pub struct Message<'a> {
     pub content: &'a str,
 }
 
+/// One turn of a chat in parts, as the templates of models that see want it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MessageInParts<'a> {
+    pub role: &'a str,
+    pub content: Vec<Part<'a>>,
+}
+
+/// A part of a turn. Templates write a place for each image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Part<'a> {
+    Image,
+    Text { text: &'a str },
+}
+
 /// A template in Jinja, as models carry it in `tokenizer.chat_template`. It comes with the model and is not trusted: it sees
 /// the messages and nothing else, and it stops after [`STEPS`] steps.
 #[derive(Debug)]
@@ -29,8 +44,8 @@ const NAME: &str = "chat template";
 
 /// What templates find by name; transformers gives them the same.
 #[derive(Serialize)]
-struct Context<'a> {
-    messages: &'a [Message<'a>],
+struct Context<'a, M> {
+    messages: &'a [M],
     add_generation_prompt: bool,
     bos_token: &'a str,
     eos_token: &'a str,
@@ -49,7 +64,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| failed(&error))?;
+        environment.add_template_owned(NAME, without_generation(source)).map_err(|error| failed(&error))?;
         Ok(Self { environment })
     }
 
@@ -62,11 +77,51 @@ impl ChatTemplate {
         begin: &str,
         end: &str,
     ) -> Result<String, ModelError> {
+        self.render_any(messages, add_generation_prompt, begin, end)
+    }
+
+    /// As [`ChatTemplate::render`], of turns in parts.
+    pub fn render_parts(
+        &self,
+        messages: &[MessageInParts<'_>],
+        add_generation_prompt: bool,
+        begin: &str,
+        end: &str,
+    ) -> Result<String, ModelError> {
+        self.render_any(messages, add_generation_prompt, begin, end)
+    }
+
+    fn render_any<M: Serialize>(
+        &self,
+        messages: &[M],
+        add_generation_prompt: bool,
+        begin: &str,
+        end: &str,
+    ) -> Result<String, ModelError> {
         let context =
             Context { messages, add_generation_prompt, bos_token: begin, eos_token: end, tools: None, documents: None };
         let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
         template.render(Serde(&context)).map_err(|error| failed(&error))
     }
+}
+
+/// Without the blocks by which transformers marks answers for training, which no other Jinja knows. Others stand in their
+/// place, since white space is trimmed around blocks.
+fn without_generation(source: &str) -> String {
+    let mut kept = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, block)) = rest.split_once("{%") {
+        let Some((inner, after)) = block.split_once("%}") else { break };
+        let with = |name: &str, by: &str| inner.replacen(name, by, 1);
+        let inner = match inner.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+')) {
+            "generation" => with("generation", "if true"),
+            "endgeneration" => with("endgeneration", "endif"),
+            _ => inner.to_owned(),
+        };
+        kept.extend([before, "{%", &inner, "%}"]);
+        rest = after;
+    }
+    kept + rest
 }
 
 fn failed(error: &Error) -> ModelError {
@@ -117,6 +172,23 @@ mod tests {
             {{ loop.index }} {{ message['role'] | upper }}: {{ text | trim }}\n  {% endfor %}\n\
             {% if tools is not none %}tools{% endif %}{% if not documents %}end{{ eos_token }}{% endif %}\n";
         assert_eq!(render(source, &[USER], true).unwrap(), "<s>\n1 USER: What is <b>2 + 2</b>?\nend</s>");
+    }
+
+    /// The form of LLaVA-NeXT's template for Llama 3, with transformers' own blocks in it.
+    #[test]
+    fn turns_may_come_in_parts() {
+        let source = "{% for m in messages %}{{ '[' + m['role'] + ']\n' }}{# Render all images first #}\
+            {% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}\
+            {% for c in m['content'] | selectattr('type', 'equalto', 'text') %}\
+            {%- generation -%} {{ c['text'] }} {% endgeneration %}\n{% endfor %}{{ '.' }}{% endfor %}\
+            {% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
+        let text = |text| Part::Text { text };
+        let messages = [
+            MessageInParts { role: "system", content: vec![text("Help.")] },
+            MessageInParts { role: "user", content: vec![text("What is it?"), Part::Image] },
+        ];
+        let chat = ChatTemplate::new(source).unwrap().render_parts(&messages, true, "", "").unwrap();
+        assert_eq!(chat, "[system]\nHelp. .[user]\n<image>\nWhat is it? .[assistant]");
     }
 
     #[test]

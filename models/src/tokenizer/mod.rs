@@ -7,7 +7,7 @@ mod chat;
 mod clip;
 mod gguf;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Message, MessageInParts, Part};
 
 use std::io::Read;
 use std::panic::AssertUnwindSafe;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use models::autoencoder::{Affine, Autoencoder, Tiling};
 use models::clip::Clip;
 use models::gemma2::Gemma2;
-use models::llama::{Generation, Llama, Sampling};
+use models::llama::{Cache, Generation, Llama, Sampling};
 use models::llava::{ImageMode, Llava};
 use models::mmdit::{AttentionKind, FeedForwardKind, Mmdit, MmditConfig, MmditVariant, Positions};
 use models::modernbert::ModernBert;
@@ -177,4 +177,26 @@ fn both_conventions_of_scaling_are_inverted_by_their_own() {
     };
     let gap = (scaled(Affine::ScaleThenShift) - scaled(Affine::ShiftThenScale)).double_value(&[0]);
     assert!((gap - 0.157_75).abs() < 1e-4, "{gap}");
+}
+
+#[test]
+fn sequences_go_on_when_slots_are_given_up() {
+    let model = Llama::open(&folder("llama"), CPU, FLOAT).unwrap().model;
+    let prompts = [vec![5i64, 9, 200, 31], vec![77, 8], vec![100, 101, 102]];
+    let _guard = tch::no_grad_guard();
+    let mut caches = [4, 4].map(|slots| Cache::new(model.config(), slots, 12, CPU, FLOAT).unwrap());
+    for cache in &mut caches {
+        for (slot, prompt) in (0..).zip(&prompts) {
+            let embeddings = model.embed(&Tensor::from_slice(prompt)).unwrap().unsqueeze(0);
+            let _ = model.prefill(cache, slot, &embeddings, &[prompt.len() as i64]);
+        }
+    }
+    let [whole, shrunk] = &mut caches;
+    // A step that came to nothing is taken back by the lengths.
+    let _ = model.decode(shrunk, &[1, 1, 1]).unwrap();
+    shrunk.shrink(2, &[4, 2]).unwrap();
+    for tokens in [[7, 8], [9, 10]] {
+        let expected = model.decode(whole, &[tokens[0], tokens[1], 3]).unwrap().narrow(0, 0, 2);
+        assert!(difference(&model.decode(shrunk, &tokens).unwrap(), &expected) < 1e-4);
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::buckets::Buckets;
+use super::captions::{self, CaptionFigures};
 use super::flow::{Flow, flows};
 use super::histogram::Histogram;
 use super::pictures::Shown;
@@ -24,6 +25,7 @@ pub(super) struct Figures<'a> {
     pub(super) flows: Vec<Flow>,
     pub(super) histograms: Vec<Histogram>,
     pub(super) buckets: Option<Buckets>,
+    pub(super) captions: Vec<CaptionFigures>,
     /// The stage that the gallery's pictures are from, and which they are.
     pub(super) pictures: &'a [Shown],
 }
@@ -112,6 +114,7 @@ impl<'a> Figures<'a> {
             stages,
             histograms: Vec::new(),
             buckets: None,
+            captions: plan.stages.iter().flat_map(captions::of).collect(),
             pictures: &[],
         }
     }

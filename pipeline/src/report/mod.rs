@@ -3,6 +3,7 @@
 //!
 //! - [`figures`]: everything that is counted, from sidecars; the page embeds it as JSON.
 //! - [`measure`], [`histogram`], [`buckets`]: sizes, buckets and caption lengths, from metadata columns.
+//! - [`captions`]: what captions cost.
 //! - [`flow`]: rows lost per reason, drawn. [`pictures`]: the gallery. [`curve`]: what a training left.
 //! - [`page`]: all of it together, with `style.css` and `page.js`.
 //!
@@ -11,6 +12,7 @@
 
 mod axis;
 mod buckets;
+mod captions;
 mod curve;
 mod figures;
 mod flow;

@@ -18,7 +18,7 @@ use super::html::{Column, escape, json, table};
 use super::measure::{CAPTIONS, Columns, Measured, bucket_rule, has_sizes, measure, only_some, schema};
 use super::numbers::{bytes, duration, grouped, moment, percent, rate};
 use super::pictures::{Gallery, data_uri, format, gallery};
-use super::{curve, flow, refused};
+use super::{captions, curve, flow, refused};
 use crate::graph;
 use crate::plan::{Plan, PlannedStage};
 use crate::stage::{Law, StageError};
@@ -47,6 +47,7 @@ pub(super) fn page(plan: &Plan) -> Result<String, StageError> {
     part("stages", "Stages", stages(plan, &figures));
     part("rows", "Where the rows went", rows(plan, &figures)?);
     part("measures", "Sizes and captions", only_some_files(plan) + &measures(&figures));
+    part("captions", "Captions", captions::html(&figures.captions));
     part("pictures", "Pictures", if gallery.shown.is_empty() { String::new() } else { gallery.html() });
     for (i, stage) in plan.stages.iter().enumerate() {
         part(&format!("stage-{i}"), &stage.name, sections(stage)?);

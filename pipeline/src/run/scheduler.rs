@@ -18,6 +18,8 @@ use crate::stage::{Cancel, Load, Partitioning, StageError};
 
 /// How often watchers hear of rows in partitions that are under way.
 const TICK: Duration = Duration::from_millis(200);
+/// When they hear of a stage that has something to say, though none of its rows has ended.
+const STILL: Duration = Duration::from_secs(2);
 /// How often to look whether other runs have committed what this one waits for.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often ledgers are written, so that a run that is killed leaves little to read again.
@@ -347,15 +349,18 @@ impl<'a> Scheduler<'a> {
             if run.running > 0 {
                 doing.insert(stage.name.clone(), json!({ "partitions": run.running, "rows": done }));
             }
-            if run.running > 0 && done != run.told {
-                run.told = done;
+            let note = run.tally.note();
+            let (told, at, said) = &run.told;
+            let is_news = done != *told || (note != *said && at.elapsed() >= STILL);
+            if run.running > 0 && is_news {
+                run.told = (done, Instant::now(), note.clone());
                 self.events.send(Event::Progress {
                     stage: stage.name.clone(),
                     unit: "rows",
                     done,
                     total: run.total_rows,
                     outcomes: bad,
-                    note: run.tally.note(),
+                    note,
                 });
             }
         }

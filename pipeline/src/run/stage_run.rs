@@ -28,8 +28,8 @@ pub(super) struct StageRun {
     pub(super) total_rows: Option<u64>,
     pub(super) started: Option<Instant>,
     pub(super) finished: bool,
-    /// What watchers heard last.
-    pub(super) told: u64,
+    /// What watchers heard last: rows that have ended, when, and the stage's note.
+    pub(super) told: (u64, Instant, String),
     pub(super) told_elsewhere: bool,
 }
 
@@ -46,7 +46,7 @@ impl StageRun {
             total_rows: None,
             started: None,
             finished: false,
-            told: 0,
+            told: (0, Instant::now(), String::new()),
             told_elsewhere: false,
         };
         let Some(stage) = plan.stages.get(index) else { return run };

@@ -15,11 +15,14 @@
 //! # }
 //! ```
 //!
+//! A second server, in [`captions`], misbehaves as caption servers do.
+//!
 //! It needs a machine on which all of 127.0.0.0/8 is loopback, as on Linux: it plays the web on one address and, on another,
 //! what must not be connected to.
 
 mod answer;
 mod behaviour;
+pub mod captions;
 mod counts;
 mod http1;
 mod http2;

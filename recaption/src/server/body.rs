@@ -1,0 +1,176 @@
+//! A request's body. The image is most of it: its base64 goes straight to where it is sent from.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::image::{Image, prepare};
+use super::options::Semantics;
+use crate::captioner::{Failure, Request, Sampling};
+
+/// Writes bodies for one model.
+#[derive(Clone, Debug)]
+pub struct Bodies {
+    /// `{"model":"…","messages":[`
+    head: Vec<u8>,
+    extra: Map<String, Value>,
+    /// `,"key":value` for each of them.
+    tail: Vec<u8>,
+    max_side: u32,
+}
+
+impl Bodies {
+    pub fn new(semantics: &Semantics) -> Self {
+        let mut head = br#"{"model":"#.to_vec();
+        json(&mut head, &semantics.model);
+        head.extend_from_slice(br#","messages":["#);
+        let mut tail = Vec::new();
+        for (key, value) in &semantics.extra {
+            member(&mut tail, key, value);
+        }
+        Self { head, extra: semantics.extra.clone(), tail, max_side: semantics.max_side }
+    }
+
+    /// The body that asks `request`, on one line. Fails where its image is none.
+    pub async fn of(&self, request: &Request) -> Result<Vec<u8>, Failure> {
+        Ok(self.write(request, self.image(request).await?.as_ref()))
+    }
+
+    /// A request's image, as it is sent.
+    pub(super) async fn image(&self, request: &Request) -> Result<Option<Image>, Failure> {
+        match &request.image {
+            Some(bytes) => Ok(Some(prepare(Arc::clone(bytes), self.max_side).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The body that asks `request`, whose image has become `image`.
+    pub(super) fn write(&self, request: &Request, image: Option<&Image>) -> Vec<u8> {
+        let base64 = image.map_or(0, |image| image.bytes.len().div_ceil(3) * 4);
+        let words = request.prompt.len() + request.system.as_ref().map_or(0, String::len);
+        let mut body = Vec::with_capacity(self.head.len() + self.tail.len() + base64 + words + words / 8 + 320);
+        body.extend_from_slice(&self.head);
+        if let Some(system) = &request.system {
+            body.extend_from_slice(br#"{"role":"system","content":"#);
+            json(&mut body, system);
+            body.extend_from_slice(b"},");
+        }
+        body.extend_from_slice(br#"{"role":"user","content":"#);
+        if let Some(image) = image {
+            body.extend_from_slice(br#"[{"type":"image_url","image_url":{"url":"data:"#);
+            body.extend_from_slice(image.media_type.as_bytes());
+            body.extend_from_slice(b";base64,");
+            let start = body.len();
+            body.resize(start + base64, b'=');
+            // It fits: that is how much base64 is made of so many bytes.
+            if let Some(space) = body.get_mut(start..)
+                && STANDARD.encode_slice(&image.bytes, space).is_err()
+            {
+                body.truncate(start);
+            }
+            body.extend_from_slice(br#""}},{"type":"text","text":"#);
+            json(&mut body, &request.prompt);
+            body.extend_from_slice(b"}]}]");
+        } else {
+            json(&mut body, &request.prompt);
+            body.extend_from_slice(b"}]");
+        }
+        self.sampling(&mut body, request.sampling);
+        body.extend_from_slice(&self.tail);
+        body.push(b'}');
+        body
+    }
+
+    fn sampling(&self, body: &mut Vec<u8>, sampling: Sampling) {
+        let Sampling { temperature, top_p, max_tokens, seed } = sampling;
+        let mut ours = |key: &str, value: &dyn Fn(&mut Vec<u8>)| {
+            if !self.extra.contains_key(key) {
+                value(body);
+            }
+        };
+        ours("temperature", &|body| member(body, "temperature", &temperature));
+        ours("top_p", &|body| member(body, "top_p", &top_p));
+        ours("max_tokens", &|body| member(body, "max_tokens", &max_tokens));
+        ours("seed", &|body| member(body, "seed", &seed));
+    }
+}
+
+/// A question so small that any server that works at all answers it at once.
+pub(super) fn control(model: &str) -> Vec<u8> {
+    let mut body = br#"{"model":"#.to_vec();
+    json(&mut body, model);
+    body.extend_from_slice(br#","messages":[{"role":"user","content":"Say yes."}],"temperature":0.0,"max_tokens":1}"#);
+    body
+}
+
+fn member(out: &mut Vec<u8>, key: &str, value: &impl Serialize) {
+    out.push(b',');
+    json(out, key);
+    out.push(b':');
+    json(out, value);
+}
+
+fn json<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    let start = out.len();
+    // Text, numbers and values of JSON can always be written as such, and memory takes all of it.
+    if serde_json::to_writer(&mut *out, value).is_err() {
+        out.truncate(start);
+        out.extend_from_slice(b"null");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn semantics(extra: Value) -> Semantics {
+        let Value::Object(extra) = extra else { panic!("no object") };
+        Semantics { model: "a \"model\"".to_owned(), extra, ..Semantics::default() }
+    }
+
+    fn request(system: Option<&str>) -> Request {
+        Request {
+            system: system.map(str::to_owned),
+            prompt: "What is \"this\"?\n\u{1f5bc}".to_owned(),
+            image: None,
+            sampling: Sampling { temperature: 0.25, seed: u64::MAX, ..Sampling::default() },
+        }
+    }
+
+    #[test]
+    fn a_body_with_an_image_and_one_without() {
+        for length in [0, 1, 2, 3, 50_000] {
+            let bytes: Vec<u8> = (0..length).map(|n| (n * 7) as u8).collect();
+            let image = Image { bytes: bytes.clone().into(), media_type: "image/png" };
+            let bodies = Bodies::new(&semantics(json!({ "seed": null, "chat_template_kwargs": { "think": false } })));
+            let body = bodies.write(&request(Some("Be \\ brief.")), Some(&image));
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            let url = format!("data:image/png;base64,{}", STANDARD.encode(&bytes));
+            assert_eq!(
+                body,
+                json!({
+                    "model": "a \"model\"",
+                    "messages": [
+                        { "role": "system", "content": "Be \\ brief." },
+                        { "role": "user", "content": [
+                            { "type": "image_url", "image_url": { "url": url } },
+                            { "type": "text", "text": "What is \"this\"?\n\u{1f5bc}" },
+                        ] },
+                    ],
+                    "temperature": 0.25, "top_p": 1.0, "max_tokens": 300,
+                    "seed": null, "chat_template_kwargs": { "think": false },
+                })
+            );
+        }
+        let body: Value =
+            serde_json::from_slice(&Bodies::new(&semantics(json!({}))).write(&request(None), None)).unwrap();
+        assert_eq!(body["messages"], json!([{ "role": "user", "content": "What is \"this\"?\n\u{1f5bc}" }]));
+        assert_eq!(body["seed"], json!(u64::MAX));
+        assert!(serde_json::from_slice::<Value>(&control("m\"")).is_ok());
+    }
+}

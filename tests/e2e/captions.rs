@@ -1,0 +1,268 @@
+//! `recaption` from outside: a server that misbehaves, workers that are killed, prompts that change.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use chaos::captions::{CaptionServer, Manner, Options, POISON, Served, caption, identity};
+use recaption::clean::clean;
+use recaption::prompt::Prompt;
+use serde_json::Value;
+
+use crate::report::figures;
+use crate::support::{digests, ferrotype, folder, run, text};
+
+/// Pictures with alt texts, and a manifest that captions them by `server`, a few rows a shard.
+struct Place {
+    folder: tempfile::TempDir,
+    pictures: Vec<(String, Vec<u8>)>,
+}
+
+impl Place {
+    /// Of the pictures, those whose number `is_poisoned` break the server.
+    fn new(count: usize, is_poisoned: impl Fn(usize) -> bool) -> Self {
+        let folder = folder();
+        std::fs::create_dir(folder.path().join("pictures")).unwrap();
+        let mut pictures = Vec::new();
+        for n in 0..count {
+            let path = folder.path().join(format!("pictures/{n:04}.png"));
+            image::RgbImage::from_pixel(24, 16, image::Rgb([n as u8, (n >> 8) as u8, 90])).save(&path).unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            if is_poisoned(n) {
+                // Behind the end of the picture, where no decoder looks.
+                bytes.extend(POISON);
+                std::fs::write(&path, &bytes).unwrap();
+            }
+            let alt = format!("alt text number {n}");
+            std::fs::write(path.with_extension("txt"), &alt).unwrap();
+            pictures.push((alt, bytes));
+        }
+        Self { folder, pictures }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn manifest(&self, name: &str, url: &str, more: &str) -> String {
+        let path = self.path().join(format!("{name}.toml"));
+        let server = format!(
+            "server = {{ endpoints = [\"{url}\"], model = \"captioner\", in_flight = 4, timeout = 1.5, back_off = 0.02, \
+             longest_back_off = 0.1, cool_down = 0.15, longest_cool_down = 0.6 }}"
+        );
+        let manifest = format!(
+            "[pipeline]\nname = \"{name}\"\nworkdir = \"{0}/{name}\"\nwarn_above = 1.0\n[stage.import]\nuses = \"import\"\n\
+             folder = \"{0}/pictures\"\nrows_per_shard = 50\n[stage.recaption]\nuses = \"recaption\"\nfrom = \"import\"\n\
+             provenance = \"columns\"\n[stage.recaption.long]\n{server}\n[stage.recaption.short]\n{server}\n{more}\n",
+            self.path().display()
+        );
+        std::fs::write(&path, manifest).unwrap();
+        path.to_string_lossy().into_owned()
+    }
+
+    /// What the server says of a picture, as it ends in the columns.
+    fn expected(&self, n: usize) -> (String, String) {
+        let (alt, bytes) = &self.pictures[n];
+        let prompt = Prompt::long().render(|name| (name == "alt").then_some(alt.as_str()));
+        let long = clean(&caption(identity(&prompt, Some(bytes)))).text.to_owned();
+        let prompt = Prompt::short().render(|name| (name == "caption").then_some(long.as_str()));
+        let short = clean(&caption(identity(&prompt, None))).text.to_owned();
+        (long, short)
+    }
+}
+
+/// Rows as objects, by alt text.
+fn rows(manifest: &str, table: &str) -> BTreeMap<String, Value> {
+    let columns = if table.ends_with("quarantine") { "caption, reason, status" } else { "* EXCEPT (image)" };
+    let sql = format!("SELECT {columns} FROM {table}");
+    let output = run(&["query", manifest, &sql, "--format", "json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let rows = text(&output.stdout);
+    let rows = rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.map(|row| (row["caption"].as_str().unwrap().to_owned(), row)).collect()
+}
+
+fn record(workdir: &Path) -> Vec<Value> {
+    let folder = workdir.join("stages/recaption");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let records = files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("part-"));
+    let records = records.filter(|path| path.extension().is_some_and(|ending| ending == "json"));
+    records.map(|path| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()).collect()
+}
+
+/// Answers that were given more than once: questions that were paid for again.
+fn repeated(served: &Served) -> u64 {
+    served.questions.values().map(|asked| u64::from(asked.answered.saturating_sub(1))).sum()
+}
+
+#[test]
+fn every_row_is_captioned_or_refused_with_its_reason_and_a_changed_prompt_asks_only_what_changed() {
+    let place = Place::new(120, |n| n == 70);
+    let rates = [
+        (Manner::TooManySeconds, 0.01),
+        (Manner::TooManyMilliseconds, 0.03),
+        (Manner::Unavailable, 0.03),
+        (Manner::Reset, 0.03),
+        (Manner::Cut, 0.02),
+        (Manner::NotJson, 0.02),
+        (Manner::EmptyChoices, 0.02),
+        (Manner::Length, 0.03),
+        (Manner::BadRequest, 0.02),
+        (Manner::Hang, 0.005),
+    ];
+    let server = CaptionServer::start(Options { rates: rates.into(), limit: 4, ..Options::default() }).unwrap();
+    let manifest = place.manifest("work", &server.url(), "");
+    let ran = run(&["run", &manifest]);
+    assert!(ran.status.success(), "{}\n{}", text(&ran.stdout), text(&ran.stderr));
+    assert_eq!(server.served().over_limit, 0, "never more in flight than the manifest allows");
+
+    let (made, refused) = (rows(&manifest, "recaption"), rows(&manifest, "recaption_quarantine"));
+    assert_eq!(made.len() + refused.len(), 120, "no row is lost or doubled");
+    assert_eq!(refused["alt text number 70"]["reason"], "poisoned");
+    let (mut plain, mut of_server) = (0, 0);
+    for n in 0..120 {
+        let alt = format!("alt text number {n}");
+        match made.get(&alt) {
+            Some(row) if row["caption_flags"].as_array().is_some_and(Vec::is_empty) => {
+                let (long, short) = place.expected(n);
+                if row["recaption"] == long.as_str() {
+                    assert_eq!(row["recaption_short"], short.as_str(), "{row}");
+                    plain += 1;
+                }
+            }
+            Some(row) => panic!("taken in spite of its flags: {row}"),
+            None => of_server += u32::from(refused[&alt]["reason"] == "refused_by_server"),
+        }
+        assert!(refused.get(&alt).is_none_or(|row| row["status"] == "failed_to_caption"));
+    }
+    assert!(plain >= 100, "{plain} rows have the answers to their own questions");
+    assert!((1..15).contains(&of_server), "{of_server} were refused as bad requests");
+    let verified = run(&["verify", &manifest]);
+    assert!(text(&verified.stdout).contains("all as recorded"), "{}", text(&verified.stdout));
+    let sum = |kind: &str| {
+        let of = |record: &Value| record["details"]["captions"]["long"]["counts"]["usage"][kind].as_u64().unwrap();
+        record(&place.path().join("work")).iter().map(of).sum::<u64>()
+    };
+    assert!(sum("prompt_tokens") > 0 && sum("completion_tokens") > 0, "usage is in the records");
+
+    let reported = run(&["report", &manifest]);
+    let page = std::fs::read_to_string(text(&reported.stdout).trim()).unwrap();
+    let captions = figures(&page)["captions"].clone();
+    assert_eq!((&captions[0]["caption"], &captions[1]["caption"]), (&Value::from("long"), &Value::from("short")));
+    assert_eq!(captions[0]["prompt_tokens"], sum("prompt_tokens"));
+    assert!(
+        page.contains("<td>captioner</td>") && page.contains("Refused by recaption"),
+        "models and refusals are shown"
+    );
+
+    // Another second prompt: no picture is shown again.
+    let before = server.served();
+    let of_pictures = |served: &Served| -> u32 {
+        let asked = |n: usize| {
+            let (alt, bytes) = &place.pictures[n];
+            let prompt = Prompt::long().render(|name| (name == "alt").then_some(alt.as_str()));
+            served.questions.get(&identity(&prompt, Some(bytes))).map_or(0, |asked| asked.times)
+        };
+        (0..120).map(asked).sum()
+    };
+    let prompt = "--set=stage.recaption.short.prompt=In five words: {caption}";
+    let again = run(&["run", &manifest, prompt]);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    let after = server.served();
+    assert_eq!(of_pictures(&after), of_pictures(&before), "every first caption was reused");
+    assert!(after.captions > before.captions, "the second ones were asked");
+    let planned = run(&["plan", &manifest, prompt]);
+    assert!(text(&planned.stdout).contains("up to date"), "{}", text(&planned.stdout));
+}
+
+/// A worker: a process that runs the manifest.
+fn worker(manifest: &str) -> Child {
+    let mut command: Command = ferrotype();
+    command.args(["run", manifest, "-q"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Three workers on one workdir, of which one is killed again and again.
+fn killed(kills: usize, rows_in_all: usize) {
+    let place = Place::new(rows_in_all, |_| false);
+    let latency = Duration::from_millis(40);
+    let server = CaptionServer::start(Options { latency, ..Options::default() }).unwrap();
+    let undisturbed = place.manifest("undisturbed", &server.url(), "");
+    assert!(run(&["run", &undisturbed, "-q"]).status.success());
+    assert_eq!(repeated(&server.served()), 0, "nobody was killed, nothing was paid twice");
+
+    let server = CaptionServer::start(Options { latency, ..Options::default() }).unwrap();
+    let manifest = place.manifest("killed", &server.url(), "");
+    let mut workers: Vec<Child> = (0..3).map(|_| worker(&manifest)).collect();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut done = 0;
+    while done < kills {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        std::thread::sleep(Duration::from_millis(250 + state % 500));
+        let chosen = (state >> 20) as usize % workers.len();
+        if workers[chosen].try_wait().unwrap().is_none() {
+            workers[chosen].kill().unwrap();
+            workers[chosen].wait().unwrap();
+            done += 1;
+        }
+        workers[chosen] = worker(&manifest);
+    }
+    for mut worker in workers {
+        worker.wait().unwrap();
+    }
+    let last = run(&["run", &manifest, "-q"]);
+    assert!(last.status.success(), "{}", text(&last.stderr));
+    let of = |name: &str| digests(&place.path().join(name), "recaption");
+    assert_eq!(of("killed"), of("undisturbed"), "to the bit");
+    let (served, paid) = (server.served(), repeated(&server.served()));
+    eprintln!(
+        "{kills} kills of 3 workers over {rows_in_all} rows: {} questions, {paid} of them paid for again, {:.1} a kill of at most 4 in flight",
+        served.questions.len(),
+        paid as f64 / kills as f64
+    );
+    assert_eq!(served.questions.len(), 2 * rows_in_all);
+    // What is in flight at a kill, and what was answered while the answers before it were being made durable.
+    assert!(paid <= 2 * 4 * kills as u64, "{paid} answers were paid for again after {kills} kills");
+}
+
+#[test]
+fn workers_that_are_killed_lose_nothing_and_pay_nothing_twice() {
+    killed(8, 500);
+}
+
+#[test]
+#[ignore = "slow; `make soak` runs it"]
+fn soak_fifty_kills_of_three_workers() {
+    killed(50, 3000);
+}
+
+#[test]
+fn what_is_wrong_with_a_recaption_table_is_said_with_its_key() {
+    let place = Place::new(1, |_| false);
+    for (more, words) in [
+        ("attempts = 0", "short.attempts: 0: expected 1 to 100"),
+        ("temperature = -1.0", "short.temperature: -1"),
+        ("prompt = \"{capt\"", "a brace is opened and never closed"),
+        ("tempertaure = 1.0", "did you mean `temperature`?"),
+        ("checks = { policies = { refusals = \"retry\" } }", "refusals"),
+    ] {
+        let manifest = place.manifest("bad", "http://127.0.0.1:9/v1", more);
+        let planned = run(&["plan", &manifest]);
+        assert_eq!(planned.status.code(), Some(2), "{more}");
+        let said = text(&planned.stderr);
+        assert!(said.contains(words) && said.contains("bad.toml:"), "{more}: {said}");
+    }
+    // Nobody listens there.
+    let manifest = place.manifest("nobody", "http://127.0.0.1:9/v1", "");
+    let give_up = "--set=stage.recaption.long.server.give_up_after=0.5";
+    let ran = run(&["run", &manifest, give_up]);
+    assert_eq!(ran.status.code(), Some(1));
+    let said = text(&ran.stderr);
+    assert!(said.contains("127.0.0.1:9"), "{said}");
+    // A column that is not there.
+    let manifest = place.manifest("column", "http://127.0.0.1:9/v1", "prompt = \"{colour}: {caption}\"");
+    let said = text(&run(&["run", &manifest]).stderr);
+    assert!(said.contains("names the column colour") && said.contains("has only key"), "{said}");
+}
