@@ -11,7 +11,7 @@ READERS := $(CACHE)/readers
 CAPTION_SERVER := $(CACHE)/caption-server
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server chromium bench bench-engine bench-peers bench-buckets bench-loader
+.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server chromium bench bench-engine bench-peers bench-buckets bench-captions bench-loader
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -106,6 +106,9 @@ bench-peers: build $(CACHE)/peers-data/ready
 # Buckets and their index beside Pillow, libvips, DuckDB and numpy: the same pictures and rows, in turn, five times.
 bench-buckets: build $(CACHE)/peers-data/ready
 	$(CACHE)/peers-data/bin/python tools/bench_buckets.py $(BINARY)
+# What asking a caption server costs the one who asks.
+bench-captions: .cargo/config.toml
+	$(CARGO) bench -p ferrotype-recaption --locked --bench client
 # The loader beside Hugging Face datasets and mosaicml-streaming, with PyTorch's DataLoader.
 bench-loader: build $(CACHE)/peers-loader/ready
 	$(CACHE)/peers-loader/bin/python tools/bench_loader.py $(BINARY)

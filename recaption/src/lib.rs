@@ -1,10 +1,11 @@
 //! Captions for images: a long one by a vision model from the image and its alt text, a short one by a language model from the
 //! long one.
 //!
-//! Knows no manifest and no tensors: whoever answers is a [`Captioner`].
+//! Knows no manifest. Whoever answers is a [`Captioner`].
 //!
 //! - [`captioner`]: one question, one answer, and why there may be none.
 //! - [`server`]: a captioner: a fleet of OpenAI-compatible servers.
+//! - [`in_process`]: another: LLaVA-NeXT or a Llama on libtorch.
 //! - [`prompt`]: what is asked. [`clean`], [`checks`]: what is mended in an answer, what is wrong with it, and what is done then.
 //! - [`journal`]: what was answered, kept as it comes, and found again.
 //! - [`job`]: both captions of all rows of a partition. [`trial`]: of single pictures, to see what a prompt gives.

@@ -4,6 +4,8 @@
 
 #[path = "in_process/fixture.rs"]
 mod fixture;
+#[path = "in_process/tokenizer.rs"]
+mod tokenizer;
 
 use std::fs;
 use std::path::Path;

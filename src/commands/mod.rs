@@ -87,7 +87,7 @@ enum Command {
     #[cfg(feature = "pipeline")]
     Schema,
     /// Try prompts on a few pictures, with times and token counts.
-    Caption(caption::Caption),
+    Caption(Box<caption::Caption>),
     /// Say what a training would read from a bucket index, and how fast.
     Loader(loader::Loader),
     /// Train a model from a bucket index, without a manifest.

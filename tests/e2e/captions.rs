@@ -10,6 +10,9 @@ use recaption::clean::clean;
 use recaption::prompt::Prompt;
 use serde_json::Value;
 
+#[path = "../../recaption/tests/in_process/tokenizer.rs"]
+mod tokenizer;
+
 use crate::report::figures;
 use crate::support::{digests, ferrotype, folder, run, text};
 
@@ -174,6 +177,54 @@ fn every_row_is_captioned_or_refused_with_its_reason_and_a_changed_prompt_asks_o
     assert!(after.captions > before.captions, "the second ones were asked");
     let planned = run(&["plan", &manifest, prompt]);
     assert!(text(&planned.stdout).contains("up to date"), "{}", text(&planned.stdout));
+}
+
+/// A model in this process makes the captions, whatever a tiny random one says; the same ones with another number of slots.
+#[test]
+fn a_model_in_this_process_captions_as_a_stage_and_by_the_command() {
+    let place = Place::new(6, |_| false);
+    let model = place.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/fixtures/hf/llava_next");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture.join(file), model.join(file)).unwrap();
+    }
+    std::fs::write(model.join("tokenizer.json"), tokenizer::of_bytes().to_string()).unwrap();
+    std::fs::write(model.join("tokenizer_config.json"), r#"{"eos_token": "<|eot_id|>"}"#).unwrap();
+    let checks = "attempts = 1\nmax_tokens = 12\nchecks = { policies = { ".to_owned()
+        + &recaption::checks::Flag::ALL.map(|flag| format!("{flag} = \"accept\"")).join(", ")
+        + " } }";
+    let manifest = |name: &str, slots: usize| {
+        let path = place.path().join(format!("{name}.toml"));
+        let text = format!(
+            "[pipeline]\nname = \"{name}\"\nworkdir = \"{0}/{name}\"\nwarn_above = 1.0\n[stage.import]\nuses = \"import\"\nfolder = \"{0}/pictures\"\n\
+             [stage.recaption]\nuses = \"recaption\"\nfrom = \"import\"\n[stage.recaption.long]\nprompt = \"Say: {{alt}}\"\n\
+             model = {{ folder = \"{0}/model\", device = \"cpu\", slots = {slots}, tokens = 400 }}\n{checks}\n",
+            place.path().display()
+        );
+        std::fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    };
+    let captions = |manifest: &str| -> Vec<String> {
+        let ran = run(&["run", manifest, "-q"]);
+        assert!(ran.status.success(), "{}", text(&ran.stderr));
+        rows(manifest, "recaption").values().map(|row| row["recaption"].to_string()).collect()
+    };
+    let one = captions(&manifest("one", 1));
+    assert_eq!(one.len(), 6);
+    assert_eq!(captions(&manifest("four", 4)), one, "slots change nothing");
+    let tokens = |record: &Value| record["details"]["captions"]["long"]["counts"]["usage"]["completion_tokens"].clone();
+    assert!(record(&place.path().join("one")).iter().all(|record| tokens(record).as_u64() > Some(6)));
+
+    let picture = place.path().join("pictures/0000.png").to_string_lossy().into_owned();
+    let said = run(&["caption", &picture, "--alt", "alt text number 0", "--manifest", &manifest("four", 4), "--json"]);
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    let said: Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert!(said.to_string().contains(one[0].trim_matches('"')), "{said} against {}", one[0]);
+
+    std::fs::write(model.join("config.json"), "{}").unwrap();
+    let planned = run(&["run", &manifest("bad", 1)]);
+    assert!(!planned.status.success() && text(&planned.stderr).contains("config.json"), "{}", text(&planned.stderr));
 }
 
 /// A worker: a process that runs the manifest.

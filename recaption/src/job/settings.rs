@@ -6,9 +6,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Step;
+use super::{Job, Step};
 use crate::captioner::{Captioner, Sampling, Usage};
 use crate::checks::{Checks, Instructions, Kind};
+use crate::in_process::{InProcessCaptioner, InProcessOptions};
 use crate::nobody::Nobody;
 use crate::prompt::{Prompt, Template};
 use crate::server::{OptionsError, ServerCaptioner, ServerOptions};
@@ -19,6 +20,8 @@ use crate::server::{OptionsError, ServerCaptioner, ServerOptions};
 pub struct StepSettings {
     /// The model: a fleet of OpenAI-compatible servers.
     pub server: Option<ServerOptions>,
+    /// The model: in this process, from a folder of weights.
+    pub model: Option<InProcessOptions>,
     /// What is asked; `{alt}` is the alt text, `{caption}` the long caption, and the name of any other column in braces its value
     /// [a prompt of our own].
     pub prompt: Option<Template>,
@@ -57,7 +60,12 @@ pub struct Price {
 impl StepSettings {
     /// Whether it names a model.
     pub fn has_model(&self) -> bool {
-        self.server.is_some()
+        self.server.is_some() || self.model.is_some()
+    }
+
+    /// Whether both are answered by the same model.
+    fn has_model_of(&self, other: &Self) -> bool {
+        self.server == other.server && self.model == other.model
     }
 
     /// What is wrong with it, with the key.
@@ -65,6 +73,13 @@ impl StepSettings {
         let fault = |key: &'static str, message: String| Err(OptionsError { key, message });
         if let Some(server) = &self.server {
             server.check()?;
+        }
+        if let Some(model) = &self.model {
+            if self.server.is_some() {
+                return fault("model", "there is a server as well: name one of them".to_owned());
+            }
+            model.check()?;
+            model.semantics.identity().map_err(|error| OptionsError { key: "model", message: in_a_line(&error) })?;
         }
         let Sampling { temperature, top_p, max_tokens, .. } = self.sampling(Kind::Long);
         if !(0.0..=10.0).contains(&temperature) {
@@ -114,8 +129,12 @@ impl StepSettings {
 
     /// How images are shown, as it counts for an answer.
     fn image_mode(&self, kind: Kind) -> Option<String> {
-        let side = self.server.as_ref().map(|server| format!("at most {} pixels a side", server.semantics.max_side));
-        self.shows_image(kind).then(|| side.unwrap_or_default())
+        let mode = match (&self.server, &self.model) {
+            (Some(server), _) => format!("at most {} pixels a side", server.semantics.max_side),
+            (None, Some(model)) => json!(model.semantics.image_mode).to_string(),
+            (None, None) => String::new(),
+        };
+        self.shows_image(kind).then_some(mode)
     }
 
     /// All that a caption depends on.
@@ -123,6 +142,8 @@ impl StepSettings {
         let prompt = self.prompt(kind);
         json!({
             "server": self.server.as_ref().map(|server| &server.semantics),
+            // A folder that cannot be read was refused by `check`.
+            "model": self.model.as_ref().and_then(|model| model.semantics.identity().ok()),
             "prompt": prompt.template,
             "prompt_without_alt": prompt.without_alt,
             "system": self.system,
@@ -133,11 +154,17 @@ impl StepSettings {
         })
     }
 
-    /// Who answers. To be called within the tokio runtime that the requests will be made on.
+    /// Who answers. A model in this process is loaded, which may take minutes. To be called within the tokio runtime that the
+    /// requests will be made on, but not on its own threads.
     pub fn captioner(&self) -> Result<Answering, OptionsError> {
-        Ok(match &self.server {
-            Some(options) => Answering::Server(Arc::new(ServerCaptioner::new(options)?)),
-            None => Answering::Nobody,
+        Ok(match (&self.server, &self.model) {
+            (Some(options), _) => Answering::Server(Arc::new(ServerCaptioner::new(options)?)),
+            (None, Some(options)) => {
+                let opened = InProcessCaptioner::open(options);
+                let fault = |error| OptionsError { key: "model", message: in_a_line(&error) };
+                Answering::InProcess(Arc::new(opened.map_err(fault)?))
+            }
+            (None, None) => Answering::Nobody,
         })
     }
 
@@ -145,6 +172,7 @@ impl StepSettings {
     pub fn step(&self, kind: Kind, answering: &Answering) -> Step {
         let captioner: Arc<dyn Captioner> = match answering {
             Answering::Server(server) => Arc::clone(server) as _,
+            Answering::InProcess(model) => Arc::clone(model) as _,
             Answering::Nobody => Arc::new(Nobody),
         };
         let prompt = self.prompt(kind);
@@ -176,10 +204,46 @@ impl Price {
     }
 }
 
+impl Job {
+    /// Starts whoever answers: see [`StepSettings::captioner`]. Where both captions come from the same model they share it, and
+    /// what it may have in flight. An error says of which of the two it is.
+    pub fn start(
+        long: Option<&StepSettings>,
+        short: Option<&StepSettings>,
+    ) -> Result<(Self, Vec<Answering>), (Kind, OptionsError)> {
+        let mut started: Vec<Answering> = Vec::new();
+        let are_the_same = long.zip(short).is_some_and(|(long, short)| long.has_model_of(short));
+        let mut step = |settings: Option<&StepSettings>, kind| {
+            let Some(settings) = settings else { return Ok(None) };
+            let shared = started.first().filter(|_| are_the_same).cloned();
+            let answering = if let Some(shared) = shared {
+                shared
+            } else {
+                let new = settings.captioner().map_err(|error| (kind, error))?;
+                started.push(new.clone());
+                new
+            };
+            Ok(Some(settings.step(kind, &answering)))
+        };
+        let (long, short) = (step(long, Kind::Long)?, step(short, Kind::Short)?);
+        Ok((Self { long, short }, started))
+    }
+}
+
+/// An error and its causes.
+fn in_a_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut causes: Vec<String> = causes.map(ToString::to_string).collect();
+    // A transparent error repeats its source.
+    causes.dedup();
+    causes.join(": ")
+}
+
 /// Who answers the requests of a step.
 #[derive(Clone)]
 pub enum Answering {
     Server(Arc<ServerCaptioner>),
+    InProcess(Arc<InProcessCaptioner>),
     /// Only captions that are there already are taken.
     Nobody,
 }

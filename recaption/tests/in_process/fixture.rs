@@ -9,9 +9,11 @@ use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use models::ModelError;
 use recaption::in_process::{InProcessCaptioner, InProcessOptions, Step, Watch};
 use recaption::{Captioner, Completion, Failure, Request, Sampling};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tch::TchError;
 use tempfile::TempDir;
+
+use crate::tokenizer::of_bytes;
 use tokio::task::JoinHandle;
 
 /// LLaVA-NeXT's own form: turns in parts, images first. It writes no token that begins the prompt.
@@ -24,33 +26,6 @@ pub(crate) const IN_PARTS: &str = "{% for m in messages %}{{ '<|start_header_id|
 pub(crate) const ASSISTANT: &str = "You are a helpful language and vision assistant. You are able to understand the visual content that the user \
     provides, and assist the user with a variety of tasks using natural language.";
 
-/// A token a byte, and Llama 3's special ones.
-pub(crate) fn tokenizer() -> Value {
-    let mut spare = '\u{100}'..;
-    let mut vocabulary = Map::new();
-    let special = ["<pad>", "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"];
-    for (id, token) in special.iter().enumerate() {
-        vocabulary.insert((*token).to_owned(), json!(id));
-    }
-    for byte in 0..=255u8 {
-        let is_visible = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-        let symbol = if is_visible { char::from(byte) } else { spare.next().unwrap() };
-        vocabulary.insert(symbol.to_string(), json!(5 + usize::from(byte)));
-    }
-    let added: Vec<Value> = special
-        .iter()
-        .map(|token| {
-            json!({ "id": vocabulary[*token], "content": token, "special": true, "normalized": false, "single_word": false,
-                "lstrip": false, "rstrip": false })
-        })
-        .collect();
-    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
-    json!({
-        "version": "1.0", "added_tokens": added, "pre_tokenizer": bytes, "decoder": bytes,
-        "model": { "type": "BPE", "vocab": vocabulary, "merges": [] },
-    })
-}
-
 /// A fixture's folder with a tokenizer, and these tokens that end an answer.
 pub(crate) fn folder(name: &str, stop: &[i64], template: Option<&str>) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -60,7 +35,7 @@ pub(crate) fn folder(name: &str, stop: &[i64], template: Option<&str>) -> TempDi
     }
     let write = |name: &str, value: Value| fs::write(folder.path().join(name), value.to_string()).unwrap();
     write("generation_config.json", json!({ "eos_token_id": stop }));
-    write("tokenizer.json", tokenizer());
+    write("tokenizer.json", of_bytes());
     write("tokenizer_config.json", json!({ "chat_template": template, "eos_token": { "content": "<|eot_id|>" } }));
     folder
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use recaption::Usage as Tokens;
 use recaption::checks::Kind;
-use recaption::job::{Job, Row, Step, StepSettings};
+use recaption::job::{Job, Row, StepSettings};
 use recaption::trial::Trial;
 
 use self::picture::Picture;
@@ -64,7 +64,11 @@ impl Caption {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.context("no runtime can be started")?;
         let entered = runtime.enter();
-        let job = Job { long: step(long, Kind::Long)?, short: step(short, Kind::Short)? };
+        let (long, short) = (long.map(impatient), short.map(impatient));
+        let (job, _) = Job::start(long.as_ref(), short.as_ref()).map_err(|(kind, error)| {
+            let name = if kind == Kind::Long { "long" } else { "short" };
+            Usage(format!("the {name} caption's model: {error}"))
+        })?;
         drop(entered);
         let values: BTreeMap<String, String> = self.column.iter().cloned().collect();
         if let Some(missing) = job.columns().into_iter().find(|name| !values.contains_key(name)) {
@@ -107,15 +111,13 @@ impl Caption {
     }
 }
 
-fn step(settings: Option<StepSettings>, kind: Kind) -> Result<Option<Step>> {
-    let Some(mut settings) = settings else { return Ok(None) };
+/// Whoever tries a prompt does not wait for a server that is gone.
+fn impatient(mut settings: StepSettings) -> StepSettings {
     if let Some(server) = &mut settings.server {
         let operations = &mut server.operations;
         operations.give_up_after = operations.give_up_after.min(GIVE_UP_AFTER);
     }
-    let name = if kind == Kind::Long { "long" } else { "short" };
-    let answering = settings.captioner().map_err(|error| Usage(format!("the {name} caption's model: {error}")))?;
-    Ok(Some(settings.step(kind, &answering)))
+    settings
 }
 
 /// Over all pictures.

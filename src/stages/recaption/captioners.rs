@@ -4,9 +4,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use pipeline::stage::StageError;
-use recaption::checks::Kind;
 use recaption::job::{Answering, Job, Meter, StepSettings};
-use recaption::server::{EndpointStatus, ServerCaptioner};
+use recaption::server::EndpointStatus;
 use tokio::runtime::Runtime;
 
 use super::parameters::{Recaption, WithoutModel};
@@ -15,7 +14,7 @@ use super::parameters::{Recaption, WithoutModel};
 pub(super) struct Captioners {
     pub(super) job: Arc<Job>,
     pub(super) meter: Arc<Meter>,
-    servers: Vec<Arc<ServerCaptioner>>,
+    answering: Vec<Answering>,
     /// Their connections live in it.
     pub(super) runtime: Arc<Runtime>,
 }
@@ -26,34 +25,32 @@ impl Captioners {
         let runtime = runtime.map_err(|error| StageError::failed(format!("no runtime can be started: {error}")))?;
         // What a captioner starts by itself, it starts there.
         let entered = runtime.enter();
-        let mut servers: Vec<Arc<ServerCaptioner>> = Vec::new();
-        // Where both captions come from the same servers, they share what these may have in flight.
-        let server = |step: &Option<StepSettings>| step.as_ref().and_then(|step| step.server.clone());
-        let are_the_same = server(&recaption.long) == server(&recaption.short);
-        let mut step = |settings: &Option<StepSettings>, kind| -> Result<_, StageError> {
-            let Some(settings) = settings else { return Ok(None) };
-            let answering = match servers.first() {
-                Some(first) if are_the_same => Answering::Server(Arc::clone(first)),
-                _ => settings.captioner().map_err(StageError::failed)?,
-            };
-            if let Answering::Server(server) = &answering
-                && !are_the_same | servers.is_empty()
-            {
-                servers.push(Arc::clone(server));
+        let started = Job::start(recaption.long.as_ref(), recaption.short.as_ref());
+        let (mut job, answering) = started.map_err(|(_, error)| StageError::failed(error))?;
+        for (step, settings) in [(&mut job.long, &recaption.long), (&mut job.short, &recaption.short)] {
+            let has_model = settings.as_ref().is_some_and(StepSettings::has_model);
+            if let Some(step) = step {
+                step.passes_on = !has_model && recaption.without_model == WithoutModel::PassOn;
             }
-            let mut step = settings.step(kind, &answering);
-            step.passes_on = !settings.has_model() && recaption.without_model == WithoutModel::PassOn;
-            Ok(Some(step))
-        };
-        let (long, short) = (step(&recaption.long, Kind::Long)?, step(&recaption.short, Kind::Short)?);
+        }
         drop(entered);
-        Ok(Self { job: Arc::new(Job { long, short }), meter: Arc::default(), servers, runtime: Arc::new(runtime) })
+        Ok(Self { job: Arc::new(job), meter: Arc::default(), answering, runtime: Arc::new(runtime) })
     }
 
     /// How it goes, in a line.
     pub(super) fn in_words(&self) -> String {
         let mut words = self.meter.in_words();
-        let endpoints: Vec<EndpointStatus> = self.servers.iter().flat_map(|server| server.status()).collect();
+        let mut endpoints: Vec<EndpointStatus> = Vec::new();
+        for answering in &self.answering {
+            match answering {
+                Answering::Server(server) => endpoints.extend(server.status()),
+                Answering::InProcess(model) => {
+                    let status = model.status();
+                    let _ = write!(words, ", {} of {} slots at work", status.active, status.slots);
+                }
+                Answering::Nobody => {}
+            }
+        }
         let resting = endpoints.iter().filter(|endpoint| endpoint.cooling.is_some()).count();
         if resting > 0 {
             let _ = write!(words, ", {resting} of {} endpoints left alone for a while", endpoints.len());

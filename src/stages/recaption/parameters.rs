@@ -84,7 +84,7 @@ impl Recaption {
             if !step.has_model() && ready.is_none() && without_model == WithoutModel::Refuse {
                 return Err(table.fault(
                     key,
-                    format!("{key} names no model: write {key}.server = {{ endpoints = […], model = \"…\" }}"),
+                    format!("{key} names no model: write {key}.server = {{ endpoints = […], model = \"…\" }}, or {key}.model = {{ folder = \"…\" }}"),
                 ));
             }
         }

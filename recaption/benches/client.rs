@@ -1,7 +1,7 @@
 //! What a request to a caption server costs its client: 10,000 requests with an image of 50 kB each, to a server in a process
 //! of its own that answers at once.
 //!
-//! `cargo bench -p ferrotype-recaption --bench overhead`
+//! `cargo bench -p ferrotype-recaption --bench client`
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark prints, and may fail by panicking")]
 
