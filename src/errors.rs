@@ -12,6 +12,8 @@ pub(crate) const USAGE: u8 = 2;
 /// Done, with more rows refused than the warning threshold.
 #[cfg(feature = "pipeline")]
 pub(crate) const LOSSES: u8 = 3;
+/// Another rank of the same training was lost.
+pub(crate) const BYSTANDER: u8 = 4;
 /// Interrupted.
 pub(crate) const INTERRUPTED: u8 = 130;
 
@@ -29,7 +31,12 @@ impl Error for Usage {}
 
 /// The exit code of an error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.chain().any(is_usage) { USAGE } else { FAILED }
+    let lost = |cause: &(dyn Error + 'static)| matches!(cause.downcast_ref(), Some(ranks::RankError::PeerLost { .. }));
+    match error {
+        error if error.chain().any(is_usage) => USAGE,
+        error if error.chain().any(lost) => BYSTANDER,
+        _ => FAILED,
+    }
 }
 
 fn is_usage(error: &(dyn Error + 'static)) -> bool {

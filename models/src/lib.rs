@@ -9,11 +9,12 @@
 //! - [`tokenizer`]: text to token ids, chats to prompts.
 //! - [`layers`]: building blocks. [`parameters`]: named parameters, in one flat buffer or read from files.
 //! - [`weights`], [`settings`]: files of tensors and of sizes. [`checkpoint`]: the folder that a training run leaves.
-//! - [`random`]: random numbers from counters, so that a result depends on no order of calls.
+//! - [`device`]: the CPU or a GPU. [`random`]: random numbers from counters, so that a result depends on no order of calls.
 
 pub mod autoencoder;
 pub mod checkpoint;
 pub mod clip;
+pub mod device;
 pub mod gemma2;
 pub mod latents;
 pub mod layers;

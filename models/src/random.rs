@@ -40,10 +40,15 @@ impl Stream {
         StandardNormal.sample(&mut self.0)
     }
 
+    /// Makes all of `values` standard normal numbers.
+    pub fn fill_normal(&mut self, values: &mut [f32]) {
+        values.fill_with(|| StandardNormal.sample(&mut self.0));
+    }
+
     /// A float32 tensor of standard normal numbers.
     pub fn normal_tensor(&mut self, shape: &[i64], device: Device) -> Tensor {
-        let count = shape.iter().product::<i64>().max(0) as usize;
-        let values: Vec<f32> = (0..count).map(|_| StandardNormal.sample(&mut self.0)).collect();
+        let mut values = vec![0f32; shape.iter().product::<i64>().max(0) as usize];
+        self.fill_normal(&mut values);
         Tensor::from_slice(&values).reshape(shape).to_device(device)
     }
 

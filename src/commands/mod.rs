@@ -16,6 +16,7 @@ mod evaluate;
 mod init;
 #[cfg(feature = "pipeline")]
 mod inspect;
+mod launch;
 mod loader;
 #[cfg(feature = "pipeline")]
 mod manifest;
@@ -90,6 +91,8 @@ enum Command {
     Caption(Box<caption::Caption>),
     /// Say what a training would read from a bucket index, and how fast.
     Loader(loader::Loader),
+    /// Start several processes that train together on this machine.
+    Launch(launch::Launch),
     /// Train a model from a bucket index, without a manifest.
     Train(train::Train),
     /// Make pictures from a checkpoint.
@@ -141,6 +144,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         #[cfg(feature = "pipeline")]
         Command::Captions(captions) => captions.run(),
         Command::Loader(loader) => loader.run(),
+        Command::Launch(launch) => launch.run(),
         Command::Train(train) => train.run(),
         Command::Sample(sample) => sample.run(),
         Command::Encode(encode) => encode.run(),

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use clap::Args;
+use ranks::World;
 use serde::Deserialize;
 use trainer::config::{TrainConfig, TrainOperations};
 
 use crate::errors::{INTERRUPTED, OK, Usage};
 use crate::settings::on_interrupt;
-use crate::watch::{self, Watch};
+use crate::watch::{self, Style, Watch};
 
 #[derive(Debug, Args)]
 pub(crate) struct Train {
@@ -33,8 +34,13 @@ impl Train {
         let stop = Arc::new(AtomicBool::new(false));
         let handler = Arc::clone(&stop);
         on_interrupt(move || handler.store(true, Ordering::Relaxed))?;
-        let events = watch::sink(self.watch.style());
-        let finished = trainer::train(&trainer::Job {
+        let world = World::from_environment()?;
+        // Of several ranks the first shows how far they are.
+        let events = match &world {
+            Some(world) if world.rank > 0 => watch::sink(Style::Lines { quiet: true, verbose: false }),
+            _ => watch::sink(self.watch.style()),
+        };
+        let job = trainer::Job {
             config: &config,
             operations: &operations,
             index: &places.index,
@@ -43,7 +49,12 @@ impl Train {
             stage: "train",
             events: &events,
             cancelled: &|| stop.load(Ordering::Relaxed),
-        })?;
+        };
+        let finished = match &world {
+            Some(world) => trainer::train_together(&job, world)?,
+            None => Some(trainer::train(&job)?),
+        };
+        let Some(finished) = finished else { return Ok(OK) };
         if self.watch.is_for_people() {
             println!("{}", finished.checkpoint.folder.display());
         }
@@ -69,10 +80,13 @@ impl Train {
             return Err(Usage(format!("{file}: unknown key `{key}`; known keys: {}", keys.join(", "))).into());
         }
         let fault = |error: toml::de::Error| Usage(format!("{file}: {}", error.message()));
+        // As JSON, whose maps may have numbers for keys, as `loaders` has.
+        let value = serde_json::to_value(&table)?;
+        let read = |error: serde_json::Error| Usage(format!("{file}: {error}"));
         Ok((
             toml::from_str(&text).map_err(fault)?,
-            toml::from_str(&text).map_err(fault)?,
-            toml::from_str(&text).map_err(fault)?,
+            serde_json::from_value(value.clone()).map_err(read)?,
+            serde_json::from_value(value).map_err(read)?,
         ))
     }
 }

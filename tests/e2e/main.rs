@@ -18,6 +18,7 @@ mod report;
 mod setup;
 mod store;
 mod support;
+mod training;
 mod web;
 mod webdataset;
 mod weights;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use models::latents::Latents;
-use models::mmdit::{MmditConfig, MmditVariant};
+use models::mmdit::{AttentionKind, FeedForwardKind, MmditConfig, MmditVariant, Positions};
 use models::text::TextEncoding;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shards::columns;
+use tch::Kind;
 
 use crate::TrainError;
 use crate::loader::OnBadImage;
@@ -36,6 +37,20 @@ pub struct TrainConfig {
     pub hidden_scale: f64,
     /// Start every residual branch and the output at zero.
     pub zero_gates: bool,
+    pub attention: AttentionKind,
+    pub feed_forward: FeedForwardKind,
+    pub positions: Positions,
+    /// Factor on rotary positions: below one for pictures larger than those the model was first trained on.
+    pub position_scale: f64,
+    /// Average keys and values of neighbouring tokens in pairs; each stream needs an even number of tokens.
+    pub merge_keys: bool,
+    /// Give queries and keys half the width.
+    pub half_queries: bool,
+    /// Weight of the loss by which the model learns to fill in text tokens that were taken out; 0 for a model that predicts no text.
+    pub text_loss_weight: f64,
+
+    /// What the model computes in: `bfloat16` keeps weights, moments, norms, noise and loss in float32.
+    pub precision: Precision,
 
     /// Peak learning rate of AdamW.
     pub learning_rate: f64,
@@ -50,17 +65,26 @@ pub struct TrainConfig {
     pub decay: Decay,
     /// Largest norm of an update's gradient; longer ones are shortened to it.
     pub clip_norm: f64,
-    /// The moving average keeps this share of itself at each update.
+    /// The moving average keeps this share of itself at each of its updates.
     pub ema_decay: f64,
+    /// Updates of the model between those of its average.
+    pub ema_every: u64,
 
     /// Columns to take captions from, each with its weight: `{ recaption = 0.6, recaption_short = 0.4 }` draws one for each
     /// sample of each step.
     pub captions: BTreeMap<String, f64>,
     /// Share of captions that are dropped, so that the model learns to go without (classifier-free guidance).
     pub null_caption: f64,
+    /// Share of captions whose tokens are dropped, for each stream by itself, besides those that are dropped whole.
+    pub null_tokens: f64,
+    /// Share of captions whose pooled text is dropped, by itself, besides those that are dropped whole.
+    pub null_pooled: f64,
     pub time_sampling: TimeSampling,
     /// Moves times towards noise: t' = s·t / (1 + (s − 1)·t). 1 leaves them.
     pub time_shift: f64,
+    /// Side in pixels of the square images for which `time_shift` holds; others have it times the root of their share of its pixels
+    /// (Esser et al. 2024, section 5.3.2). 0 shifts all alike.
+    pub time_shift_side: u32,
 }
 
 impl Default for TrainConfig {
@@ -77,6 +101,14 @@ impl Default for TrainConfig {
             heads: 12,
             hidden_scale: 4.0,
             zero_gates: true,
+            attention: AttentionKind::default(),
+            feed_forward: FeedForwardKind::default(),
+            positions: Positions::default(),
+            position_scale: 1.0,
+            merge_keys: false,
+            half_queries: false,
+            text_loss_weight: 0.0,
+            precision: Precision::Float32,
             learning_rate: 1e-4,
             warmup_steps: 1000,
             schedule: Schedule::Constant,
@@ -87,10 +119,14 @@ impl Default for TrainConfig {
             decay: Decay::Matrices,
             clip_norm: 1.0,
             ema_decay: 0.999,
+            ema_every: 1,
             captions: BTreeMap::from([(columns::CAPTION.to_owned(), 1.0)]),
             null_caption: 0.1,
+            null_tokens: 0.0,
+            null_pooled: 0.0,
             time_sampling: TimeSampling::LogitNormal,
             time_shift: 1.0,
+            time_shift_side: 0,
         }
     }
 }
@@ -105,6 +141,20 @@ pub struct TrainOperations {
     pub keep_last: u64,
     /// Updates between lines in metrics.jsonl.
     pub log_every: u64,
+    /// Where it trains: `cpu`, `cuda` or `cuda:N`; left out, the GPU of this rank's number on its machine, where there is one.
+    pub device: Option<String>,
+    /// Samples that go through the model at once; left out, all of a rank's share of a batch. Gradients add up over the parts.
+    pub micro_batch: Option<u64>,
+    /// Blocks, from the first on, whose activations are not kept but made again on the way back: slower, in less memory.
+    pub recompute_blocks: u32,
+    /// Which ranks load, and for which ranks that hold the model: `{ 0 = [2, 3, 4], 1 = [5, 6, 7] }`. Left out, every rank loads for
+    /// itself. For `ferrotype launch`, torchrun or Slurm.
+    pub loaders: Option<BTreeMap<usize, Vec<usize>>>,
+    /// The same in short: of each group of ranks the first loads for so many others.
+    pub models_per_loader: Option<usize>,
+    /// What a rank's device can do at best, in 10¹² FLOPs a second in the precision that is used (an H100 or H200 in bfloat16: 989); then
+    /// metrics say which share of it is reached.
+    pub peak_teraflops: Option<f64>,
     /// Pixels that are read and decoded ahead of need, in bytes.
     pub prefetch_bytes: u64,
     /// Of shards on a store: bytes of them that are kept on this machine's disk.
@@ -120,6 +170,12 @@ impl Default for TrainOperations {
             checkpoint_every: 1000,
             keep_last: 3,
             log_every: 10,
+            device: None,
+            micro_batch: None,
+            recompute_blocks: 0,
+            loaders: None,
+            models_per_loader: None,
+            peak_teraflops: None,
             prefetch_bytes: 512 << 20,
             cache_bytes: 16 << 30,
             on_bad_image: OnBadImage::Replace,
@@ -146,6 +202,23 @@ pub enum Decay {
     All,
 }
 
+/// What layers compute in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    Float32,
+    Bfloat16,
+}
+
+impl Precision {
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Float32 => Kind::Float,
+            Self::Bfloat16 => Kind::BFloat16,
+        }
+    }
+}
+
 /// How times are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -153,6 +226,8 @@ pub enum TimeSampling {
     /// t = sigmoid(n), n standard normal.
     LogitNormal,
     Uniform,
+    /// t = 1 − u − s·(cos²(π·u/2) − 1 + u), u uniform and s = 1.29: more of the middle (Esser et al. 2024, section 3.1).
+    Mode,
 }
 
 impl TrainConfig {
@@ -170,7 +245,15 @@ impl TrainConfig {
             text_width: text.width,
             pooled_width: text.pooled,
             zero_gates: self.zero_gates,
-            variant: MmditVariant::default(),
+            variant: MmditVariant {
+                positions: self.positions,
+                position_scale: self.position_scale,
+                attention: self.attention,
+                feed_forward: self.feed_forward,
+                merge_keys: self.merge_keys,
+                half_queries: self.half_queries,
+                text_loss: self.text_loss_weight > 0.0,
+            },
         })
     }
 
@@ -202,7 +285,13 @@ impl TrainConfig {
             let value = format!("{:?}", self.captions);
             return Err(TrainError::Configuration { what: "captions", value, expected: expected.to_owned() });
         }
-        within("null_caption", self.null_caption, 0.0, 1.0, "a share from 0 to 1")?;
+        within("ema_every", self.ema_every as f64, 1.0, 1e12, "at least 1")?;
+        within("text_loss_weight", self.text_loss_weight, 0.0, 1e6, "0, or a positive number")?;
+        for (what, share) in
+            [("null_caption", self.null_caption), ("null_tokens", self.null_tokens), ("null_pooled", self.null_pooled)]
+        {
+            within(what, share, 0.0, 1.0, "a share from 0 to 1")?;
+        }
         within("time_shift", self.time_shift, 1e-3, 1e3, "a positive number; 1 leaves times as they are")
     }
 }

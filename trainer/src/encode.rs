@@ -16,6 +16,8 @@ pub struct EncodedBatch {
     pub step: u64,
     pub epoch: u64,
     pub bucket: BucketSize,
+    /// Position of the first sample in the step's batch of all ranks.
+    pub first: u64,
     /// (batch, channels, height / factor, width / factor)
     pub latents: Tensor,
     pub condition: TextCondition,
@@ -26,12 +28,13 @@ pub struct Encoder {
     latents: Box<dyn LatentCodec>,
     text: Box<dyn TextEncoder>,
     seed: u64,
+    device: Device,
 }
 
 impl Encoder {
-    pub fn new(config: &TrainConfig) -> Result<Self, TrainError> {
-        let (latents, text) = (config.latents.codec(Device::Cpu)?, config.text.encoder(Device::Cpu)?);
-        Ok(Self { latents, text, seed: config.seed })
+    pub fn new(config: &TrainConfig, device: Device) -> Result<Self, TrainError> {
+        let (latents, text) = (config.latents.codec(device)?, config.text.encoder(device)?);
+        Ok(Self { latents, text, seed: config.seed, device })
     }
 
     pub fn encode(&self, batch: &Batch) -> Result<EncodedBatch, TrainError> {
@@ -42,6 +45,7 @@ impl Encoder {
             bytes.extend_from_slice(sample.image.as_raw());
         }
         let pixels = Tensor::from_slice(&bytes)
+            .to_device(self.device)
             .view([samples.len() as i64, height, width, 3])
             .permute([0, 3, 1, 2])
             .to_kind(Kind::Float)
@@ -53,12 +57,12 @@ impl Encoder {
         let normal = |shape: &[i64]| {
             let of = |sample| {
                 Stream::new(self.seed, "latent", &[*step, sample])
-                    .normal_tensor(shape.get(1..).unwrap_or_default(), Device::Cpu)
+                    .normal_tensor(shape.get(1..).unwrap_or_default(), self.device)
             };
             Tensor::stack(&(*first..first + samples.len() as u64).map(of).collect::<Vec<_>>(), 0)
         };
         let latents = self.latents.encode(&pixels, &normal)?;
         let condition = self.text.encode(&captions)?;
-        Ok(EncodedBatch { step: *step, epoch: *epoch, bucket: *bucket, latents, condition })
+        Ok(EncodedBatch { step: *step, epoch: *epoch, bucket: *bucket, first: *first, latents, condition })
     }
 }

@@ -6,19 +6,32 @@
 //! - [`config`]: everything a run can be told.
 //! - [`order`]: which samples make up step k. Computed, never replayed.
 //! - [`loader`]: reads and decodes them ahead of need; usable without the rest. [`encode`]: to what the model sees.
-//! - [`objective`], [`schedule`], [`optimizer`]: one update.
-//! - [`metrics`]: what is written down about it.
+//! - [`learner`]: one update, of [`objective`], [`backward`], [`schedule`] and [`optimizer`]. [`collective`]: what several processes that make it
+//!   together do; [`feed`]: where each gets its batches from.
+//! - [`replay`]: a recorded training of the reference, made again. [`metrics`]: what is written down about it, for
+//!   [`tensorboard`] too.
 
+pub mod backward;
+pub mod collective;
 pub mod config;
+mod cuda;
 pub mod encode;
+pub mod feed;
+pub mod learner;
 pub mod loader;
+mod meter;
 pub mod metrics;
 pub mod objective;
 pub mod optimizer;
 pub mod order;
+pub mod replay;
 pub mod schedule;
+pub mod tensorboard;
+mod together;
 mod train;
 
+pub use cuda::{CudaError, used_memory};
+pub use together::train_together;
 pub use train::{Finished, Job, train};
 
 use std::path::PathBuf;
@@ -46,6 +59,18 @@ pub enum TrainError {
     OtherConfiguration { folder: PathBuf, difference: String },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("device = {message}")]
+    Device { message: String },
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
+    #[error(transparent)]
+    Rank(#[from] ranks::RankError),
+    #[error(transparent)]
+    Nccl(#[from] collective::NcclError),
+    #[error("a thread cannot be started, or ended early")]
+    Thread { source: std::io::Error },
+    #[error("rank {rank} sent what is no batch: start all ranks with one configuration and one version")]
+    Batch { rank: usize },
     #[error("the loader ended before the last step; this is a fault in the program")]
     LoaderGone,
 }

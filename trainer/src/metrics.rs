@@ -1,4 +1,4 @@
-//! What is written down about a run: `metrics.jsonl`, one object a line.
+//! What is written down about a run: `metrics.jsonl`, one object a line, and the same for TensorBoard.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
+use crate::tensorboard::EventFile;
+
+/// Bins of times in which losses are told apart.
+pub const TIME_BINS: usize = 8;
 
 /// One line: means over the updates since the line before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,25 +19,37 @@ pub struct Record {
     pub step: u64,
     pub epoch: u64,
     pub loss: f64,
+    /// The same by noise, from none (t = 0) to all (t = 1), in equal bins; none where no time fell into one.
+    #[serde(default)]
+    pub loss_by_time: Vec<Option<f64>>,
     pub gradient_norm: f64,
     pub learning_rate: f64,
     pub images_per_second: f64,
     /// Share of the time spent waiting for data.
     pub waiting: f64,
+    /// FLOPs of the model a second, in units of 10¹², of one rank: three times those of the forward pass, whether or not parts of it were
+    /// made again.
+    #[serde(default)]
+    pub teraflops: f64,
+    /// Their share of `peak_teraflops`, where that is given.
+    #[serde(default)]
+    pub utilisation: Option<f64>,
 }
 
-/// Appends records to a file.
+/// Appends records to a run's files.
 #[derive(Debug)]
-pub struct MetricsFile {
+pub struct Metrics {
     path: PathBuf,
     file: File,
+    events: EventFile,
     records: Vec<Record>,
 }
 
-impl MetricsFile {
-    /// Opens `path` for a run that continues after `step` updates: later records, written by a process that died before its
+impl Metrics {
+    /// Opens the files in `folder` for a run that continues after `step` updates: later records, written by a process that died before its
     /// next checkpoint, are taken back.
-    pub fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
+    pub fn open(folder: &Path, step: u64) -> Result<Self, TrainError> {
+        let path = &folder.join("metrics.jsonl");
         let failed = |action| move |source| TrainError::Io { action, path: path.to_owned(), source };
         let mut records = Vec::new();
         if path.exists() {
@@ -49,7 +65,7 @@ impl MetricsFile {
         let kept: String = records.iter().filter_map(|r| serde_json::to_string(r).ok()).map(|l| l + "\n").collect();
         fs::write(path, kept).map_err(failed("write"))?;
         let file = File::options().append(true).open(path).map_err(failed("open"))?;
-        Ok(Self { path: path.to_owned(), file, records })
+        Ok(Self { path: path.to_owned(), file, events: EventFile::create(folder, step)?, records })
     }
 
     pub fn append(&mut self, record: Record) -> Result<(), TrainError> {
@@ -59,8 +75,33 @@ impl MetricsFile {
             path: self.path.clone(),
             source,
         })?;
+        let step = record.step;
+        let bins = record.loss_by_time.iter().enumerate().filter_map(|(bin, loss)| Some((bin, (*loss)?)));
+        for (bin, loss) in bins {
+            let start = bin as f64 / TIME_BINS as f64;
+            self.events.scalar(step, &format!("loss by time/from {start:.3}"), loss as f32)?;
+        }
+        for (tag, value) in [
+            ("loss/train", Some(record.loss)),
+            ("gradient norm", Some(record.gradient_norm)),
+            ("learning rate", Some(record.learning_rate)),
+            ("speed/images per second", Some(record.images_per_second)),
+            ("speed/share of time spent waiting for data", Some(record.waiting)),
+            ("speed/teraflops", Some(record.teraflops)),
+            ("speed/utilisation", record.utilisation),
+        ] {
+            if let Some(value) = value {
+                self.events.scalar(step, tag, value as f32)?;
+            }
+        }
+        self.events.flush()?;
         self.records.push(record);
         Ok(())
+    }
+
+    /// TensorBoard's file, for what is no number.
+    pub fn events(&mut self) -> &mut EventFile {
+        &mut self.events
     }
 
     /// All records so far, those before a resume included.
@@ -81,19 +122,22 @@ mod tests {
             step,
             epoch: 0,
             loss: 1.0,
+            loss_by_time: vec![None; TIME_BINS],
             gradient_norm: 1.0,
             learning_rate: 0.1,
             images_per_second: 1.0,
             waiting: 0.0,
+            teraflops: 0.0,
+            utilisation: None,
         };
-        let mut file = MetricsFile::open(&path, 0).unwrap();
+        let mut file = Metrics::open(folder.path(), 0).unwrap();
         for step in [10, 20, 30] {
             file.append(record(step)).unwrap();
         }
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\":4").unwrap();
-        let steps = |file: &MetricsFile| file.records().iter().map(|r| r.step).collect::<Vec<_>>();
-        assert_eq!(steps(&MetricsFile::open(&path, 30).unwrap()), [10, 20, 30]);
-        assert_eq!(steps(&MetricsFile::open(&path, 20).unwrap()), [10, 20]);
+        let steps = |file: &Metrics| file.records().iter().map(|r| r.step).collect::<Vec<_>>();
+        assert_eq!(steps(&Metrics::open(folder.path(), 30).unwrap()), [10, 20, 30]);
+        assert_eq!(steps(&Metrics::open(folder.path(), 20).unwrap()), [10, 20]);
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
     }
 }

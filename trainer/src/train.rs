@@ -1,26 +1,27 @@
 //! The training loop.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use models::checkpoint::{self, Checkpoint, CheckpointState};
-use models::mmdit::{Mmdit, MmditConfig};
-use models::parameters::ParameterSet;
+use models::device;
+use models::mmdit::Mmdit;
 use shards::bucket::BucketSize;
 use shards::event::{Event, EventSink};
 use shards::index::BucketIndex;
 use shards::storage::Workdir;
-use tch::{Device, Kind};
+use tch::Device;
 
 use crate::TrainError;
+use crate::collective::{Alone, Collective};
 use crate::config::{TrainConfig, TrainOperations};
-use crate::encode::{EncodedBatch, Encoder};
-use crate::loader::{BadImage, Loader, LoaderOptions};
-use crate::metrics::{MetricsFile, Record};
-use crate::objective::{self, Draws};
-use crate::optimizer::{self, Optimizer};
+use crate::encode::Encoder;
+use crate::feed::{Feed, OwnFeed};
+use crate::learner::Learner;
+use crate::loader::{BadImage, Loader, LoaderOptions, Share};
+use crate::meter::Meter;
+use crate::metrics::{Metrics, Record};
+use crate::objective::{Draws, Task};
 use crate::schedule::learning_rate;
 
 /// One training: what to learn from, where to keep it, how.
@@ -53,48 +54,79 @@ pub struct Finished {
     pub records: Vec<Record>,
 }
 
-/// Model, average and moments: everything an update changes.
-struct Learner {
-    parameters: ParameterSet,
-    ema: ParameterSet,
-    optimizer: Optimizer,
-    model: Mmdit,
-    device: Device,
-}
-
 /// Trains until the last step or until cancelled.
 pub fn train(job: &Job) -> Result<Finished, TrainError> {
     let Job { config, operations, .. } = *job;
     config.validate()?;
+    let device = device::named(operations.device.as_deref(), 0).map_err(|message| TrainError::Device { message })?;
+    let (mut learner, start) = begin(job, device, &mut Alone)?;
+    let loader = load(job, start..config.steps, Share::default(), 1)?;
+    let mut feed = OwnFeed::new(loader, Encoder::new(config, device)?);
+    let finished = run(job, &mut learner, start, &mut feed, &mut Alone)?;
+    finished.ok_or(TrainError::LoaderGone)
+}
+
+/// Model and moments as all ranks begin with them: from a seed, or from the folder's latest checkpoint, which the first rank reads. Returns
+/// them with the updates that were made already.
+pub(crate) fn begin(job: &Job, device: Device, ranks: &mut dyn Collective) -> Result<(Learner, u64), TrainError> {
+    let config = job.config;
+    let model = config.model()?;
+    if ranks.rank() > 0 {
+        let mut learner = Learner::new(config, &model, Mmdit::allocate(&model, device), None)?;
+        let start = learner.share(0, ranks)?;
+        return Ok((learner, start));
+    }
     shards::disk::create_folder(job.folder)?;
-    let (mut learner, start) = Learner::start_or_resume(job)?;
-    let mut metrics = MetricsFile::open(&job.folder.join("metrics.jsonl"), start)?;
-    let mut loader = load(job, start..config.steps)?;
-    let encoder = Encoder::new(config)?;
-    let mut meter = Meter::new(job, start);
+    let (mut learner, start) = start_or_resume(job, device)?;
+    learner.share(start, ranks)?;
+    Ok((learner, start))
+}
+
+/// The loop of a rank that holds the model. The first one writes metrics and checkpoints, and tells what came of it.
+pub(crate) fn run(
+    job: &Job,
+    learner: &mut Learner,
+    start: u64,
+    feed: &mut dyn Feed,
+    ranks: &mut dyn Collective,
+) -> Result<Option<Finished>, TrainError> {
+    let Job { config, operations, .. } = *job;
+    let is_first = ranks.rank() == 0;
+    let mut metrics = is_first.then(|| Metrics::open(job.folder, start)).transpose()?;
+    let model = config.model()?;
+    let multiple = config.pixel_multiple()?;
+    let mut meter = Meter::new(job, start, is_first);
     let mut max_side = 0;
     let (mut step, mut replaced) = (start, 0);
     let mut saved = (start > 0).then_some(start);
     let mut interrupted = false;
 
     while step < config.steps {
-        let waiting = Instant::now();
-        let batch = loader.next_batch().ok_or(TrainError::LoaderGone)??;
-        meter.waited(waiting);
+        let fed = feed.next()?;
+        meter.waited(fed.waited);
+        let batch = &fed.batch;
         max_side = max_side.max(longest_side(batch.bucket));
-        tell(job, &batch.replaced, replaced);
-        replaced += batch.replaced.len() as u64;
-        let batch = encoder.encode(&batch)?;
-        let (loss, gradient_norm) = learner.update(config, &batch)?;
+        tell(job, &fed.replaced, replaced);
+        replaced += fed.replaced.len() as u64;
+        let task = Task::new(config, batch, &Draws::new(config, batch), learner.device());
+        let update = learner.update(config, operations, step, &task, ranks)?;
+        let side = |pixels: u32| i64::from(pixels) / multiple;
+        let text = batch.condition.tokens.iter().filter_map(|tokens| tokens.size().get(1).copied()).sum();
+        let flops = model.forward_flops(side(batch.bucket.height), side(batch.bucket.width), text);
+        meter.updated(step, update, 3.0 * flops * task.samples() as f64);
+        meter.check()?;
         step += 1;
-        meter.updated(loss, gradient_norm);
-        interrupted = step < config.steps && (job.cancelled)();
-        if step % operations.log_every.max(1) == 0 || step == config.steps || interrupted {
-            metrics.append(meter.record(step, batch.epoch, learning_rate(config, step - 1)))?;
-            meter.report(&metrics, replaced);
+        interrupted = step < config.steps && is_cancelled(job, ranks)?;
+        let is_due = |every: u64| step % every.max(1) == 0 || step == config.steps || interrupted;
+        if is_due(operations.log_every) || is_due(operations.checkpoint_every) {
+            let record = meter.record(step, batch.epoch, learning_rate(config, step - 1), ranks)?;
+            if let Some(metrics) = &mut metrics {
+                meter.report(&record, replaced);
+                metrics.append(record)?;
+            }
         }
-        if step % operations.checkpoint_every.max(1) == 0 || step == config.steps || interrupted {
-            learner.save(job, step, max_side)?;
+        if is_due(operations.checkpoint_every) && is_first {
+            save(job, learner, step, max_side)?;
             saved = Some(step);
             prune(job.folder, operations.keep_last)?;
         }
@@ -102,17 +134,25 @@ pub fn train(job: &Job) -> Result<Finished, TrainError> {
             break;
         }
     }
+    let Some(metrics) = metrics else { return Ok(None) };
     // A finished training that is asked again has its last checkpoint already.
     let checkpoint = match saved {
         Some(step) => Checkpoint::open(&job.folder.join(checkpoint::folder_name(step)))?,
-        None => learner.save(job, step, max_side)?,
+        None => save(job, learner, step, max_side)?,
     };
     let samples = (step - start) * config.batch_size;
-    Ok(Finished { checkpoint, interrupted, samples, replaced, records: metrics.records().to_vec() })
+    Ok(Some(Finished { checkpoint, interrupted, samples, replaced, records: metrics.records().to_vec() }))
 }
 
-/// A loader of the job's steps, over buckets that fit its model.
-fn load(job: &Job, steps: std::ops::Range<u64>) -> Result<Loader, TrainError> {
+/// Whether any rank was asked to stop: all of them stop after the same update.
+fn is_cancelled(job: &Job, ranks: &mut dyn Collective) -> Result<bool, TrainError> {
+    let mut cancelled = [f64::from(u8::from((job.cancelled)()))];
+    ranks.sum_numbers(&mut cancelled)?;
+    Ok(cancelled[0] > 0.0)
+}
+
+/// A loader of a part of the job's steps, one of `loaders` in this process, over buckets that fit its model.
+pub(crate) fn load(job: &Job, steps: Range<u64>, share: Share, loaders: usize) -> Result<Loader, TrainError> {
     let config = job.config;
     let index = BucketIndex::read_in(job.workdir, job.index)?;
     let multiple = config.pixel_multiple()?;
@@ -126,8 +166,9 @@ fn load(job: &Job, steps: std::ops::Range<u64>) -> Result<Loader, TrainError> {
         steps,
         captions: config.captions.iter().map(|(column, weight)| (column.clone(), *weight)).collect(),
         on_bad_image: job.operations.on_bad_image,
-        prefetch_bytes: job.operations.prefetch_bytes,
-        cache_bytes: job.operations.cache_bytes,
+        prefetch_bytes: job.operations.prefetch_bytes / loaders.max(1) as u64,
+        cache_bytes: job.operations.cache_bytes / loaders.max(1) as u64,
+        share,
         ..LoaderOptions::default()
     };
     Ok(Loader::over(job.index, index, options)?)
@@ -148,79 +189,51 @@ fn longest_side(bucket: BucketSize) -> u32 {
     bucket.width.max(bucket.height)
 }
 
-impl Learner {
-    fn start_or_resume(job: &Job) -> Result<(Self, u64), TrainError> {
-        let device = Device::Cpu;
-        let config = job.config.model()?;
-        let Some(checkpoint) = Checkpoint::latest(job.folder)? else {
-            let parameters = Mmdit::initialise(&config, job.config.seed, device);
-            let ema = parameters.duplicate();
-            return Ok((Self::over(job.config, &config, parameters, ema, device), 0));
-        };
-        if let Some(difference) = difference(&checkpoint.state.training, job.config) {
-            return Err(TrainError::OtherConfiguration { folder: job.folder.to_owned(), difference });
-        }
-        let parameters = checkpoint.parameters(checkpoint::MODEL, device)?;
-        let ema = checkpoint.parameters(checkpoint::EMA, device)?;
-        let mut learner = Self::over(job.config, &config, parameters, ema, device);
-        learner.optimizer.load(&checkpoint.folder.join(checkpoint::OPTIMIZER), &learner.parameters)?;
-        let text = format!("going on from step {}", checkpoint.state.step);
-        job.events.send(Event::Note { stage: job.stage.to_owned(), text });
-        Ok((learner, checkpoint.state.step))
+fn start_or_resume(job: &Job, device: Device) -> Result<(Learner, u64), TrainError> {
+    let config = job.config;
+    let model = config.model()?;
+    let Some(checkpoint) = Checkpoint::latest(job.folder)? else {
+        let parameters = Mmdit::initialise(&model, config.seed, device);
+        let ema = parameters.duplicate();
+        return Ok((Learner::new(config, &model, parameters, Some(ema))?, 0));
+    };
+    if let Some(difference) = difference(&checkpoint.state.training, config) {
+        return Err(TrainError::OtherConfiguration { folder: job.folder.to_owned(), difference });
     }
+    let parameters = checkpoint.parameters(checkpoint::MODEL, device)?;
+    let ema = checkpoint.parameters(checkpoint::EMA, device)?;
+    let mut learner = Learner::new(config, &model, parameters, Some(ema))?;
+    learner.optimizer.load(&checkpoint.folder.join(checkpoint::OPTIMIZER), &learner.parameters)?;
+    let text = format!("going on from step {}", checkpoint.state.step);
+    job.events.send(Event::Note { stage: job.stage.to_owned(), text });
+    Ok((learner, checkpoint.state.step))
+}
 
-    /// Over parameters of `model`.
-    fn over(
-        config: &TrainConfig,
-        model: &MmditConfig,
-        parameters: ParameterSet,
-        ema: ParameterSet,
-        device: Device,
-    ) -> Self {
-        let model = Mmdit::over(model, &parameters);
-        let optimizer = Optimizer::new(config, &parameters);
-        Self { parameters, ema, optimizer, model, device }
-    }
-
-    /// One update. Returns the loss and the gradient's norm before clipping.
-    fn update(&mut self, config: &TrainConfig, batch: &EncodedBatch) -> Result<(f64, f64), TrainError> {
-        let latents = batch.latents.to_device(self.device);
-        let draws = Draws::new(config, batch.step, &latents.size(), self.device);
-        let condition = batch.condition.to_device(self.device).keep(&draws.keep_caption);
-        let loss = objective::loss(&self.model, &latents, &condition, &draws.time, &draws.noise)?;
-        let gradient = optimizer::gradient(&loss, &self.parameters);
-        let rate = learning_rate(config, batch.step);
-        let loss = loss.to_kind(Kind::Float).double_value(&[]);
-        if !loss.is_finite() {
-            return Err(TrainError::NotFinite { step: batch.step, loss });
-        }
-        let norm = self.optimizer.step(batch.step, rate, &gradient, &self.parameters, &self.ema);
-        Ok((loss, norm))
-    }
-
-    fn save(&self, job: &Job, step: u64, max_side: u32) -> Result<Checkpoint, TrainError> {
-        let state = CheckpointState {
-            format: checkpoint::FORMAT,
-            step,
-            model: job.config.model()?,
-            latents: job.config.latents.clone(),
-            text: job.config.text.clone(),
-            max_resolution: max_side,
-            training: serde_json::to_value(job.config).unwrap_or_default(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        let files = [
-            (checkpoint::MODEL, self.parameters.state_dict()),
-            (checkpoint::EMA, self.ema.state_dict()),
-            (checkpoint::OPTIMIZER, self.optimizer.state_dict(&self.parameters)),
-        ];
-        Ok(Checkpoint::write(job.folder, &state, &files)?)
-    }
+fn save(job: &Job, learner: &Learner, step: u64, max_side: u32) -> Result<Checkpoint, TrainError> {
+    let state = CheckpointState {
+        format: checkpoint::FORMAT,
+        step,
+        model: job.config.model()?,
+        latents: job.config.latents.clone(),
+        text: job.config.text.clone(),
+        max_resolution: max_side,
+        training: serde_json::to_value(job.config).unwrap_or_default(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let ema = learner.ema.as_ref().unwrap_or(&learner.parameters);
+    let files = [
+        (checkpoint::MODEL, learner.parameters.state_dict()),
+        (checkpoint::EMA, ema.state_dict()),
+        (checkpoint::OPTIMIZER, learner.optimizer.state_dict(&learner.parameters)),
+    ];
+    Ok(Checkpoint::write(job.folder, &state, &files)?)
 }
 
 /// The settings in which a checkpoint's configuration differs from this run's, in words; `None` when there are none.
 fn difference(saved: &serde_json::Value, config: &TrainConfig) -> Option<String> {
-    let current = serde_json::to_value(config).unwrap_or_default();
+    // Settings that it does not know yet had their defaults.
+    let known = serde_json::from_value::<TrainConfig>(saved.clone()).and_then(serde_json::to_value);
+    let (saved, current) = (known.unwrap_or_default(), serde_json::to_value(config).unwrap_or_default());
     let (saved, current) = (saved.as_object()?, current.as_object()?);
     let changed: Vec<String> = current
         .iter()
@@ -249,69 +262,4 @@ fn prune(folder: &Path, keep: u64) -> Result<(), TrainError> {
         std::fs::remove_dir_all(old).map_err(failed("remove", old))?;
     }
     Ok(())
-}
-
-/// Times and sums between two lines of metrics.
-struct Meter<'a> {
-    job: &'a Job<'a>,
-    since: Instant,
-    waiting: f64,
-    updates: u64,
-    loss: f64,
-    gradient_norm: f64,
-}
-
-impl<'a> Meter<'a> {
-    fn new(job: &'a Job<'a>, start: u64) -> Self {
-        let meter = Self { job, since: Instant::now(), waiting: 0.0, updates: 0, loss: 0.0, gradient_norm: 0.0 };
-        meter.progress(start, String::new());
-        meter
-    }
-
-    fn waited(&mut self, since: Instant) {
-        self.waiting += since.elapsed().as_secs_f64();
-    }
-
-    fn updated(&mut self, loss: f64, gradient_norm: f64) {
-        self.updates += 1;
-        self.loss += loss;
-        self.gradient_norm += gradient_norm;
-    }
-
-    fn record(&mut self, step: u64, epoch: u64, learning_rate: f64) -> Record {
-        let seconds = self.since.elapsed().as_secs_f64().max(1e-9);
-        let updates = self.updates.max(1) as f64;
-        let record = Record {
-            step,
-            epoch,
-            loss: self.loss / updates,
-            gradient_norm: self.gradient_norm / updates,
-            learning_rate,
-            images_per_second: (self.updates * self.job.config.batch_size) as f64 / seconds,
-            waiting: self.waiting / seconds,
-        };
-        *self = Self { job: self.job, since: Instant::now(), waiting: 0.0, updates: 0, loss: 0.0, gradient_norm: 0.0 };
-        record
-    }
-
-    fn report(&self, metrics: &MetricsFile, replaced: u64) {
-        if let Some(last) = metrics.records().last() {
-            let mut note = format!("loss {:.4}, {:.0} images/s", last.loss, last.images_per_second);
-            if replaced > 0 {
-                let _ = write!(note, ", {replaced} bad images replaced");
-            }
-            self.progress(last.step, note);
-        }
-    }
-
-    fn progress(&self, done: u64, note: String) {
-        self.job.events.send(Event::Progress {
-            stage: self.job.stage.to_owned(),
-            unit: "steps",
-            done,
-            total: Some(self.job.config.steps),
-            outcomes: BTreeMap::new(),
-            note,
-        });
-    }
 }

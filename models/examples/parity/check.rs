@@ -54,6 +54,11 @@ impl Compared {
         Self { output: output.into(), absolute, relative, good: relative <= tolerance }
     }
 
+    /// What differs by `absolute` at most.
+    pub(crate) fn largest(output: impl Into<String>, absolute: f64, tolerance: f64) -> Self {
+        Self { output: output.into(), absolute, relative: absolute, good: absolute <= tolerance }
+    }
+
     /// Two lists of token ids, which must be equal; the differences are the number of unequal ones.
     pub(crate) fn ids(output: impl Into<String>, ours: &[i64], reference: &[i64]) -> Self {
         let unequal = ours.iter().zip(reference).filter(|(a, b)| a != b).count() + ours.len().abs_diff(reference.len());

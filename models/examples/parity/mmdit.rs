@@ -1,6 +1,5 @@
 //! The MMDiT: outputs, loss and gradients, samplers, and a few steps of training.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 
@@ -12,10 +11,8 @@ use models::weights::Weights;
 use sampler::guidance::Guided;
 use sampler::solver::{Solver, follow, times};
 use tch::{Device, Kind, Tensor};
-use trainer::config::{Decay, TrainConfig};
-use trainer::objective;
-use trainer::optimizer::{Optimizer, gradient};
-use trainer::schedule::learning_rate;
+use trainer::objective::Task;
+use trainer::replay::replay;
 
 use crate::check::{Compared, Reference, TOLERANCE, tensors};
 
@@ -33,7 +30,7 @@ pub(crate) fn compare(folder: &Path, settings: &Settings, io: &Reference) -> Res
     if io.has("noise") {
         samplers(settings, &model, io)
     } else if io.has("0.x0") {
-        training(folder, settings, &model, &parameters, io)
+        training(folder)
     } else {
         let mut compared = forward_and_backward(folder, &model, &parameters, io)?;
         compared.extend(published_files(folder, &config, &parameters)?);
@@ -82,7 +79,9 @@ fn forward_and_backward(
             None => {}
         }
     }
-    let loss = objective::loss(model, &io.float("x0")?, &condition(io, "", true)?, &time, &io.float("eps")?)?;
+    let task = Task::of(&io.float("x0")?, condition(io, "", true)?, &time, &io.float("eps")?);
+    let predicted = model.forward(&task.noisy, &task.time, &task.condition)?;
+    let loss = task.losses(&predicted, 0.0).mean(Kind::Float);
     compared.push(close("loss", &loss.view([1]))?);
 
     // The largest of all parameters, by name.
@@ -153,58 +152,17 @@ fn samplers(settings: &Settings, model: &Mmdit, io: &Reference) -> Result<Vec<Co
     Ok(compared)
 }
 
-fn training(
-    folder: &Path,
-    settings: &Settings,
-    model: &Mmdit,
-    parameters: &ParameterSet,
-    io: &Reference,
-) -> Result<Vec<Compared>> {
-    let config = TrainConfig {
-        learning_rate: settings.number("lr", None)?,
-        warmup_steps: settings.size("warmup_updates", None)? as u64,
-        weight_decay: settings.number("weight_decay", None)?,
-        decay: Decay::All,
-        clip_norm: settings.number("clip_norm", None)?,
-        ema_decay: settings.number("ema_decay", None)?,
-        ..TrainConfig::default()
-    };
-    let list = |field: &str| -> Vec<f64> {
-        let values = settings.get(field).and_then(|v| v.as_array()).cloned().unwrap_or_default();
-        values.iter().filter_map(serde_json::Value::as_f64).collect()
-    };
-    let (losses, norms) = (list("losses"), list("grad_norms_before_clip"));
-    let accumulation = settings.size("accumulation", None)? as usize;
-    let ema = parameters.duplicate();
-    let mut optimizer = Optimizer::new(&config, parameters);
+fn training(folder: &Path) -> Result<Vec<Compared>> {
+    let replayed = replay(folder, 0, Device::Cpu)?;
     let mut compared = Vec::new();
-    for (update, &reference_norm) in norms.iter().enumerate() {
-        let mut accumulated = parameters.flat().zeros_like();
-        for micro in update * accumulation..(update + 1) * accumulation {
-            let of = |name: &str| io.float(&format!("{micro}.{name}"));
-            let condition = condition(io, &format!("{micro}."), true)?;
-            let loss = objective::loss(model, &of("x0")?, &condition, &of("t")?, &of("eps")?)?;
-            let reference = *losses.get(micro).ok_or("config.json has too few losses")?;
-            compared.push(Compared::numbers(format!("loss {micro}"), loss.double_value(&[]), reference, TOLERANCE));
-            accumulated += gradient(&(loss / accumulation as f64), parameters);
-        }
-        let rate = learning_rate(&config, update as u64);
-        let norm = optimizer.step(update as u64, rate, &accumulated, parameters, &ema);
-        compared.push(Compared::numbers(format!("norm {update}"), norm, reference_norm, GRADIENT_TOLERANCE));
+    for (name, tolerance, numbers) in
+        [("loss", TOLERANCE, &replayed.losses), ("norm", GRADIENT_TOLERANCE, &replayed.gradient_norms)]
+    {
+        let numbers = numbers.iter().enumerate();
+        compared.extend(numbers.map(|(i, n)| Compared::numbers(format!("{name} {i}"), n.ours, n.reference, tolerance)));
     }
-    for (set, file) in [(parameters, "weights_after"), (&ema, "ema_after")] {
-        let ours: BTreeMap<String, Tensor> = set.state_dict().into_iter().collect();
-        let mut worst = Compared::numbers(file, 0.0, 0.0, 0.0);
-        for (name, reference) in tensors(&folder.join(format!("{file}.safetensors")))? {
-            let ours = ours.get(&name).ok_or_else(|| format!("{file} has {name}, the model has not"))?;
-            let one = Compared::tensors(file, ours, &reference, 2e-5);
-            if !one.is_ok() {
-                compared.push(one);
-            } else if one.absolute >= worst.absolute {
-                worst = one;
-            }
-        }
-        compared.push(worst);
+    for (name, worst) in [("weights_after", &replayed.weights), ("ema_after", &replayed.average)] {
+        compared.push(Compared::largest(format!("{name} (worst: {})", worst.name), worst.difference, 2e-5));
     }
     Ok(compared)
 }

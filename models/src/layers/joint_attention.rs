@@ -53,11 +53,12 @@ impl Projections {
     /// merging, half as many keys and values.
     fn forward(&self, x: &Tensor, rotation: Option<&Rotation>) -> [Tensor; 3] {
         let split = |t: Tensor| t.unflatten(-1, [self.heads, -1]);
-        let turn = |t: Tensor| rotation.map_or_else(|| t.shallow_clone(), |r| r.apply(&t));
+        // From norm to rotation in float32, whatever the type of the layers.
+        let turn = |t: Tensor| rotation.map_or_else(|| t.shallow_clone(), |r| r.apply(&t)).to_kind(x.kind());
         let [query, key] = [&self.query, &self.key].map(|projection| split(projection.forward(x)));
         let [query, key] = match &self.norms {
-            Some([of_query, of_key]) => [of_query.forward(&query), of_key.forward(&key)],
-            None => [query, key].map(|t| unit_length(&t)),
+            Some([of_query, of_key]) => [of_query.forward_in_full(&query), of_key.forward_in_full(&key)],
+            None => [query, key].map(|t| unit_length(&t.to_kind(Kind::Float))),
         };
         let merge = |t: Tensor| {
             if self.merge { t.unflatten(1, [-1, 2]).mean_dim([2i64].as_slice(), false, None::<Kind>) } else { t }
@@ -90,7 +91,7 @@ impl JointAttention {
     pub fn new(scope: &Scope, config: AttentionConfig) -> Self {
         let features = config.features;
         let out = |stream| Linear::without_bias(&scope.at(format!("out_proj_{stream}")), features, features);
-        let power = || scope.parameter("norm_const", &[1, config.heads, 1, 1], Initial::Constant(0.5));
+        let power = || scope.parameter_in_full("norm_const", &[1, config.heads, 1, 1], Initial::Constant(0.5));
         Self {
             image: Projections::new(scope, 'x', config),
             text: Projections::new(scope, 'c', config),
@@ -130,6 +131,6 @@ impl JointAttention {
 /// `q·(kᵀ·v / nᵖ)` with n keys and p = σ(`power`); all (batch, heads, tokens, features).
 fn cosine(query: &Tensor, key: &Tensor, value: &Tensor, power: &Tensor) -> Tensor {
     let count = key.size().get(2).copied().unwrap_or(1) as f64;
-    let value = value * (power.sigmoid() * -count.ln()).exp();
+    let value = value * (power.sigmoid() * -count.ln()).exp().to_kind(value.kind());
     query.matmul(&key.transpose(-2, -1).matmul(&value))
 }

@@ -1,6 +1,6 @@
 //! Linear layers.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::parameters::{Initial, Scope};
 
@@ -44,6 +44,11 @@ impl Linear {
     /// Whether its weight is equal to `weight`.
     pub fn has_weight(&self, weight: &Tensor) -> bool {
         self.weight.size() == weight.size() && self.weight.equal(weight)
+    }
+
+    /// The type of its weight, which its input must have.
+    pub fn kind(&self) -> Kind {
+        self.weight.kind()
     }
 
     /// `x` (…, inputs) to (…, outputs).

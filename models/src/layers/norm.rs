@@ -21,7 +21,7 @@ impl RmsNorm {
     }
 
     pub fn with_epsilon(scope: &Scope, features: i64, epsilon: f64) -> Self {
-        Self { weight: scope.parameter("weight", &[features], Initial::Constant(1.0)), epsilon }
+        Self { weight: scope.parameter_in_full("weight", &[features], Initial::Constant(1.0)), epsilon }
     }
 
     /// With the weight stored as its distance from one (Gemma).
@@ -31,10 +31,21 @@ impl RmsNorm {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let kind = x.kind();
+        // One kernel does it all, and sums in float32.
+        if x.device().is_cuda() && x.kind() == self.weight.kind() {
+            return x.rms_norm(self.weight.size(), Some(&self.weight), self.epsilon);
+        }
+        self.forward_in_full(x).to_kind(x.kind())
+    }
+
+    /// As [`RmsNorm::forward`], to float32.
+    pub fn forward_in_full(&self, x: &Tensor) -> Tensor {
         let x = x.to_kind(Kind::Float);
+        if x.device().is_cuda() {
+            return x.rms_norm(self.weight.size(), Some(&self.weight.to_kind(Kind::Float)), self.epsilon);
+        }
         let mean_square = x.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
-        (&x * (mean_square + self.epsilon).rsqrt() * &self.weight).to_kind(kind)
+        x * (mean_square + self.epsilon).rsqrt() * &self.weight
     }
 }
 

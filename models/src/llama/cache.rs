@@ -28,7 +28,6 @@ pub(super) struct Step {
     pub(super) positions: Tensor,
     /// Added to the scores, (sequences, 1, 1, positions); `None` where all sequences are equally long.
     pub(super) mask: Option<Tensor>,
-    slots: Tensor,
     count: i64,
     longest: i64,
 }
@@ -78,18 +77,18 @@ impl Cache {
             let zeros = Tensor::zeros([count, longest], (self.kind, self.device));
             zeros.masked_fill(&unseen, f64::NEG_INFINITY).unsqueeze(1).unsqueeze(1)
         });
-        let slots = Tensor::arange(count, (Kind::Int64, self.device));
-        Step { positions, mask, slots, count, longest }
+        Step { positions, mask, count, longest }
     }
 
     /// Adds one key and value, (sequences, key heads, 1, features), to each sequence, and returns all of them, (sequences, key
     /// heads, positions, features).
     pub(super) fn append(&mut self, layer: usize, step: &Step, key: &Tensor, value: &Tensor) -> (Tensor, Tensor) {
         let Some(layer) = self.layers.get_mut(layer) else { return (key.shallow_clone(), value.shallow_clone()) };
-        let place = [Some(&step.slots), None, Some(&step.positions)];
+        let place = step.positions.view([-1, 1, 1, 1]).expand_as(key);
         let seen = |cache: &mut Tensor, new: &Tensor| {
-            let _ = cache.index_put_(&place, &new.squeeze_dim(2), false);
-            cache.narrow(0, 0, step.count).narrow(2, 0, step.longest)
+            let mut slots = cache.narrow(0, 0, step.count);
+            let _ = slots.scatter_(2, &place, new);
+            slots.narrow(2, 0, step.longest)
         };
         (seen(&mut layer.keys, key), seen(&mut layer.values, value))
     }

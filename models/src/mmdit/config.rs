@@ -1,5 +1,6 @@
 //! Sizes of the model.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
@@ -38,7 +39,7 @@ pub struct MmditConfig {
 }
 
 /// Where image tokens get their positions from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
     /// Rotary over rows and columns.
@@ -55,7 +56,7 @@ pub enum Positions {
 }
 
 /// How tokens attend to each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AttentionKind {
     #[default]
@@ -66,7 +67,7 @@ pub enum AttentionKind {
 }
 
 /// The feed-forward layers, and what they are called in the state dict.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FeedForwardKind {
     /// `MLP_x.MLP.w12` and `.w3`
@@ -161,6 +162,33 @@ impl MmditConfig {
             return impossible("text_streams", self.text_streams, "1 or 2".into());
         }
         Ok(())
+    }
+
+    /// FLOPs of the forward pass of one sample: two for each multiplication of a matrix product. `rows` × `columns` image tokens and
+    /// `text` text tokens.
+    pub fn forward_flops(&self, rows: i64, columns: i64, text: i64) -> f64 {
+        let [width, hidden, queries] = [self.width, self.hidden, self.query_features()].map(|n| n as f64);
+        let (image, text) = ((rows * columns) as f64, text as f64);
+        let tokens = image + text;
+        let keys = if self.variant.merge_keys { tokens / 2.0 } else { tokens };
+        let last = self.blocks - 1;
+        let block = |index: i64| {
+            let has_text = self.variant.text_loss || index < last;
+            let out = image + if has_text { text } else { 0.0 };
+            let projections = tokens * width * (2.0 * queries + width) + out * width * width;
+            let head = width / self.heads as f64;
+            // Cosine attention multiplies keys with values first.
+            let attention = if self.is_cosine(index) {
+                (keys + tokens) * queries * head
+            } else {
+                tokens * keys * (queries + width)
+            };
+            let layers = if self.variant.feed_forward == FeedForwardKind::Gelu { 2.0 } else { 3.0 };
+            projections + attention + out * layers * width * hidden
+        };
+        let patch = (self.channels * self.patch_size * self.patch_size) as f64;
+        let ends = image * (2.0 * patch * width + width * width) + text * (self.text_width as f64) * width;
+        2.0 * ((0..self.blocks).map(block).sum::<f64>() + ends)
     }
 
     /// How gates, and the output layer, start; `inputs` features wide.

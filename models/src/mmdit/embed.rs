@@ -31,12 +31,15 @@ impl PatchEmbedding {
         let (rows, columns) = (size[2] / patch, size[3] / patch);
         // The convolution's windows do not overlap, so it is one matrix product.
         let patches = latent
+            .to_kind(self.linear.kind())
             .view([batch, channels, rows, patch, columns, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch, rows * columns, channels * patch * patch]);
         let kernel = self.projection.view([self.projection.size()[0], -1]);
         let tokens = patches.linear(&kernel, None::<&Tensor>);
-        self.linear.forward(&positions.map_or_else(|| tokens.shallow_clone(), |positions| &tokens + positions))
+        self.linear.forward(
+            &positions.map_or_else(|| tokens.shallow_clone(), |positions| &tokens + positions.to_kind(tokens.kind())),
+        )
     }
 }
 
@@ -85,7 +88,7 @@ impl TimeEmbedding {
     pub(super) fn new(scope: &Scope, config: &MmditConfig) -> Self {
         let width = config.width;
         Self {
-            scale: scope.parameter("time_scale", &[1], Initial::Constant(1000.0)),
+            scale: scope.parameter_in_full("time_scale", &[1], Initial::Constant(1000.0)),
             time: Linear::without_bias(&scope.at("t_emb2"), width, width),
             pooled: Linear::without_bias(&scope.at("cond_MLP"), config.pooled_width, width),
             width,
@@ -100,7 +103,8 @@ impl TimeEmbedding {
         let angles = (time * &self.scale).unsqueeze(1) * frequencies;
         let pairs = angles.view([-1, self.width / 2, 2]);
         let waves = Tensor::cat(&[pairs.select(2, 0).sin(), pairs.select(2, 1).cos()], 1);
-        self.time.forward(&waves) + self.pooled.forward(pooled)
+        let kind = self.time.kind();
+        self.time.forward(&waves.to_kind(kind)) + self.pooled.forward(&pooled.to_kind(kind))
     }
 }
 
@@ -119,7 +123,7 @@ pub(super) struct TextEmbedding(Vec<TextStream>);
 impl TextEmbedding {
     pub(super) fn new(scope: &Scope, config: &MmditConfig) -> Self {
         let stream = |suffix: &str| TextStream {
-            scale: scope.parameter(&format!("learnable_scalar{suffix}"), &[1], Initial::Constant(1.0)),
+            scale: scope.parameter_in_full(&format!("learnable_scalar{suffix}"), &[1], Initial::Constant(1.0)),
             norm: RmsNorm::new(&scope.at(format!("pre_c_norm{suffix}")), config.text_width),
             projection: Linear::without_bias(&scope.at(format!("c_proj{suffix}")), config.text_width, config.width),
         };
@@ -132,7 +136,10 @@ impl TextEmbedding {
             .0
             .iter()
             .zip(&condition.tokens)
-            .map(|(stream, tokens)| stream.projection.forward(&(stream.norm.forward(tokens) * &stream.scale)))
+            .map(|(stream, tokens)| {
+                let tokens = stream.norm.forward_in_full(tokens) * &stream.scale;
+                stream.projection.forward(&tokens.to_kind(stream.projection.kind()))
+            })
             .collect();
         Tensor::cat(&tokens, 1)
     }

@@ -11,6 +11,8 @@ mod reference;
 pub use block::Block;
 pub use config::{AttentionKind, FeedForwardKind, MmditConfig, MmditVariant, Positions};
 
+use std::ops::Range;
+
 use tch::{Device, Tensor};
 
 use crate::ModelError;
@@ -34,6 +36,26 @@ pub struct Prediction {
     pub velocity: Tensor,
     /// (B, L, text features): the text, of a model trained with text loss.
     pub text: Option<Tensor>,
+}
+
+/// What flows from block to block.
+#[derive(Debug)]
+pub struct Tokens {
+    /// (B, h·w, D)
+    pub image: Tensor,
+    /// (B, L, D)
+    pub text: Tensor,
+    /// (B, D): of time and pooled text; the same in every block.
+    pub embedding: Tensor,
+}
+
+/// What a batch's size determines, and no parameter.
+#[derive(Debug)]
+pub struct Frame {
+    rows: i64,
+    columns: i64,
+    positions: Option<Tensor>,
+    rotation: Option<Rotation>,
 }
 
 /// A model whose parameters live in a [`ParameterSet`].
@@ -114,6 +136,17 @@ impl Mmdit {
     ///
     /// `noisy` (B, C, H, W) with H and W multiples of the patch size; `time` (B) in 0..=1; `condition` for B captions.
     pub fn forward(&self, noisy: &Tensor, time: &Tensor, condition: &TextCondition) -> Result<Prediction, ModelError> {
+        let frame = self.frame(noisy, time, condition)?;
+        let mut tokens = self.embed(&frame, noisy, time, condition);
+        for block in 0..self.blocks.len() {
+            tokens = self.block(block, &frame, &tokens);
+        }
+        Ok(self.predict(&frame, &tokens))
+    }
+
+    /// The first part of [`Mmdit::forward`]: what the batch's size determines, when the model can take it. The parts that follow are
+    /// [`Mmdit::embed`], [`Mmdit::block`] for every block in its turn, and [`Mmdit::predict`].
+    pub fn frame(&self, noisy: &Tensor, time: &Tensor, condition: &TextCondition) -> Result<Frame, ModelError> {
         let (rows, columns) = self.grid(noisy, condition)?;
         let batch = noisy.size().first().copied().unwrap_or(0);
         let fits = time.size() == [batch]
@@ -126,7 +159,7 @@ impl Mmdit {
                 expected: format!("{batch} of each, the pooled text {} features wide", self.config.pooled_width),
             });
         }
-        let MmditConfig { width, patch_size, variant, .. } = self.config;
+        let MmditConfig { width, variant, .. } = self.config;
         let device = noisy.device();
         let positions =
             (variant.positions == Positions::Absolute).then(|| absolute_positions(rows, columns, width, device));
@@ -136,20 +169,49 @@ impl Mmdit {
             Positions::Rope2dV2 => Rotation::triples(rows, columns, scale, frequencies, device),
             _ => Rotation::axial(rows, columns, scale, frequencies, device),
         });
+        Ok(Frame { rows, columns, positions, rotation })
+    }
 
-        let mut image = self.patches.forward(noisy, positions.as_ref());
-        let mut text = self.text.forward(condition);
-        let embedding = self.time.forward(time, &condition.pooled);
-        for block in &self.blocks {
-            let (next_image, next_text) = block.forward(&image, &text, &embedding, rotation.as_ref());
-            image = next_image;
-            text = next_text.unwrap_or(text);
+    /// What enters the first block.
+    pub fn embed(&self, frame: &Frame, noisy: &Tensor, time: &Tensor, condition: &TextCondition) -> Tokens {
+        Tokens {
+            image: self.patches.forward(noisy, frame.positions.as_ref()),
+            text: self.text.forward(condition),
+            embedding: self.time.forward(time, &condition.pooled),
         }
-        let out = self.out_proj.forward(&self.out_norm.forward(&image, &embedding));
-        Ok(Prediction {
-            velocity: unpatchify(&out, rows, columns, patch_size),
-            text: self.out_text.as_ref().map(|layer| layer.forward(&text)),
-        })
+    }
+
+    /// What leaves block `index`, which must be below the number of blocks. After the last one the text is as it was, unless the model
+    /// predicts it.
+    pub fn block(&self, index: usize, frame: &Frame, tokens: &Tokens) -> Tokens {
+        let Tokens { image, text, embedding } = tokens;
+        let (image, next) = self.blocks[index].forward(image, text, embedding, frame.rotation.as_ref());
+        let text = next.unwrap_or_else(|| text.shallow_clone());
+        Tokens { image, text, embedding: embedding.shallow_clone() }
+    }
+
+    /// What the model says, from what leaves the last block.
+    pub fn predict(&self, frame: &Frame, tokens: &Tokens) -> Prediction {
+        let out = self.out_proj.forward(&self.out_norm.forward(&tokens.image, &tokens.embedding));
+        Prediction {
+            velocity: unpatchify(&out, frame.rows, frame.columns, self.config.patch_size),
+            text: self.out_text.as_ref().map(|layer| layer.forward(&tokens.text)),
+        }
+    }
+
+    /// Which parameters of a set of this model belong to which part, as ranges of their numbers: those of [`Mmdit::embed`], of each
+    /// block, and of [`Mmdit::predict`].
+    pub fn parts(&self, parameters: &ParameterSet) -> Vec<Range<usize>> {
+        let of_block = |name: &str| name.strip_prefix("blocks.")?.split('.').next()?.parse::<usize>().ok();
+        let blocks = self.blocks.len();
+        let mut ends = vec![0; blocks + 2];
+        for (number, parameter) in parameters.parameters().iter().enumerate() {
+            let after_blocks = ends[1..=blocks].iter().any(|end| *end > 0);
+            let part = of_block(&parameter.name).map_or(if after_blocks { blocks + 1 } else { 0 }, |block| block + 1);
+            ends[part] = number + 1;
+        }
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        starts.zip(&ends).map(|(start, &end)| start..end).collect()
     }
 
     /// Rows and columns of image tokens, when the model can take this batch.

@@ -10,6 +10,7 @@ mod scope;
 pub use scope::{Loaded, Scope, is_finite};
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
@@ -17,7 +18,7 @@ use crate::random::Stream;
 use scope::Collected;
 
 /// Parameters begin at multiples of this many elements (64 bytes), so that vector loads stay aligned.
-const ALIGNMENT: i64 = 16;
+pub const ALIGNMENT: i64 = 16;
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +36,8 @@ pub struct Parameter {
     pub name: String,
     pub shape: Vec<i64>,
     pub initial: Initial,
+    /// Kept in float32 where the model computes in less: the weights of norms and lone scalars.
+    pub in_full: bool,
     offset: i64,
 }
 
@@ -121,6 +124,39 @@ impl ParameterSet {
         Self::over(self.flat.copy(), self.parameters.clone(), buffers)
     }
 
+    /// The set that layers compute with: this one where `kind` is float32; otherwise a copy of it in `kind`, which must be renewed
+    /// ([`ParameterSet::renew`]) whenever this one changes. Parameters that are kept in full are this set's own in both cases.
+    #[must_use]
+    pub fn computing_in(&self, kind: Kind) -> Self {
+        let (parameters, buffers) =
+            (self.parameters.clone(), self.buffers.iter().map(|(n, b)| (n.clone(), b.shallow_clone())));
+        let buffers = buffers.collect();
+        if kind == Kind::Float {
+            let views = self.views.iter().map(Tensor::shallow_clone).collect();
+            return Self { flat: self.flat.shallow_clone(), parameters, views, buffers };
+        }
+        let mut set = Self::over(self.flat.to_kind(kind), parameters, buffers);
+        for ((parameter, view), own) in self.parameters.iter().zip(&mut set.views).zip(&self.views) {
+            if parameter.in_full {
+                *view = own.shallow_clone();
+            }
+        }
+        set
+    }
+
+    /// Makes this set, which computes, equal to the one it was made from.
+    pub fn renew(&self, from: &Self) {
+        if self.flat.data_ptr() != from.flat.data_ptr() {
+            tch::no_grad(|| self.flat.shallow_clone().copy_(&from.flat));
+        }
+    }
+
+    /// Where the parameters with these numbers lie in the flat buffer: its start and its length.
+    pub fn span(&self, numbers: &Range<usize>) -> (i64, i64) {
+        let of = |number: usize| self.parameters.get(number).map_or(self.flat.numel() as i64, |p| p.offset);
+        (of(numbers.start), of(numbers.end) - of(numbers.start))
+    }
+
     /// The flat buffer itself. Writing to it writes to every view.
     pub fn flat(&self) -> &Tensor {
         &self.flat
@@ -144,26 +180,6 @@ impl ParameterSet {
     pub fn state_dict(&self) -> Vec<(String, Tensor)> {
         let parameters = self.parameters.iter().zip(&self.views).map(|(p, v)| (p.name.clone(), v.detach()));
         parameters.chain(self.buffers.iter().map(|(n, b)| (n.clone(), b.shallow_clone()))).collect()
-    }
-
-    /// Lays the gradients (in the order of [`ParameterSet::views`]) out like the flat buffer. An undefined gradient, of a
-    /// parameter the loss does not depend on, is zero.
-    pub fn flatten(&self, gradients: &[Tensor]) -> Tensor {
-        let device = self.flat.device();
-        let mut pieces = Vec::with_capacity(gradients.len() * 2);
-        for (parameter, gradient) in self.parameters.iter().zip(gradients) {
-            let elements = parameter.elements();
-            if gradient.defined() {
-                pieces.push(gradient.reshape([-1]));
-            } else {
-                pieces.push(Tensor::zeros([elements], (Kind::Float, device)));
-            }
-            let padding = aligned(elements) - elements;
-            if padding > 0 {
-                pieces.push(Tensor::zeros([padding], (Kind::Float, device)));
-            }
-        }
-        Tensor::cat(&pieces, 0)
     }
 
     /// A buffer like the flat one that holds `value(parameter)` over each parameter and 0 over the padding.
@@ -228,13 +244,23 @@ mod tests {
     }
 
     #[test]
-    fn gradients_flatten_into_the_same_layout() {
-        let set = ParameterSet::initialise(0, Device::Cpu, describe);
-        let loss = (&set.views()[1] * 3.0).sum(Kind::Float);
-        let gradients = Tensor::run_backward(&[loss], set.views(), false, false);
-        let flat = set.flatten(&gradients);
-        assert_eq!(flat.size(), set.flat().size());
-        assert_eq!(flat.sum(Kind::Float).double_value(&[]), 9.0);
-        assert_eq!(set.by_name(&flat)[1].1.double_value(&[2]), 3.0);
+    fn what_computes_in_less_is_a_copy_but_for_what_is_kept_in_full() {
+        let described = |scope: &Scope| {
+            let _ = scope.parameter("matrix", &[2, 3], Initial::Linear { inputs: 3 });
+            let _ = scope.parameter_in_full("norm", &[5], Initial::Constant(1.001));
+        };
+        let set = ParameterSet::initialise(0, Device::Cpu, described);
+        let computing = set.computing_in(Kind::BFloat16);
+        assert_eq!(computing.views().iter().map(Tensor::kind).collect::<Vec<_>>(), [Kind::BFloat16, Kind::Float]);
+        assert!(computing.views().iter().all(Tensor::requires_grad));
+        let _ = set.flat().shallow_clone().fill_(3.0);
+        assert_eq!(computing.views()[1].double_value(&[0]), 3.0, "the same memory");
+        assert_ne!(computing.views()[0].double_value(&[0, 0]), 3.0, "not yet");
+        computing.renew(&set);
+        assert_eq!(computing.views()[0].double_value(&[1, 2]), 3.0);
+        let same = set.computing_in(Kind::Float);
+        let _ = set.flat().shallow_clone().fill_(4.0);
+        assert_eq!(same.views()[0].double_value(&[0, 0]), 4.0);
+        assert_eq!((set.span(&(0..1)), set.span(&(1..2)), set.span(&(2..2))), ((0, 16), (16, 16), (32, 0)));
     }
 }

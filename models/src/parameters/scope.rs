@@ -165,11 +165,23 @@ impl Scope {
     /// # Panics
     /// When the set was allocated from another description than the one asking: a mistake in the model's code.
     pub fn parameter(&self, name: &str, shape: &[i64], initial: Initial) -> Tensor {
+        self.take(name, shape, initial, false)
+    }
+
+    /// A parameter that stays in float32 where a trained model computes in less, as norms do.
+    ///
+    /// # Panics
+    /// As [`Scope::parameter`].
+    pub fn parameter_in_full(&self, name: &str, shape: &[i64], initial: Initial) -> Tensor {
+        self.take(name, shape, initial, true)
+    }
+
+    fn take(&self, name: &str, shape: &[i64], initial: Initial, in_full: bool) -> Tensor {
         let name = self.full_name(name);
         match &mut *self.source.borrow_mut() {
             Source::Collecting(Collected { parameters, .. }) => {
                 let offset = parameters.last().map_or(0, |p| p.offset.saturating_add(aligned(p.elements())));
-                parameters.push(Parameter { name, shape: shape.to_vec(), initial, offset });
+                parameters.push(Parameter { name, shape: shape.to_vec(), initial, in_full, offset });
                 Tensor::zeros([0], (Kind::Float, Device::Cpu))
             }
             Source::Allocated(tensors) => take(tensors, &name),

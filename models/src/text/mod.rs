@@ -29,11 +29,24 @@ impl TextCondition {
     /// The condition of the captions whose entry in `keep` is true; the others become the null condition.
     #[must_use]
     pub fn keep(&self, keep: &[bool]) -> Self {
-        let factors: Vec<f32> = keep.iter().map(|&k| f32::from(u8::from(k))).collect();
-        let factors = Tensor::from_slice(&factors).to_device(self.pooled.device());
+        self.keep_parts(&vec![keep.to_vec(); self.tokens.len()], keep)
+    }
+
+    /// The condition with parts of some captions dropped: of each stream of tokens, and of the pooled text, those whose entry is false
+    /// (one entry a caption; a stream without a list is kept).
+    #[must_use]
+    pub fn keep_parts(&self, tokens: &[Vec<bool>], pooled: &[bool]) -> Self {
+        let factors = |keep: &[bool]| {
+            let factors: Vec<f32> = keep.iter().map(|&keep| f32::from(u8::from(keep))).collect();
+            Tensor::from_slice(&factors).to_device(self.pooled.device())
+        };
+        let kept = |(number, stream): (usize, &Tensor)| match tokens.get(number) {
+            Some(keep) => stream * factors(keep).view([-1, 1, 1]),
+            None => stream.shallow_clone(),
+        };
         Self {
-            tokens: self.tokens.iter().map(|t| t * factors.view([-1, 1, 1])).collect(),
-            pooled: &self.pooled * factors.view([-1, 1]),
+            tokens: self.tokens.iter().enumerate().map(kept).collect(),
+            pooled: &self.pooled * factors(pooled).view([-1, 1]),
         }
     }
 

@@ -95,10 +95,10 @@ pub(super) fn html(figures: &[CaptionFigures]) -> String {
         "captions",
         "answers",
         "fell back",
-        "prompt tokens",
+        "tokens in",
         "cached",
-        "completion tokens",
-        "a caption",
+        "tokens out",
+        "each",
         "captions/s",
         "cost",
     ];

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use models::ModelError;
 use models::llava::ImageMode;
 use models::settings::folder_digest;
+use models::{ModelError, device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tch::{Cuda, Device, Kind};
+use tch::{Device, Kind};
 
 use crate::server::OptionsError;
 
@@ -139,37 +139,13 @@ impl Operations {
     /// The device that is asked for; `None` where nothing is said.
     fn asked_device(&self) -> Result<Option<Device>, OptionsError> {
         let Some(name) = &self.device else { return Ok(None) };
-        let number = |number: &str| number.parse::<usize>().ok().filter(|number| *number < 1024);
-        let device = match name.as_str() {
-            "cpu" => Some(Device::Cpu),
-            "cuda" => Some(Device::Cuda(0)),
-            other => other.strip_prefix("cuda:").and_then(number).map(Device::Cuda),
-        };
         let unknown = || fault("device", format!("{name:?}: expected \"cpu\", \"cuda\" or \"cuda:N\""));
-        device.map(Some).ok_or_else(unknown)
+        device::parse(name).map(Some).ok_or_else(unknown)
     }
 
     /// The device to work on, when this machine has it.
     pub(super) fn device(&self) -> Result<Device, OptionsError> {
-        let has_cuda = Cuda::is_available();
-        let Some(device) = self.asked_device()? else {
-            return Ok(if has_cuda { Device::Cuda(0) } else { Device::Cpu });
-        };
-        if let Device::Cuda(index) = device {
-            let name = self.device.as_deref().unwrap_or_default();
-            if !has_cuda {
-                let message = "this libtorch has no CUDA, or no GPU can be seen (nvidia-smi, CUDA_VISIBLE_DEVICES)";
-                return Err(fault("device", format!("{name}: {message}")));
-            }
-            let count = usize::try_from(Cuda::device_count()).unwrap_or(0);
-            if index >= count {
-                return Err(fault(
-                    "device",
-                    format!("{name}: this machine's GPUs are cuda:0 to cuda:{}", count.max(1) - 1),
-                ));
-            }
-        }
-        Ok(device)
+        device::named(self.device.as_deref(), 0).map_err(|message| fault("device", message))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use models::device;
 use tch::{Cuda, Kind, Tensor};
 
 use super::Finding;
@@ -11,20 +12,10 @@ const BUILT_FOR: &str = "2.11";
 const NCCL: &str = "libnccl.so.2";
 
 pub(super) fn look() -> Vec<Finding> {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let libtorch = loaded(&maps, "libtorch_cpu.so");
+    let libtorch = device::library("libtorch_cpu.so");
+    let prepared = device::prepare();
     let devices = Cuda::device_count();
-    vec![
-        torch(libtorch.as_deref()),
-        cuda(libtorch.as_deref(), loaded(&maps, "libtorch_cuda.so").is_some(), devices),
-        nccl(libtorch.as_deref(), devices),
-    ]
-}
-
-/// Where a library of this process came from.
-fn loaded(maps: &str, name: &str) -> Option<PathBuf> {
-    let paths = maps.lines().filter_map(|line| line.find('/').and_then(|start| line.get(start..)));
-    paths.map(Path::new).find(|path| path.file_name().is_some_and(|file| file == name)).map(Path::to_owned)
+    vec![torch(libtorch.as_deref()), cuda(libtorch.as_deref(), prepared, devices), nccl(libtorch.as_deref(), devices)]
 }
 
 fn torch(library: Option<&Path>) -> Finding {
@@ -74,26 +65,30 @@ fn version_of(library: &Path) -> Option<String> {
     Some(line.trim().trim_matches(['\'', '"']).to_owned())
 }
 
-fn cuda(libtorch: Option<&Path>, is_loaded: bool, devices: i64) -> Finding {
+fn cuda(libtorch: Option<&Path>, prepared: Result<(), String>, devices: i64) -> Finding {
     const CHECK: &str = "CUDA";
     let beside = libtorch.and_then(Path::parent).map(|folder| folder.join("libtorch_cuda.so")).filter(|p| p.exists());
     // The kernel's driver, whether or not anything above it works.
     let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
     let driver = driver.as_deref().and_then(|text| text.lines().next()).map(str::trim);
+    if let Err(reason) = prepared {
+        return Finding::problem(
+            CHECK,
+            reason,
+            "use the libtorch_cuda.so of the same libtorch, with the libraries that it names",
+        );
+    }
     match (devices, beside, driver) {
         (1.., _, _) => {
             let devices = if devices == 1 { "1 device".to_owned() } else { format!("{devices} devices") };
             Finding::ok(CHECK, format!("{devices}; driver: {}", driver.unwrap_or("unknown")))
         }
-        (_, Some(_), Some(driver)) if is_loaded => Finding::problem(
+        (_, Some(_), Some(driver)) => Finding::problem(
             CHECK,
             format!("no device, although there is a driver ({driver})"),
             "see what `nvidia-smi` says; look at CUDA_VISIBLE_DEVICES; a container needs --gpus all",
         ),
-        (_, Some(_), None) if is_loaded => Finding::note(CHECK, "no device and no driver: CPU only"),
-        (_, Some(library), _) => {
-            Finding::note(CHECK, format!("CPU only: this binary did not load {}", library.display()))
-        }
+        (_, Some(_), None) => Finding::note(CHECK, "no device and no driver: CPU only"),
         (_, None, Some(driver)) => {
             let found = format!("not there: CPU only, although this machine has a driver ({driver})");
             Finding::note(CHECK, found).advise("`make libtorch CUDA=1 LIBTORCH=FOLDER` fetches a libtorch with CUDA")
@@ -143,11 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_found_in_the_processs_own_map_and_in_the_loaders_cache() {
-        let maps = "7f00-7f01 r-xp 00000000 08:01 123                 /opt/a folder/lib/libtorch_cpu.so\n\
-                    7f02-7f03 rw-p 00000000 00:00 0                   [heap]\n";
-        assert_eq!(loaded(maps, "libtorch_cpu.so").unwrap(), Path::new("/opt/a folder/lib/libtorch_cpu.so"));
-        assert_eq!(loaded(maps, "libtorch_cuda.so"), None);
+    fn libraries_are_found_in_the_loaders_cache() {
         let cache = b"\x01\x02\xff\0libnccl.so.2\0/opt/nccl/libnccl.so.2\0/opt/x/notlibnccl.so.2\0";
         assert_eq!(in_loader_cache(cache, NCCL), [Path::new("/opt/nccl/libnccl.so.2")]);
     }

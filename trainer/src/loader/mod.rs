@@ -127,7 +127,7 @@ pub struct Sample {
 }
 
 /// An image that could not be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BadImage {
     pub shard: PathBuf,
     pub row: u64,

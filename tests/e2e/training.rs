@@ -1,0 +1,162 @@
+//! `ferrotype train` and `launch`: ranks that start together, train the same as one, and end together; runs that are killed go on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{bucketed, ferrotype, folder, run, text};
+
+/// An index of thirty pictures in two buckets.
+fn index(folder: &Path) -> PathBuf {
+    let sizes: Vec<(u32, u32)> = (0..30).map(|n| if n < 20 { (32, 32) } else { (32, 16) }).collect();
+    let manifest = bucketed(folder, &sizes, "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n");
+    assert!(run(&["run", &manifest, "-q"]).status.success());
+    let found = fs::read_dir(folder.join("work/stages/index")).unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        path.extension().is_some_and(|ending| ending == "parquet").then_some(path)
+    });
+    found.unwrap()
+}
+
+/// A configuration of a small model that trains into the folder `name`; `more` keys of it.
+fn config(index: &Path, folder: &Path, name: &str, more: &str) -> String {
+    let file = folder.join(format!("{name}.toml"));
+    let text = format!(
+        "index = \"{}\"\nout = \"{}\"\nwidth = 32\nheads = 2\nblocks = 2\nbatch_size = 8\nwarmup_steps = 2\nlearning_rate = 1e-3\n\
+         device = \"cpu\"\nlog_every = 1\ncheckpoint_every = 3\n{more}\n",
+        index.display(),
+        folder.join(name).display()
+    );
+    fs::write(&file, text).unwrap();
+    file.to_string_lossy().into_owned()
+}
+
+/// The bytes of the last checkpoint's weights, average and moments.
+fn weights(folder: &Path, name: &str) -> Vec<Vec<u8>> {
+    let run = folder.join(name);
+    let latest = fs::read_to_string(run.join("latest")).unwrap();
+    let files = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"];
+    files.map(|file| fs::read(run.join(latest.trim()).join(file)).unwrap()).to_vec()
+}
+
+fn records(folder: &Path, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join(name).join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn ranks_are_launched_and_train_the_same_whoever_loads() {
+    let folder = folder();
+    let index = index(folder.path());
+    let config = |name: &str, more: &str| config(&index, folder.path(), name, &format!("steps = 6\n{more}"));
+    let alone = run(&["train", &config("alone", "")]);
+    assert!(alone.status.success(), "{}", text(&alone.stderr));
+    for (name, ranks, more) in [("two", "2", ""), ("loader", "4", "loaders = { 1 = [0, 2, 3] }")] {
+        let launched = run(&["launch", "-n", ranks, "--", "train", &config(name, more)]);
+        assert!(launched.status.success(), "{}", text(&launched.stderr));
+        assert!(text(&launched.stdout).trim().ends_with("step-000000006"), "{}", text(&launched.stdout));
+        for (one, other) in records(folder.path(), "alone").iter().zip(records(folder.path(), name)) {
+            let (one, other) = (one["loss"].as_f64().unwrap(), other["loss"].as_f64().unwrap());
+            assert!((one - other).abs() < 1e-5, "{name}: {one} {other}");
+        }
+    }
+    let refused = run(&["launch", "-n", "2", "--", "train", &config("refused", "loaders = { 0 = [5] }")]);
+    assert_eq!(refused.status.code(), Some(1));
+    let words = text(&refused.stderr);
+    assert!(words.contains("the roles do not fit a world of 2 ranks") && words.contains("rank 5"), "{words}");
+    let refused = run(&["launch", "-n", "0", "--", "train", "x.toml"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+}
+
+/// Waits for the run's first checkpoint.
+fn wait_for_checkpoint(folder: &Path, child: &mut Child) {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !folder.join("latest").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its first checkpoint");
+        assert!(Instant::now() < deadline, "no checkpoint came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn started(arguments: &[&str]) -> Child {
+    let mut command = ferrotype();
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// The processes that a launcher started.
+fn children(of: &Child) -> Vec<u32> {
+    let listed = Command::new("ps").args(["-o", "pid=", "--ppid", &of.id().to_string()]).output().unwrap();
+    text(&listed.stdout).split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
+
+fn kill(process: u32, signal: &str) {
+    assert!(Command::new("kill").args([signal, &process.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_rank_that_is_killed_ends_all_and_the_same_command_goes_on() {
+    let folder = folder();
+    let index = index(folder.path());
+    let config = config(&index, folder.path(), "killed", "steps = 400\nmodels_per_loader = 2");
+    let arguments = ["launch", "-n", "3", "--", "train", &config];
+    let mut launcher = started(&arguments);
+    wait_for_checkpoint(&folder.path().join("killed"), &mut launcher);
+    let ranks = children(&launcher);
+    assert_eq!(ranks.len(), 3);
+    kill(ranks[2], "-KILL");
+    let since = Instant::now();
+    let ended = launcher.wait_with_output().unwrap();
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    let words = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{words}");
+    assert!(words.contains("rank 2 is lost") && words.contains("error: rank 2 was killed by SIGKILL"), "{words}");
+    // Its checkpoint is whole.
+    let mut again = started(&arguments);
+    std::thread::sleep(Duration::from_secs(2));
+    kill(again.id(), "-TERM");
+    let ended = again.wait().unwrap();
+    assert!([Some(130), Some(0)].contains(&ended.code()), "{ended:?}");
+    let state = fs::read_to_string(folder.path().join("killed/latest")).unwrap();
+    assert!(state.starts_with("step-"), "{state}");
+}
+
+/// Kills a training so many times, each time a while after it began anew, and compares the end with one that was left alone.
+fn killed(times: u64, steps: u64) {
+    let folder = folder();
+    let index = index(folder.path());
+    let steps = format!("steps = {steps}");
+    let config = |name: &str| config(&index, folder.path(), name, &steps);
+    assert!(run(&["train", &config("whole"), "-q"]).status.success());
+    let broken = config("broken");
+    for time in 0..times {
+        let mut child = started(&["train", &broken, "-q"]);
+        // From before the first step to some way into the training.
+        std::thread::sleep(Duration::from_millis(300 + 97 * (time * 7 % 13)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let ended = run(&["train", &broken, "-q"]);
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    assert!(weights(folder.path(), "whole") == weights(folder.path(), "broken"), "to the bit");
+    let losses =
+        |name| records(folder.path(), name).iter().map(|r| (r["step"].clone(), r["loss"].clone())).collect::<Vec<_>>();
+    for ((step, loss), other) in losses("whole").into_iter().zip(losses("broken")) {
+        let difference = (loss.as_f64().unwrap() - other.1.as_f64().unwrap()).abs();
+        assert!(step == other.0 && difference < 1e-12, "{step} {loss} {other:?}");
+    }
+}
+
+#[test]
+fn a_training_that_is_killed_comes_to_the_same_bits() {
+    killed(3, 120);
+}
+
+#[test]
+#[ignore = "slow: `make soak`"]
+fn soak_a_training_that_is_killed_twenty_times_comes_to_the_same_bits() {
+    killed(20, 600);
+}

@@ -1,0 +1,130 @@
+//! Times and sums between two lines of metrics.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use shards::event::Event;
+use tch::{Kind, Tensor};
+
+use crate::TrainError;
+use crate::collective::Collective;
+use crate::learner::Update;
+use crate::metrics::{Record, TIME_BINS};
+use crate::train::Job;
+
+/// What was done since the line before.
+pub(crate) struct Meter<'a> {
+    job: &'a Job<'a>,
+    since: Instant,
+    waiting: Duration,
+    /// FLOPs of the model, of this rank, backward passes included.
+    flops: f64,
+    /// What is to be read from the device, step by step.
+    updates: Vec<(u64, Update)>,
+}
+
+impl<'a> Meter<'a> {
+    /// `shown` where this rank is to show how far it is.
+    pub(crate) fn new(job: &'a Job<'a>, start: u64, shown: bool) -> Self {
+        let meter = Self::empty(job);
+        if shown {
+            meter.progress(start, String::new());
+        }
+        meter
+    }
+
+    fn empty(job: &'a Job<'a>) -> Self {
+        Self { job, since: Instant::now(), waiting: Duration::ZERO, flops: 0.0, updates: Vec::new() }
+    }
+
+    pub(crate) fn waited(&mut self, waited: Duration) {
+        self.waiting += waited;
+    }
+
+    /// Notes the update of `step`, counted from 0, which took so many FLOPs.
+    pub(crate) fn updated(&mut self, step: u64, update: Update, flops: f64) {
+        self.flops += flops;
+        self.updates.push((step, update));
+    }
+
+    /// Reads what the updates since the line before came to, of all ranks, and begins anew. Waits for the device. A loss that is no number
+    /// is an error.
+    pub(crate) fn record(
+        &mut self,
+        done: u64,
+        epoch: u64,
+        learning_rate: f64,
+        ranks: &mut dyn Collective,
+    ) -> Result<Record, TrainError> {
+        let Self { job, since, waiting, flops, updates } = std::mem::replace(self, Self::empty(self.job));
+        // Losses, samples, then both of each bin of times; the norm is the same on all ranks.
+        let mut numbers = [0.0; 2 + 2 * TIME_BINS];
+        let mut norm = 0.0;
+        for (step, Update { losses, times, gradient_norm }) in &updates {
+            let read = |tensor: &Tensor| Vec::<f64>::try_from(tensor.to_kind(Kind::Double));
+            let unread = |source| models::ModelError::Torch { operation: "reading the loss", source };
+            for (loss, time) in read(losses).map_err(unread)?.into_iter().zip(read(times).map_err(unread)?) {
+                if !loss.is_finite() {
+                    return Err(TrainError::NotFinite { step: *step, loss });
+                }
+                let bin = ((time * TIME_BINS as f64) as usize).min(TIME_BINS - 1);
+                for (place, value) in [(0, loss), (1, 1.0), (2 + bin, loss), (2 + TIME_BINS + bin, 1.0)] {
+                    numbers[place] += value;
+                }
+            }
+            norm += gradient_norm.double_value(&[]);
+        }
+        let seconds = since.elapsed().as_secs_f64().max(1e-9);
+        ranks.sum_numbers(&mut numbers)?;
+        let of_bin = |bin: usize| {
+            let (sum, count) = (numbers[2 + bin], numbers[2 + TIME_BINS + bin]);
+            (count > 0.0).then(|| sum / count)
+        };
+        let count = updates.len() as f64;
+        let teraflops = flops / seconds / 1e12;
+        Ok(Record {
+            step: done,
+            epoch,
+            loss: numbers[0] / numbers[1].max(1.0),
+            loss_by_time: (0..TIME_BINS).map(of_bin).collect(),
+            gradient_norm: norm / count.max(1.0),
+            learning_rate,
+            images_per_second: count * job.config.batch_size as f64 / seconds,
+            waiting: waiting.as_secs_f64() / seconds,
+            teraflops,
+            utilisation: job.operations.peak_teraflops.map(|peak| teraflops / peak),
+        })
+    }
+
+    /// Whether all losses so far are numbers, where that is known without waiting: on the CPU.
+    pub(crate) fn check(&self) -> Result<(), TrainError> {
+        let Some((step, update)) = self.updates.last().filter(|(_, update)| !update.losses.device().is_cuda()) else {
+            return Ok(());
+        };
+        let loss = update.losses.mean(Kind::Float).double_value(&[]);
+        if loss.is_finite() { Ok(()) } else { Err(TrainError::NotFinite { step: *step, loss }) }
+    }
+
+    pub(crate) fn report(&self, last: &Record, replaced: u64) {
+        let mut note = format!("loss {:.4}, {:.0} images/s", last.loss, last.images_per_second);
+        if let Some(share) = last.utilisation {
+            let _ = write!(note, ", {:.0} % of the peak", share * 100.0);
+        }
+        if replaced > 0 {
+            let _ = write!(note, ", {replaced} bad images replaced");
+        }
+        self.progress(last.step, note);
+    }
+
+    fn progress(&self, done: u64, note: String) {
+        self.job.events.send(Event::Progress {
+            stage: self.job.stage.to_owned(),
+            unit: "steps",
+            done,
+            total: Some(self.job.config.steps),
+            outcomes: BTreeMap::new(),
+            note,
+        });
+    }
+}
