@@ -11,7 +11,7 @@ READERS := $(CACHE)/readers
 CAPTION_SERVER := $(CACHE)/caption-server
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server chromium bench bench-engine bench-peers bench-buckets bench-captions bench-loader
+.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server chromium bench bench-engine bench-peers bench-buckets bench-captions bench-loader bench-train
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -112,6 +112,10 @@ bench-captions: .cargo/config.toml
 # The loader beside Hugging Face datasets and mosaicml-streaming, with PyTorch's DataLoader.
 bench-loader: build $(CACHE)/peers-loader/ready
 	$(CACHE)/peers-loader/bin/python tools/bench_loader.py $(BINARY)
+# A training step on the CPU beside plain PyTorch's.
+bench-train: .cargo/config.toml $(CACHE)/peers-loader/ready
+	$(CARGO) build --workspace --release --locked --example speed
+	$(CACHE)/peers-loader/bin/python tools/bench_train.py $(CARGO_TARGET_DIR)/release/examples/speed
 $(CACHE)/peers-loader/ready: tools/peers-loader.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-loader.txt

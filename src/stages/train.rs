@@ -74,7 +74,9 @@ impl Stage for Train {
     fn semantics(&self) -> Value {
         let mut semantics = serde_json::to_value(&self.config).unwrap_or_default();
         // Models count by their contents. Where a folder cannot be read, `check` has said so, and nothing runs.
-        for (key, identity) in [("latents", self.config.latents.identity()), ("text", self.config.text.identity())] {
+        let start = self.config.start.as_ref().map(|start| ("start", start.identity()));
+        let models = [("latents", self.config.latents.identity()), ("text", self.config.text.identity())];
+        for (key, identity) in models.into_iter().chain(start) {
             if let (Some(value), Ok(identity)) = (semantics.get_mut(key), identity) {
                 *value = identity;
             }

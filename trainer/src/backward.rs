@@ -38,6 +38,11 @@ impl Gradients {
         &self.flat
     }
 
+    /// How many parts the model has: what comes before its blocks, each block, and what comes after.
+    pub fn parts(&self) -> usize {
+        self.spans.len()
+    }
+
     /// The gradient by the parameters of one part of the model, a piece of the flat buffer.
     pub fn part(&self, part: usize) -> Tensor {
         let (start, length) = self.spans.get(part).copied().unwrap_or_default();

@@ -12,6 +12,7 @@ use tch::Kind;
 
 use crate::TrainError;
 use crate::loader::OnBadImage;
+use crate::start::Start;
 
 /// What determines the result. A change to any of these is another training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +52,10 @@ pub struct TrainConfig {
 
     /// What the model computes in: `bfloat16` keeps weights, moments, norms, noise and loss in float32.
     pub precision: Precision,
+
+    /// A checkpoint to begin from: `{ folder = "…" }` takes its weights, as for a fine-tuning at a higher resolution; with `optimizer =
+    /// true` the training goes on where it stood. Left out, the training begins from its seed.
+    pub start: Option<Start>,
 
     /// Peak learning rate of AdamW.
     pub learning_rate: f64,
@@ -109,6 +114,7 @@ impl Default for TrainConfig {
             half_queries: false,
             text_loss_weight: 0.0,
             precision: Precision::Float32,
+            start: None,
             learning_rate: 1e-4,
             warmup_steps: 1000,
             schedule: Schedule::Constant,
@@ -139,8 +145,12 @@ pub struct TrainOperations {
     pub checkpoint_every: u64,
     /// Checkpoints to keep, newest first.
     pub keep_last: u64,
+    /// Besides those, every checkpoint whose step is a multiple of this is kept; 0 for none.
+    pub keep_every: u64,
     /// Updates between lines in metrics.jsonl.
     pub log_every: u64,
+    /// Whether the gradients of every part of the model are shown in TensorBoard as histograms, as often.
+    pub gradient_histograms: bool,
     /// Where it trains: `cpu`, `cuda` or `cuda:N`; left out, the GPU of this rank's number on its machine, where there is one.
     pub device: Option<String>,
     /// Samples that go through the model at once; left out, all of a rank's share of a batch. Gradients add up over the parts.
@@ -169,7 +179,9 @@ impl Default for TrainOperations {
         Self {
             checkpoint_every: 1000,
             keep_last: 3,
+            keep_every: 0,
             log_every: 10,
+            gradient_histograms: false,
             device: None,
             micro_batch: None,
             recompute_blocks: 0,
@@ -265,6 +277,9 @@ impl TrainConfig {
     /// Refuses what cannot be trained, before any data is touched.
     pub fn validate(&self) -> Result<(), TrainError> {
         self.model()?.validate()?;
+        if let Some(start) = &self.start {
+            start.check()?;
+        }
         let within = |what: &'static str, value: f64, low: f64, high: f64, expected: &str| {
             if value.is_finite() && value >= low && value <= high {
                 return Ok(());

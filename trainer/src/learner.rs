@@ -53,6 +53,11 @@ impl Learner {
         Ok(Self { parameters, computing, ema, optimizer, model, gradients, device })
     }
 
+    /// Of the last update, before clipping.
+    pub fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+
     pub fn device(&self) -> Device {
         self.device
     }

@@ -8,7 +8,7 @@
 //! - [`loader`]: reads and decodes them ahead of need; usable without the rest. [`encode`]: to what the model sees.
 //! - [`learner`]: one update, of [`objective`], [`backward`], [`schedule`] and [`optimizer`]. [`collective`]: what several processes that make it
 //!   together do; [`feed`]: where each gets its batches from.
-//! - [`replay`]: a recorded training of the reference, made again. [`metrics`]: what is written down about it, for
+//! - [`start`]: a checkpoint to begin from, ours or the reference's. [`replay`]: a recorded training of the reference, made again. [`metrics`]: what is written down about it, for
 //!   [`tensorboard`] too.
 
 pub mod backward;
@@ -25,7 +25,9 @@ pub mod objective;
 pub mod optimizer;
 pub mod order;
 pub mod replay;
+mod saver;
 pub mod schedule;
+pub mod start;
 pub mod tensorboard;
 mod together;
 mod train;
@@ -57,6 +59,10 @@ pub enum TrainError {
         "{folder} holds a checkpoint of another configuration: {difference}; train into another folder, or remove it"
     )]
     OtherConfiguration { folder: PathBuf, difference: String },
+    #[error(
+        "{folder} holds another model than the configuration describes: {difference}; change these settings, or begin from another checkpoint"
+    )]
+    OtherModel { folder: PathBuf, difference: String },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("device = {message}")]

@@ -7,10 +7,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::tensorboard::EventFile;
+use crate::backward::Gradients;
+use crate::collective;
+use crate::tensorboard::{EventFile, Histogram};
 
 /// Bins of times in which losses are told apart.
 pub const TIME_BINS: usize = 8;
+
+/// Bars of a histogram.
+const HISTOGRAM_BUCKETS: usize = 60;
 
 /// One line: means over the updates since the line before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,9 +104,19 @@ impl Metrics {
         Ok(())
     }
 
-    /// TensorBoard's file, for what is no number.
-    pub fn events(&mut self) -> &mut EventFile {
-        &mut self.events
+    /// Shows the gradients of each part of the model as a histogram in TensorBoard.
+    pub fn histograms(&mut self, step: u64, gradients: &Gradients) -> Result<(), TrainError> {
+        let last = gradients.parts().saturating_sub(1);
+        for part in 0..=last {
+            let name = match part {
+                0 => "embedding".to_owned(),
+                part if part == last => "output".to_owned(),
+                part => format!("block {:03}", part - 1),
+            };
+            let values = collective::values(&gradients.part(part))?;
+            self.events.histogram(step, &format!("gradients/{name}"), &Histogram::of(&values, HISTOGRAM_BUCKETS))?;
+        }
+        self.events.flush()
     }
 
     /// All records so far, those before a resume included.

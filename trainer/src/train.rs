@@ -1,9 +1,9 @@
 //! The training loop.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use models::checkpoint::{self, Checkpoint, CheckpointState};
+use models::checkpoint::{self, Checkpoint};
 use models::device;
 use models::mmdit::Mmdit;
 use shards::bucket::BucketSize;
@@ -22,6 +22,7 @@ use crate::loader::{BadImage, Loader, LoaderOptions, Share};
 use crate::meter::Meter;
 use crate::metrics::{Metrics, Record};
 use crate::objective::{Draws, Task};
+use crate::saver::Saver;
 use crate::schedule::learning_rate;
 
 /// One training: what to learn from, where to keep it, how.
@@ -58,6 +59,13 @@ pub struct Finished {
 pub fn train(job: &Job) -> Result<Finished, TrainError> {
     let Job { config, operations, .. } = *job;
     config.validate()?;
+    if operations.loaders.is_some() || operations.models_per_loader.is_some() {
+        return Err(TrainError::Configuration {
+            what: "loaders",
+            value: "set".to_owned(),
+            expected: "several ranks: start them with `ferrotype launch`, torchrun or srun, or leave it out".to_owned(),
+        });
+    }
     let device = device::named(operations.device.as_deref(), 0).map_err(|message| TrainError::Device { message })?;
     let (mut learner, start) = begin(job, device, &mut Alone)?;
     let loader = load(job, start..config.steps, Share::default(), 1)?;
@@ -98,7 +106,8 @@ pub(crate) fn run(
     let mut meter = Meter::new(job, start, is_first);
     let mut max_side = 0;
     let (mut step, mut replaced) = (start, 0);
-    let mut saved = (start > 0).then_some(start);
+    let mut saver = Saver::default();
+    let mut saved = job.folder.join(checkpoint::folder_name(start)).exists().then_some(start);
     let mut interrupted = false;
 
     while step < config.steps {
@@ -123,22 +132,27 @@ pub(crate) fn run(
             if let Some(metrics) = &mut metrics {
                 meter.report(&record, replaced);
                 metrics.append(record)?;
+                if operations.gradient_histograms {
+                    metrics.histograms(step, learner.gradients())?;
+                }
             }
         }
         if is_due(operations.checkpoint_every) && is_first {
-            save(job, learner, step, max_side)?;
+            saver.save(job, learner, step, max_side)?;
             saved = Some(step);
-            prune(job.folder, operations.keep_last)?;
         }
         if interrupted {
             break;
         }
     }
     let Some(metrics) = metrics else { return Ok(None) };
+    if saved != Some(step) {
+        saver.save(job, learner, step, max_side)?;
+    }
     // A finished training that is asked again has its last checkpoint already.
-    let checkpoint = match saved {
-        Some(step) => Checkpoint::open(&job.folder.join(checkpoint::folder_name(step)))?,
-        None => save(job, learner, step, max_side)?,
+    let checkpoint = match saver.finish()? {
+        Some(checkpoint) => checkpoint,
+        None => Checkpoint::open(&job.folder.join(checkpoint::folder_name(step)))?,
     };
     let samples = (step - start) * config.batch_size;
     Ok(Some(Finished { checkpoint, interrupted, samples, replaced, records: metrics.records().to_vec() }))
@@ -192,7 +206,13 @@ fn longest_side(bucket: BucketSize) -> u32 {
 fn start_or_resume(job: &Job, device: Device) -> Result<(Learner, u64), TrainError> {
     let config = job.config;
     let model = config.model()?;
+    let note = |text| job.events.send(Event::Note { stage: job.stage.to_owned(), text });
     let Some(checkpoint) = Checkpoint::latest(job.folder)? else {
+        if let Some(start) = &config.start {
+            let (learner, updates, text) = start.begin(config, device)?;
+            note(text);
+            return Ok((learner, updates));
+        }
         let parameters = Mmdit::initialise(&model, config.seed, device);
         let ema = parameters.duplicate();
         return Ok((Learner::new(config, &model, parameters, Some(ema))?, 0));
@@ -204,33 +224,12 @@ fn start_or_resume(job: &Job, device: Device) -> Result<(Learner, u64), TrainErr
     let ema = checkpoint.parameters(checkpoint::EMA, device)?;
     let mut learner = Learner::new(config, &model, parameters, Some(ema))?;
     learner.optimizer.load(&checkpoint.folder.join(checkpoint::OPTIMIZER), &learner.parameters)?;
-    let text = format!("going on from step {}", checkpoint.state.step);
-    job.events.send(Event::Note { stage: job.stage.to_owned(), text });
+    note(format!("going on from step {}", checkpoint.state.step));
     Ok((learner, checkpoint.state.step))
 }
 
-fn save(job: &Job, learner: &Learner, step: u64, max_side: u32) -> Result<Checkpoint, TrainError> {
-    let state = CheckpointState {
-        format: checkpoint::FORMAT,
-        step,
-        model: job.config.model()?,
-        latents: job.config.latents.clone(),
-        text: job.config.text.clone(),
-        max_resolution: max_side,
-        training: serde_json::to_value(job.config).unwrap_or_default(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let ema = learner.ema.as_ref().unwrap_or(&learner.parameters);
-    let files = [
-        (checkpoint::MODEL, learner.parameters.state_dict()),
-        (checkpoint::EMA, ema.state_dict()),
-        (checkpoint::OPTIMIZER, learner.optimizer.state_dict(&learner.parameters)),
-    ];
-    Ok(Checkpoint::write(job.folder, &state, &files)?)
-}
-
 /// The settings in which a checkpoint's configuration differs from this run's, in words; `None` when there are none.
-fn difference(saved: &serde_json::Value, config: &TrainConfig) -> Option<String> {
+pub(crate) fn difference(saved: &serde_json::Value, config: &TrainConfig) -> Option<String> {
     // Settings that it does not know yet had their defaults.
     let known = serde_json::from_value::<TrainConfig>(saved.clone()).and_then(serde_json::to_value);
     let (saved, current) = (known.unwrap_or_default(), serde_json::to_value(config).unwrap_or_default());
@@ -241,25 +240,4 @@ fn difference(saved: &serde_json::Value, config: &TrainConfig) -> Option<String>
         .map(|(key, value)| format!("{key} {} → {value}", saved.get(key).unwrap_or(&serde_json::Value::Null)))
         .collect();
     (!changed.is_empty()).then(|| changed.join(", "))
-}
-
-/// Removes all but the newest `keep` checkpoints.
-fn prune(folder: &Path, keep: u64) -> Result<(), TrainError> {
-    let failed = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| TrainError::Io { action, path, source }
-    };
-    let mut checkpoints: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed("list", folder))? {
-        let path = entry.map_err(failed("list", folder))?.path();
-        if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("step-")) {
-            checkpoints.push(path);
-        }
-    }
-    checkpoints.sort();
-    let surplus = checkpoints.len().saturating_sub(keep.max(1) as usize);
-    for old in checkpoints.iter().take(surplus) {
-        std::fs::remove_dir_all(old).map_err(failed("remove", old))?;
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Several ranks train what one would: the same data in the same order, and the same weights.
+//! Trainings: by several ranks, which come to what one would; stopped and gone on with; begun from checkpoints.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
@@ -6,22 +6,23 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field};
-use models::checkpoint::{EMA, MODEL, OPTIMIZER};
+use models::checkpoint::{EMA, MODEL, OPTIMIZER, folder_name};
 use models::weights;
 use ranks::World;
 use shards::bucket::BucketSize;
 use shards::columns;
-use shards::event::EventSink;
+use shards::event::{Event, EventSink};
 use shards::index::{Part, write};
 use shards::writer::ShardWriter;
 use tch::Tensor;
 use trainer::config::{TrainConfig, TrainOperations};
 use trainer::metrics::Record;
+use trainer::start::Start;
 use trainer::{Finished, Job, TrainError, train, train_together};
 
 /// Twenty pictures in each of two buckets, each of a colour that its caption names, and their index.
@@ -217,6 +218,43 @@ fn a_training_that_was_stopped_goes_on_to_the_same_bits_alone_and_together() {
         // Those from before the stop were written in decimals.
         assert_same_losses(&whole, &last, 1e-12, "records");
     }
+}
+
+#[test]
+fn a_training_begins_from_a_checkpoint_with_or_without_its_moments() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, config) = (dataset(folder.path()), config());
+    let operations = TrainOperations { keep_last: 1, keep_every: 3, gradient_histograms: true, ..operations() };
+    let whole = case(&config, &operations, &index, "whole").alone();
+    let left: Vec<bool> =
+        [3, 6, 8].iter().map(|step| index.with_file_name("whole").join(folder_name(*step)).exists()).collect();
+    assert_eq!(left, [true, true, true], "every third, and the last");
+
+    let from = index.with_file_name("whole").join(folder_name(3));
+    let start = |optimizer| Some(Start { folder: from.clone(), average: false, optimizer });
+    let going_on = TrainConfig { start: start(true), ..config.clone() };
+    assert_eq!(difference(&whole, &case(&going_on, &operations, &index, "going on").alone()), 0.0);
+
+    // A fine-tuning begins its schedule, moments and data anew, with positions for larger pictures.
+    let fine = TrainConfig { start: start(false), position_scale: 0.5, steps: 2, ..config.clone() };
+    let fine_case = case(&fine, &operations, &index, "fine");
+    let notes = Arc::new(Mutex::new(String::new()));
+    let said = Arc::clone(&notes);
+    let events = EventSink::new(move |event| {
+        if let Event::Note { text, .. } = event {
+            *said.lock().unwrap() += &text;
+        }
+    });
+    let tuned = fine_case.job(|job| train(&Job { events: &events, ..*job })).unwrap();
+    assert_eq!(losses(&tuned).iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 2]);
+    let words = notes.lock().unwrap();
+    assert!(words.contains("position_scale 1.0 → 0.5") && words.contains("steps 8 → 2"), "{words}");
+    // Once begun, it goes on from its own checkpoints.
+    assert_eq!(difference(&tuned, &fine_case.alone()), 0.0);
+
+    let wider = TrainConfig { start: start(false), width: 64, ..config };
+    let error = case(&wider, &operations, &index, "wider").job(train).unwrap_err().to_string();
+    assert!(error.contains("width 32 → 64"), "{error}");
 }
 
 #[test]

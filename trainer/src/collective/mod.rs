@@ -6,6 +6,7 @@ pub(crate) mod transfer;
 
 pub use nccl::{Communicator, Nccl, NcclCollective, NcclError};
 pub use tcp::TcpCollective;
+pub(crate) use tcp::read as values;
 
 use tch::Tensor;
 

@@ -54,7 +54,8 @@ impl TcpCollective {
     }
 }
 
-pub(super) fn read(tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
+/// A tensor's float32 numbers.
+pub(crate) fn read(tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
     let tensor = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
     let mut values = vec![0f32; tensor.numel()];
     tensor.f_copy_data(&mut values, tensor.numel()).map_err(ModelError::torch("reading a buffer"))?;

@@ -1,0 +1,99 @@
+//! Checkpoints, written while the training goes on.
+
+use std::path::{Path, PathBuf};
+use std::thread::{Builder, JoinHandle};
+
+use models::checkpoint::{self, Checkpoint, CheckpointState};
+use tch::Tensor;
+
+use crate::TrainError;
+use crate::config::TrainOperations;
+use crate::learner::Learner;
+use crate::train::Job;
+
+/// Writes one checkpoint at a time, on a thread of its own.
+#[derive(Default)]
+pub(crate) struct Saver {
+    writing: Option<JoinHandle<Result<Checkpoint, TrainError>>>,
+}
+
+impl Saver {
+    /// Begins to write what `learner` is after `step` updates, and to remove what need not be kept. The checkpoint before is waited for
+    /// first. An error shows at the next call.
+    pub(crate) fn save(&mut self, job: &Job, learner: &Learner, step: u64, max_side: u32) -> Result<(), TrainError> {
+        self.finish()?;
+        let state = CheckpointState {
+            format: checkpoint::FORMAT,
+            step,
+            model: job.config.model()?,
+            latents: job.config.latents.clone(),
+            text: job.config.text.clone(),
+            max_resolution: max_side,
+            training: serde_json::to_value(job.config).unwrap_or_default(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let ema = learner.ema.as_ref().unwrap_or(&learner.parameters);
+        let files = [
+            (checkpoint::MODEL, copied(learner.parameters.state_dict())),
+            (checkpoint::EMA, copied(ema.state_dict())),
+            (checkpoint::OPTIMIZER, copied(learner.optimizer.state_dict(&learner.parameters))),
+        ];
+        let (folder, operations) = (job.folder.to_owned(), job.operations.clone());
+        let write = move || {
+            let checkpoint = Checkpoint::write(&folder, &state, &files)?;
+            prune(&folder, &operations)?;
+            Ok(checkpoint)
+        };
+        let thread = Builder::new().name("checkpoint".to_owned()).spawn(write);
+        self.writing = Some(thread.map_err(|source| TrainError::Thread { source })?);
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is being written, and returns it; `None` where there is none.
+    pub(crate) fn finish(&mut self) -> Result<Option<Checkpoint>, TrainError> {
+        let Some(writing) = self.writing.take() else { return Ok(None) };
+        match writing.join() {
+            Ok(written) => written.map(Some),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        if let Some(writing) = self.writing.take() {
+            // The training ends with another error, which is the one to tell.
+            let _written = writing.join();
+        }
+    }
+}
+
+/// In the CPU's memory, and of their own: the next update changes what they are copies of.
+fn copied(tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+    let copy =
+        |tensor: Tensor| if tensor.device().is_cuda() { tensor.to_device(tch::Device::Cpu) } else { tensor.copy() };
+    tensors.into_iter().map(|(name, tensor)| (name, copy(tensor))).collect()
+}
+
+/// Removes all but the newest checkpoints, and those that are kept for good.
+fn prune(folder: &Path, operations: &TrainOperations) -> Result<(), TrainError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| TrainError::Io { action, path, source }
+    };
+    let mut checkpoints: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed("list", folder))? {
+        let path = entry.map_err(failed("list", folder))?.path();
+        let step = path.file_name().and_then(|name| name.to_string_lossy().strip_prefix("step-")?.parse::<u64>().ok());
+        let is_kept = |step: u64| operations.keep_every > 0 && step.is_multiple_of(operations.keep_every);
+        if step.is_some_and(|step| !is_kept(step)) {
+            checkpoints.push(path);
+        }
+    }
+    checkpoints.sort();
+    let surplus = checkpoints.len().saturating_sub(operations.keep_last.max(1) as usize);
+    for old in checkpoints.iter().take(surplus) {
+        std::fs::remove_dir_all(old).map_err(failed("remove", old))?;
+    }
+    Ok(())
+}
