@@ -63,6 +63,15 @@ pub(crate) fn sink(style: Style) -> EventSink {
     }
 }
 
+/// A sink for a rank of several that is not the first: only what a person should read, with the rank's number.
+pub(crate) fn notes_of(rank: usize) -> EventSink {
+    EventSink::new(move |event| {
+        if let Event::Note { stage, text } = event {
+            eprintln!("  {stage:<10} rank {rank}: {text}");
+        }
+    })
+}
+
 /// Between two plain lines of progress of one stage.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 

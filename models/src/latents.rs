@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::autoencoder::{Affine, Autoencoder, AutoencoderConfig, Tiling};
+use crate::autoencoder::{Affine, Autoencoder, AutoencoderConfig, Posterior, Scaling, Tiling};
 use crate::settings::{Settings, folder_digest};
 
 /// What latents look like.
@@ -19,14 +19,46 @@ pub struct LatentShape {
     pub factor: i64,
 }
 
+/// What an encoder says of pictures, from which their latents are drawn.
+#[derive(Debug)]
+pub struct LatentDistribution {
+    /// (batch, channels, height / factor, width / factor), float32, before any scaling.
+    pub mean: Tensor,
+    /// Likewise, the logarithm of the variance; `None` where the latents are the mean.
+    pub logvar: Option<Tensor>,
+}
+
+impl LatentDistribution {
+    /// The latents for a model; `normal` gives standard normal numbers of a shape, where they are needed.
+    pub fn draw(self, scaling: Option<Scaling>, normal: &dyn Fn(&[i64]) -> Tensor) -> Tensor {
+        let Self { mean, logvar } = self;
+        let raw = match logvar {
+            Some(logvar) => {
+                let noise = normal(&mean.size()).to_device(mean.device());
+                Posterior { mean, logvar }.sample(&noise)
+            }
+            None => mean,
+        };
+        scaling.map_or_else(|| raw.shallow_clone(), |scaling| scaling.apply(&raw))
+    }
+}
+
 /// Turns pictures into latents and back.
 pub trait LatentCodec: Send {
     fn shape(&self) -> LatentShape;
 
+    /// How latents that were drawn are scaled for the model.
+    fn scaling(&self) -> Option<Scaling>;
+
+    /// `pixels` (batch, 3, height, width), float32 in -1..=1, sides multiples of the factor.
+    fn distribution(&self, pixels: &Tensor) -> Result<LatentDistribution, ModelError>;
+
     /// `pixels` (batch, 3, height, width), float32 in -1..=1, sides multiples of the factor, to (batch, channels, height /
     /// factor, width / factor). A codec that draws latents from a distribution takes standard normal numbers of a shape from
     /// `normal`.
-    fn encode(&self, pixels: &Tensor, normal: &dyn Fn(&[i64]) -> Tensor) -> Result<Tensor, ModelError>;
+    fn encode(&self, pixels: &Tensor, normal: &dyn Fn(&[i64]) -> Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.distribution(pixels)?.draw(self.scaling(), normal))
+    }
 
     /// From latents back to pixels; values may lie outside of -1..=1.
     fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError>;
@@ -72,6 +104,25 @@ impl Latents {
         })
     }
 
+    /// What their distributions depend on: as [`Latents::identity`], without how they are scaled.
+    pub fn identity_of_distribution(&self) -> Result<Value, ModelError> {
+        let mut identity = self.identity()?;
+        if let Some(identity) = identity.as_object_mut() {
+            identity.remove("affine");
+        }
+        Ok(identity)
+    }
+
+    /// How drawn latents are scaled; reads configurations, no weights.
+    pub fn scaling(&self) -> Result<Option<Scaling>, ModelError> {
+        Ok(match self {
+            Self::Pixels => None,
+            Self::Autoencoder(of) => {
+                Some(AutoencoderConfig::read(&Settings::in_folder(&of.folder)?)?.scaling(of.affine))
+            }
+        })
+    }
+
     /// Loads the codec.
     pub fn codec(&self, device: Device) -> Result<Box<dyn LatentCodec>, ModelError> {
         Ok(match self {
@@ -99,8 +150,12 @@ impl LatentCodec for SpaceToDepth {
         Self::SHAPE
     }
 
-    fn encode(&self, pixels: &Tensor, _: &dyn Fn(&[i64]) -> Tensor) -> Result<Tensor, ModelError> {
-        Ok(pixels.pixel_unshuffle(Self::SHAPE.factor))
+    fn scaling(&self) -> Option<Scaling> {
+        None
+    }
+
+    fn distribution(&self, pixels: &Tensor) -> Result<LatentDistribution, ModelError> {
+        Ok(LatentDistribution { mean: pixels.pixel_unshuffle(Self::SHAPE.factor), logvar: None })
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
@@ -120,16 +175,19 @@ impl LatentCodec for AutoencoderCodec {
         LatentShape { channels: config.latent_channels, factor: config.factor() }
     }
 
-    fn encode(&self, pixels: &Tensor, normal: &dyn Fn(&[i64]) -> Tensor) -> Result<Tensor, ModelError> {
+    fn scaling(&self) -> Option<Scaling> {
+        Some(self.model.scaling())
+    }
+
+    fn distribution(&self, pixels: &Tensor) -> Result<LatentDistribution, ModelError> {
         let _guard = tch::no_grad_guard();
-        let posterior = self.model.encode(&pixels.to_device(self.device))?;
-        let noise = normal(&posterior.mean.size()).to_device(self.device);
-        Ok(self.model.scaled(&posterior.sample(&noise)))
+        let Posterior { mean, logvar } = self.model.encode(&pixels.to_device(self.device))?;
+        Ok(LatentDistribution { mean, logvar: Some(logvar) })
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
         let _guard = tch::no_grad_guard();
-        self.model.decode(&self.model.unscaled(&latents.to_device(self.device)))
+        self.model.decode(&self.model.scaling().undo(&latents.to_device(self.device)))
     }
 }
 

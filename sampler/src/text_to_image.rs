@@ -7,7 +7,7 @@ use models::checkpoint::{self, Checkpoint, CheckpointState};
 use models::latents::{LatentCodec, LatentShape};
 use models::mmdit::Mmdit;
 use models::random::Stream;
-use models::text::TextEncoder;
+use models::text::{TextCondition, TextEncoder};
 use tch::{Device, Tensor};
 
 use crate::SampleError;
@@ -71,43 +71,65 @@ impl TextToImage {
 
     /// Makes one picture for each prompt. `progress` hears the share done, in 0..=1.
     pub fn generate(&self, request: &Request, mut progress: impl FnMut(f64)) -> Result<Vec<RgbImage>, SampleError> {
-        self.check(request)?;
-        let times = solver::times(request.steps, request.shift);
-        let LatentShape { channels, factor } = self.latents.shape();
-        let shape = [channels, i64::from(request.height) / factor, i64::from(request.width) / factor];
+        let painter = Painter { model: &self.model, latents: self.latents.as_ref(), device: self.device };
+        painter.check(request)?;
         let mut pictures = Vec::with_capacity(request.prompts.len());
         for prompts in request.prompts.chunks(request.batch.max(1)) {
             let first = pictures.len();
-            // Each picture has its own numbers, so that it does not depend on the batch it is made in.
-            let normal = |purpose: &str, counters: &[u64]| {
-                let one = |i| {
-                    Stream::new(request.seed + first as u64 + i, purpose, counters).normal_tensor(&shape, self.device)
-                };
-                Tensor::stack(&(0..prompts.len() as u64).map(one).collect::<Vec<_>>(), 0)
-            };
             let captions: Vec<&str> = prompts.iter().map(String::as_str).collect();
-            let condition = self.text.encode(&captions)?.to_device(self.device);
-            let guided = Guided::new(&self.model, &condition, request.guidance);
-            let latents = solver::follow(
-                request.solver,
-                &times,
-                &normal("sample", &[]),
-                |x, t| guided.velocity(x, t),
-                |step| normal("step", &[step as u64]),
-                |step| {
-                    let done = first as f64 + prompts.len() as f64 * step as f64 / f64::from(request.steps);
-                    progress(done / request.prompts.len() as f64);
-                },
-            )?;
-            let pixels = self.latents.decode(&latents)?;
-            pictures.extend(pictures::from_tensor(&pixels)?);
+            let condition = self.text.encode(&captions)?;
+            pictures.extend(painter.paint(request, first as u64, &condition, |step| {
+                let done = first as f64 + prompts.len() as f64 * step as f64 / f64::from(request.steps);
+                progress(done / request.prompts.len() as f64);
+            })?);
         }
         Ok(pictures)
     }
+}
 
-    fn check(&self, request: &Request) -> Result<(), SampleError> {
+/// A model and the codec of its latents: makes pictures of prompts that are encoded already.
+pub struct Painter<'a> {
+    pub model: &'a Mmdit,
+    pub latents: &'a dyn LatentCodec,
+    /// Where the model is.
+    pub device: Device,
+}
+
+impl Painter<'_> {
+    /// Makes the pictures of a request from number `first` on, one for each of the captions of `condition`, all at once. `step_done` hears
+    /// the number of steps done.
+    pub fn paint(
+        &self,
+        request: &Request,
+        first: u64,
+        condition: &TextCondition,
+        step_done: impl FnMut(usize),
+    ) -> Result<Vec<RgbImage>, SampleError> {
+        let LatentShape { channels, factor } = self.latents.shape();
+        let shape = [channels, i64::from(request.height) / factor, i64::from(request.width) / factor];
+        let condition = condition.to_device(self.device);
+        let count = condition.pooled.size().first().copied().unwrap_or(0).unsigned_abs();
+        // Each picture has its own numbers, so that it does not depend on the batch it is made in.
+        let normal = |purpose: &str, counters: &[u64]| {
+            let one = |i| Stream::new(request.seed + first + i, purpose, counters).normal_tensor(&shape, self.device);
+            Tensor::stack(&(0..count).map(one).collect::<Vec<_>>(), 0)
+        };
+        let guided = Guided::new(self.model, &condition, request.guidance);
+        let latents = solver::follow(
+            request.solver,
+            &solver::times(request.steps, request.shift),
+            &normal("sample", &[]),
+            |x, t| guided.velocity(x, t),
+            |step| normal("step", &[step as u64]),
+            step_done,
+        )?;
+        Ok(pictures::from_tensor(&self.latents.decode(&latents)?)?)
+    }
+
+    /// Refuses what cannot be made, before anything is.
+    pub fn check(&self, request: &Request) -> Result<(), SampleError> {
         let refuse = |what, value: String, expected: String| Err(SampleError::Request { what, value, expected });
-        let multiple = self.latents.shape().factor * self.state.model.patch_size;
+        let multiple = self.latents.shape().factor * self.model.config().patch_size;
         for (what, side) in [("width", request.width), ("height", request.height)] {
             if side == 0 || i64::from(side) % multiple != 0 {
                 return refuse(

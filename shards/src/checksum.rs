@@ -1,7 +1,7 @@
-//! A checksum for each row with an image, so that a reader of single rows knows damage when it meets it.
+//! A checksum for each row with an image, or with what was encoded of one, so that a reader of single rows knows damage when it meets it.
 //!
 //! The digest of a whole shard says the same, but only to whoever reads all of it. The checksum is a CRC-32 over what a trainer
-//! takes from the row: its key, its image and its captions, each with its length. [`crate::writer::ShardWriter`] writes it; so
+//! takes from the row: its key, its image, its captions and what was encoded of them, each with its length. [`crate::writer::ShardWriter`] writes it; so
 //! it holds whatever stage wrote the row last.
 
 use std::sync::Arc;
@@ -11,14 +11,15 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, UInt32Type};
 use arrow::error::ArrowError;
 
-use crate::columns::{CAPTION, CHECKSUM, IMAGE, KEY, RECAPTION, RECAPTION_SHORT};
+use crate::columns::{CAPTION, CHECKSUM, ENCODED, IMAGE, KEY, PAYLOADS, RECAPTION, RECAPTION_SHORT};
 
 /// The columns that a checksum covers, where a table has them.
-pub const COVERED: [&str; 5] = [KEY, IMAGE, CAPTION, RECAPTION, RECAPTION_SHORT];
+pub const COVERED: [&str; 6] = [KEY, IMAGE, CAPTION, RECAPTION, RECAPTION_SHORT, ENCODED];
 
-/// `schema` with the column of checksums, if it has images: as a shard of it is written.
+/// `schema` with the column of checksums, if it has images, or what was encoded of them: as a shard of it is written.
 pub fn with_column(schema: &Schema) -> Schema {
-    if schema.index_of(IMAGE).is_err() || schema.index_of(CHECKSUM).is_ok() {
+    let has_payload = PAYLOADS.iter().any(|name| schema.index_of(name).is_ok());
+    if !has_payload || schema.index_of(CHECKSUM).is_ok() {
         return schema.clone();
     }
     let fields = schema.fields().iter().cloned().chain([Arc::new(field())]).collect::<Vec<_>>();

@@ -13,6 +13,10 @@ use serde_json::{Map, Value, json};
 pub const KEY: &str = "key";
 /// The encoded image, as bytes.
 pub const IMAGE: &str = "image";
+/// What a training needs of an image and its captions, encoded ahead of it: a safetensors file. In place of [`IMAGE`].
+pub const ENCODED: &str = "encoded";
+/// The columns whose values lie each in a page of its own, as they are.
+pub const PAYLOADS: [&str; 2] = [IMAGE, ENCODED];
 /// The caption that came with the image.
 pub const CAPTION: &str = "caption";
 /// The caption that a vision model gave the image, and a short one made from it.

@@ -1,7 +1,7 @@
 //! Writing a parquet shard so that one image costs one read.
 //!
 //! The image column is plain: no dictionary, no compression (the bytes are compressed already), one row a page, so the
-//! offset index says where each image lies. Other columns are compressed with zstd, in pages of a few rows, for a row's
+//! offset index says where each image lies; so is the column of what was encoded of images. Other columns are compressed with zstd, in pages of a few rows, for a row's
 //! captions are read with its image. Each row with an image has a [`crate::checksum`]. The same rows give the same bytes.
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 
 use crate::data_file::DataFileWriter;
@@ -95,24 +95,26 @@ fn footer(path: &Path) -> io::Result<Digest> {
 }
 
 fn properties(schema: &Schema) -> WriterProperties {
-    let image = ColumnPath::from(columns::IMAGE);
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(10_000))
         .set_created_by(concat!("ferrotype ", env!("CARGO_PKG_VERSION")).to_owned());
-    if schema.index_of(columns::IMAGE).is_err() {
+    let payloads = columns::PAYLOADS.iter().filter(|name| schema.index_of(name).is_ok());
+    let payloads: Vec<ColumnPath> = payloads.map(|name| ColumnPath::from(*name)).collect();
+    if payloads.is_empty() {
         return properties.build();
     }
     // A dictionary of texts that are all different would be read with each of them.
     let texts = checksum::COVERED.map(ColumnPath::from);
     let properties = texts.into_iter().fold(properties, |p, text| p.set_column_dictionary_enabled(text, false));
-    properties
-        .set_data_page_row_count_limit(ROWS_OF_PAGE)
-        .set_column_compression(image.clone(), Compression::UNCOMPRESSED)
-        .set_column_encoding(image.clone(), Encoding::PLAIN)
-        .set_column_statistics_enabled(image.clone(), EnabledStatistics::None)
-        // A page ends once it exceeds its size limit, which is looked at after each write batch.
-        .set_column_data_page_size_limit(image, 1)
-        .set_write_batch_size(1)
-        .build()
+    let properties = properties.set_data_page_row_count_limit(ROWS_OF_PAGE).set_write_batch_size(1);
+    let of_payload = |properties: WriterPropertiesBuilder, payload: ColumnPath| {
+        properties
+            .set_column_compression(payload.clone(), Compression::UNCOMPRESSED)
+            .set_column_encoding(payload.clone(), Encoding::PLAIN)
+            .set_column_statistics_enabled(payload.clone(), EnabledStatistics::None)
+            // A page ends once it exceeds its size limit, which is looked at after each write batch.
+            .set_column_data_page_size_limit(payload, 1)
+    };
+    payloads.into_iter().fold(properties, of_payload).build()
 }

@@ -57,6 +57,9 @@ pub(crate) struct Loader {
     /// Of shards on a store, what may be kept on this machine's disk, in GB.
     #[arg(long, requires = "bench", default_value_t = 16)]
     cache_gb: u64,
+    /// Read what an encode stage made, in place of images.
+    #[arg(long)]
+    encoded: bool,
     /// A column to take captions from; with several, one is drawn for each image.
     #[arg(long = "caption", value_name = "COLUMN", default_values_t = [columns::CAPTION.to_owned()])]
     captions: Vec<String>,
@@ -79,7 +82,7 @@ enum OnBad {
 impl Loader {
     pub(crate) fn run(&self) -> Result<u8> {
         let (path, index) = self.index()?;
-        let order = DataOrder::new(self.seed, index.buckets().iter().map(|b| b.rows).collect(), self.batch_size);
+        let order = DataOrder::new(self.seed, index.buckets().iter().map(|b| b.rows).collect(), 0, self.batch_size);
         let Some(order) = order else { bail!(Usage(format!("{} holds no samples", path.display()))) };
         let steps_per_epoch = order.steps_before(self.batch_size) as f64 / self.batch_size as f64;
         let (text, value) = if self.bench {
@@ -129,7 +132,7 @@ impl Loader {
 
     fn describe(&self, index: &BucketIndex, steps_per_epoch: f64) -> Result<(String, Value)> {
         let batch = self.batch_size;
-        let mut columns = vec![columns::IMAGE];
+        let mut columns = vec![if self.encoded { columns::ENCODED } else { columns::IMAGE }];
         columns.extend(self.captions.iter().map(String::as_str));
         let every = index.shards().len().div_ceil(OPENED).max(1);
         let (mut bytes, mut rows, mut without_index) = (0_u128, 0, 0);
@@ -184,6 +187,7 @@ impl Loader {
             seed: self.seed,
             batch_size: self.batch_size,
             steps,
+            encoded: self.encoded,
             captions: self.captions.iter().map(|column| (column.clone(), 1.0)).collect(),
             on_bad_image: match self.on_bad_image {
                 OnBad::Replace => OnBadImage::Replace,
@@ -205,7 +209,7 @@ impl Loader {
             if first.is_zero() {
                 first = started.elapsed();
             }
-            pixels += batch.samples.iter().map(|sample| sample.image.as_raw().len() as u64).sum::<u64>();
+            pixels += batch.samples.iter().map(|sample| sample.content.bytes()).sum::<u64>();
             bad.extend(batch.replaced.into_iter().take(NAMED.saturating_sub(bad.len())));
         }
         let seconds = started.elapsed().as_secs_f64();

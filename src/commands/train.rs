@@ -12,7 +12,7 @@ use trainer::config::{TrainConfig, TrainOperations};
 
 use crate::errors::{INTERRUPTED, OK, Usage};
 use crate::settings::on_interrupt;
-use crate::watch::{self, Style, Watch};
+use crate::watch::{self, Watch};
 
 #[derive(Debug, Args)]
 pub(crate) struct Train {
@@ -37,7 +37,7 @@ impl Train {
         let world = World::from_environment()?;
         // Of several ranks the first shows how far they are.
         let events = match &world {
-            Some(world) if world.rank > 0 => watch::sink(Style::Lines { quiet: true, verbose: false }),
+            Some(world) if world.rank > 0 => watch::notes_of(world.rank),
             _ => watch::sink(self.watch.style()),
         };
         let job = trainer::Job {

@@ -1,5 +1,7 @@
 //! Stages that need torch or ask models: adapters between the DAG engine and the rooms that do the work.
 
+#[cfg(feature = "pipeline")]
+mod encode;
 pub(crate) mod evaluate;
 #[cfg(feature = "pipeline")]
 pub(crate) mod recaption;
@@ -13,10 +15,20 @@ mod train;
 pub(crate) fn registry() -> pipeline::stage::Registry {
     let mut registry = pipeline::stages::registry();
     registry.add(recaption::kind());
+    registry.add(encode::kind());
     registry.add(train::kind());
     registry.add(sample::kind());
     registry.add(evaluate::kind());
     registry
+}
+
+/// The error and its causes.
+#[cfg(feature = "pipeline")]
+fn in_a_line(error: impl Into<anyhow::Error>) -> String {
+    let mut causes: Vec<String> = error.into().chain().map(ToString::to_string).collect();
+    // A transparent error repeats its source.
+    causes.dedup();
+    causes.join(": ")
 }
 
 /// A file below a stage's folder as committed data.

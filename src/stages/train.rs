@@ -5,6 +5,8 @@
 //! - stale when: a setting of [`trainer::config::TrainConfig`] or the index changed
 //! - law: rows read
 
+use std::path::{Path, PathBuf};
+
 use models::ModelError;
 use models::checkpoint::{EMA, MODEL};
 use pipeline::stage::{Facts, Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
@@ -13,9 +15,10 @@ use schemars::schema_for;
 use serde_json::Value;
 use shards::sidecar::Section;
 use trainer::TrainError;
-use trainer::config::{TrainConfig, TrainOperations};
+use trainer::config::{Encode, TrainConfig, TrainOperations};
+use trainer::metrics::Record;
 
-use super::data_file;
+use super::{data_file, encode, in_a_line};
 
 /// The detail that names the committed checkpoint's folder, relative to the stage's.
 pub(super) const CHECKPOINT: &str = "checkpoint";
@@ -57,17 +60,81 @@ fn key_of(error: &TrainError) -> &'static str {
     }
 }
 
-/// The error and its causes.
-fn in_a_line(error: impl Into<anyhow::Error>) -> String {
-    let mut causes: Vec<String> = error.into().chain().map(ToString::to_string).collect();
-    // A transparent error repeats its source.
-    causes.dedup();
-    causes.join(": ")
+/// The loss of the images that are held out, where there are any.
+fn validation_curve(records: &[Record]) -> Option<Section> {
+    let points = records.iter().filter_map(|record| Some((record.step as f64, record.validation.as_ref()?.loss)));
+    let (x, y): (Vec<f64>, Vec<f64>) = points.unzip();
+    let (title, x_label) = ("Validation loss".to_owned(), "updates".to_owned());
+    (!x.is_empty()).then_some(Section::Curve { title, x_label, x, y })
+}
+
+/// Sheets that are shown of a training: its last, and others from its whole length.
+const SHEETS: usize = 4;
+
+/// Titles and files of a run's sheets of pictures, oldest first.
+fn sheets(run: &Path) -> Result<Vec<(String, PathBuf)>, StageError> {
+    let folder = run.join(trainer::grids::FOLDER);
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let listed = std::fs::read_dir(&folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let mut files: Vec<PathBuf> =
+        listed.map_err(StageError::io("list", &folder))?.into_iter().map(|entry| entry.path()).collect();
+    files.sort();
+    let all = files.len();
+    let is_shown = |number: usize| number.is_multiple_of(all.div_ceil(SHEETS).max(1));
+    // Counted from the last, which is always shown.
+    let shown = files.into_iter().enumerate().filter(|(n, _)| is_shown(all - 1 - n)).map(|(_, file)| file);
+    Ok(shown.filter_map(|file| Some((format!("Samples after {} updates", updates_of(&file)?), file))).collect())
+}
+
+/// The updates that a sheet's name tells.
+fn updates_of(sheet: &Path) -> Option<u64> {
+    sheet.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok()
 }
 
 struct Train {
     config: TrainConfig,
     operations: TrainOperations,
+}
+
+impl Train {
+    /// How what was encoded ahead, or was not, does not fit this training.
+    fn misfit_of_encoding(&self, encoded: Option<&Value>) -> Option<(&'static str, String)> {
+        let encoded = match (self.config.encode, encoded) {
+            (Encode::Online, None) => return None,
+            (Encode::Online, Some(_)) => {
+                return Some((
+                    "encode",
+                    "its input was encoded ahead and has no images: set encode = \"cached\"".to_owned(),
+                ));
+            }
+            (Encode::Cached, None) => {
+                let text = "encode = \"cached\" needs the index of an encode stage (uses = \"encode\") as its input";
+                return Some(("encode", text.to_owned()));
+            }
+            (Encode::Cached, Some(encoded)) => encoded,
+        };
+        let own = self.config.latents.identity_of_distribution().ok();
+        if own.is_some_and(|own| encoded.get("latents") != Some(&own)) {
+            return Some(("latents", "its input was encoded to other latents".to_owned()));
+        }
+        let columns: Vec<&str> =
+            encoded.get("captions").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        if columns.is_empty() {
+            return None;
+        }
+        let own = self.config.text.identity().ok();
+        if own.is_some_and(|own| encoded.get("text") != Some(&own)) {
+            return Some(("text", "its input was encoded by other text encoders".to_owned()));
+        }
+        let missing = self.config.captions.keys().find(|column| !columns.contains(&column.as_str()))?;
+        let text = format!(
+            "its input has no encoded captions of the column {missing}; it has those of {}",
+            columns.join(", ")
+        );
+        Some(("captions", text))
+    }
 }
 
 impl Stage for Train {
@@ -109,6 +176,9 @@ impl Stage for Train {
             Ok(multiple) => multiple,
             Err(error) => return vec![("latents", in_a_line(error))],
         };
+        if let Some(fault) = self.misfit_of_encoding(upstream.get(encode::ENCODED)) {
+            return vec![fault];
+        }
         let patch = upstream.get(PATCH_SIZE).and_then(Value::as_i64);
         let misfit = patch.filter(|patch| patch % multiple != 0);
         let fault = misfit.map(|patch| {
@@ -155,6 +225,12 @@ impl Stage for Train {
             x: finished.records.iter().map(|r| r.step as f64).collect(),
             y: finished.records.iter().map(|r| r.loss).collect(),
         });
+        outcome.sections.extend(validation_curve(&finished.records));
+        for (title, file) in sheets(&run)? {
+            let file = data_file(task.folder, &file, 0)?;
+            outcome.sections.push(Section::Picture { title, file: file.file.clone() });
+            outcome.data.push(file);
+        }
         if let Some(last) = finished.records.last() {
             let rates = finished.records.iter().map(|r| r.images_per_second);
             let mean = rates.clone().sum::<f64>() / rates.count().max(1) as f64;

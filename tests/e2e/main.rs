@@ -8,6 +8,7 @@ mod captions;
 mod captions_batch;
 mod captions_server;
 mod demo;
+mod encode;
 mod engine;
 mod inspect;
 mod interruption;

@@ -12,6 +12,7 @@ use tch::{Kind, Tensor};
 
 use crate::TrainError;
 use crate::objective::Task;
+use crate::split::{Phase, Split};
 
 /// The gradient by all parameters: one flat float32 buffer that stays where it is from step to step.
 #[derive(Debug)]
@@ -133,14 +134,16 @@ fn differentiate(
 /// Runs `task` through `model`, which computes with `parameters`, and back. Returns the losses of its samples, (batch), float32.
 ///
 /// `ready` is given the gradients of each part as soon as they are complete, the last part first.
-pub fn backward(
+pub(crate) fn backward(
     model: &Mmdit,
     parameters: &ParameterSet,
     task: &Task,
     pass: Pass,
     gradients: &mut Gradients,
+    split: &mut Split,
     ready: &mut dyn FnMut(Tensor) -> Result<(), TrainError>,
 ) -> Result<Tensor, TrainError> {
+    split.enter(Phase::Forward);
     let Task { noisy, time, condition, .. } = task;
     let frame = model.frame(noisy, time, condition)?;
     let blocks = gradients.parts.len().saturating_sub(2);
@@ -162,6 +165,7 @@ pub fn backward(
 
     let losses = task.losses(&model.predict(&frame, &current), pass.text_weight);
     let loss = losses.sum(Kind::Float) * pass.scale;
+    split.enter(Phase::Backward);
     let (found, mut flow) = differentiate(loss, &of_part(gradients, blocks + 1), &current, None);
     drop(current);
     gradients.take(blocks + 1, &found, pass.add);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use models::latents::Latents;
 use models::mmdit::{AttentionKind, FeedForwardKind, MmditConfig, MmditVariant, Positions};
 use models::text::TextEncoding;
+use sampler::solver::Solver;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use shards::columns;
@@ -28,6 +29,9 @@ pub struct TrainConfig {
     pub latents: Latents,
     /// Text encoder: `hash` needs no weights; `{ pretrained = { gemma = "…", modernbert = "…", clip = "…" } }` names folders.
     pub text: TextEncoding,
+    /// `online` encodes pictures and captions while it trains; `cached` takes what an encode stage made of them, and needs no encoders
+    /// (but for captions, where that stage encoded none).
+    pub encode: Encode,
     /// Side of a patch, in latent pixels.
     pub patch_size: u32,
     /// Features of a token.
@@ -75,6 +79,9 @@ pub struct TrainConfig {
     /// Updates of the model between those of its average.
     pub ema_every: u64,
 
+    /// Images that are held out: never trained on, drawn in proportion from all buckets, and tried every `validate_every` updates at eight
+    /// fixed times with fixed noise. Encoded, they stay in memory.
+    pub validation_images: u64,
     /// Columns to take captions from, each with its weight: `{ recaption = 0.6, recaption_short = 0.4 }` draws one for each
     /// sample of each step.
     pub captions: BTreeMap<String, f64>,
@@ -100,6 +107,7 @@ impl Default for TrainConfig {
             seed: 0,
             latents: Latents::Pixels,
             text: TextEncoding::Hash,
+            encode: Encode::Online,
             patch_size: 2,
             width: 768,
             blocks: 12,
@@ -126,6 +134,7 @@ impl Default for TrainConfig {
             clip_norm: 1.0,
             ema_decay: 0.999,
             ema_every: 1,
+            validation_images: 0,
             captions: BTreeMap::from([(columns::CAPTION.to_owned(), 1.0)]),
             null_caption: 0.1,
             null_tokens: 0.0,
@@ -149,6 +158,10 @@ pub struct TrainOperations {
     pub keep_every: u64,
     /// Updates between lines in metrics.jsonl.
     pub log_every: u64,
+    /// Updates between trials of the images that are held out.
+    pub validate_every: u64,
+    /// Pictures to make while it trains: `{ prompts = ["…"], every = 1000 }`. Left out, none.
+    pub sample_grids: Option<SampleGrids>,
     /// Whether the gradients of every part of the model are shown in TensorBoard as histograms, as often.
     pub gradient_histograms: bool,
     /// Where it trains: `cpu`, `cuda` or `cuda:N`; left out, the GPU of this rank's number on its machine, where there is one.
@@ -181,6 +194,8 @@ impl Default for TrainOperations {
             keep_last: 3,
             keep_every: 0,
             log_every: 10,
+            validate_every: 1000,
+            sample_grids: None,
             gradient_histograms: false,
             device: None,
             micro_batch: None,
@@ -195,6 +210,52 @@ impl Default for TrainOperations {
     }
 }
 
+/// Pictures that show how far a training is: made from the average of its weights, in `samples/` beside the checkpoints and in
+/// TensorBoard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SampleGrids {
+    /// One picture each, on one sheet.
+    pub prompts: Vec<String>,
+    /// Updates between two sheets; the last update has one too [1000].
+    #[serde(default = "default_every")]
+    pub every: u64,
+    /// WIDTHxHEIGHT in pixels [a square of the longest side trained on so far].
+    #[serde(default)]
+    pub size: Option<String>,
+    /// Steps from noise to picture [25].
+    #[serde(default = "default_sample_steps")]
+    pub steps: u32,
+    /// Guidance scale; 1 is none [4].
+    #[serde(default = "default_guidance")]
+    pub guidance: f64,
+    /// [heun]
+    #[serde(default = "default_sampler")]
+    pub sampler: Solver,
+    /// Moves the steps towards noise; 1 spaces them evenly [1].
+    #[serde(default = "default_shift")]
+    pub shift: f64,
+    /// Picture i is made from seed + i, on every sheet [0].
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn default_every() -> u64 {
+    1000
+}
+fn default_sample_steps() -> u32 {
+    25
+}
+fn default_guidance() -> f64 {
+    4.0
+}
+fn default_sampler() -> Solver {
+    Solver::Heun
+}
+fn default_shift() -> f64 {
+    1.0
+}
+
 /// How the learning rate goes on after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -204,6 +265,14 @@ pub enum Schedule {
     Cosine,
     /// A straight line down to 0 at the last step.
     Linear,
+}
+
+/// When pictures and captions are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Encode {
+    Online,
+    Cached,
 }
 
 /// Which parameters decay.

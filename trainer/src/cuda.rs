@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
+use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use models::parameters::ALIGNMENT;
 use tch::{Device, Tensor};
@@ -72,13 +73,39 @@ fn driver(action: &'static str) -> impl FnOnce(cudarc::driver::DriverError) -> C
     move |source| CudaError::Driver { action, source }
 }
 
-/// Bytes that are taken of a GPU's memory, by all processes; `None` for the CPU, or where that cannot be asked.
+/// Bytes that are taken of a GPU's memory, by all processes, or of this machine's, by this process; `None` where that cannot be asked.
 pub fn used_memory(device: Device) -> Option<u64> {
-    let Device::Cuda(ordinal) = device else { return None };
+    let Device::Cuda(ordinal) = device else { return resident() };
     let context = CudaContext::new(ordinal).ok()?;
     context.bind_to_thread().ok()?;
     let (free, total) = cudarc::driver::result::mem_get_info().ok()?;
     Some((total - free) as u64)
+}
+
+/// Bytes of this process that lie in memory.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+/// Marks on the stream that libtorch computes on, for the time between them.
+#[derive(Debug)]
+pub(crate) struct Marks {
+    stream: Arc<CudaStream>,
+}
+
+impl Marks {
+    /// `None` where the GPU's driver cannot be asked.
+    pub(crate) fn new(ordinal: usize) -> Option<Self> {
+        let context = CudaContext::new(ordinal).ok()?;
+        Some(Self { stream: context.default_stream() })
+    }
+
+    /// A mark behind all that libtorch was asked for so far.
+    pub(crate) fn mark(&self) -> Option<CudaEvent> {
+        self.stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).ok()
+    }
 }
 
 /// The kernel, ready to be launched on one GPU.

@@ -11,6 +11,7 @@ use crate::config::{TrainConfig, TrainOperations};
 use crate::objective::Task;
 use crate::optimizer::Optimizer;
 use crate::schedule::learning_rate;
+use crate::split::{Phase, Split};
 
 /// Model, average and moments.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Learner {
     model: Mmdit,
     gradients: Gradients,
     device: Device,
+    pub(crate) split: Split,
 }
 
 /// What came of an update. The tensors lie on the device, and may still be in the making.
@@ -50,7 +52,7 @@ impl Learner {
         let optimizer = Optimizer::new(config, &parameters)?;
         let model = Mmdit::over(model, &computing);
         let gradients = Gradients::new(&model, &parameters);
-        Ok(Self { parameters, computing, ema, optimizer, model, gradients, device })
+        Ok(Self { parameters, computing, ema, optimizer, model, gradients, device, split: Split::new(device) })
     }
 
     /// Of the last update, before clipping.
@@ -99,17 +101,26 @@ impl Learner {
             };
             let part = task.narrow(start, length);
             let mut ready = |gradient| if is_last { ranks.start_sum(gradient) } else { Ok(()) };
-            losses.push(backward(&self.model, &self.computing, &part, pass, &mut self.gradients, &mut ready)?);
+            let Self { model, computing, gradients, split, .. } = self;
+            losses.push(backward(model, computing, &part, pass, gradients, split, &mut ready)?);
         }
+        self.split.enter(Phase::Reduce);
         ranks.finish()?;
         Ok(Tensor::cat(&losses, 0))
     }
 
     /// The second half: the parameters' change by the gradient. Returns its norm before clipping.
     pub fn apply(&mut self, config: &TrainConfig, step: u64) -> Result<Tensor, TrainError> {
+        self.split.enter(Phase::Update);
         let rate = learning_rate(config, step);
         let Self { parameters, computing, ema, optimizer, gradients, .. } = self;
         optimizer.step(step, rate, gradients.flat(), parameters, computing, ema.as_ref())
+    }
+
+    /// The loss of each sample of a task, (samples), float32, without learning from it.
+    pub fn losses(&self, task: &Task) -> Result<Tensor, TrainError> {
+        let Task { noisy, time, condition, .. } = task;
+        tch::no_grad(|| Ok(task.losses(&self.model.forward(noisy, time, condition)?, 0.0)))
     }
 
     /// Gives all ranks what the first one has, and the number of updates that it has made, which is returned.

@@ -16,7 +16,9 @@ pub mod collective;
 pub mod config;
 mod cuda;
 pub mod encode;
+pub mod encoded;
 pub mod feed;
+pub mod grids;
 pub mod learner;
 pub mod loader;
 mod meter;
@@ -27,10 +29,12 @@ pub mod order;
 pub mod replay;
 mod saver;
 pub mod schedule;
+pub mod split;
 pub mod start;
 pub mod tensorboard;
 mod together;
 mod train;
+mod validation;
 
 pub use cuda::{CudaError, used_memory};
 pub use together::train_together;
@@ -49,6 +53,8 @@ pub enum TrainError {
     Configuration { what: &'static str, value: String, expected: String },
     #[error(transparent)]
     Load(#[from] loader::LoadError),
+    #[error(transparent)]
+    Sample(#[from] sampler::SampleError),
     #[error(
         "bucket {bucket} does not fit the model: each side must be a multiple of {multiple} pixels (latent factor × patch size); change bucket.patch_size or train.patch_size"
     )]

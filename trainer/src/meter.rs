@@ -9,9 +9,14 @@ use tch::{Kind, Tensor};
 
 use crate::TrainError;
 use crate::collective::Collective;
-use crate::learner::Update;
+use crate::cuda::used_memory;
+use crate::feed::Fed;
+use crate::learner::{Learner, Update};
 use crate::metrics::{Record, TIME_BINS};
 use crate::train::Job;
+
+/// Where the number of replaced images stands among what is summed over ranks.
+const REPLACED: usize = 2 + 2 * TIME_BINS;
 
 /// What was done since the line before.
 pub(crate) struct Meter<'a> {
@@ -20,6 +25,8 @@ pub(crate) struct Meter<'a> {
     waiting: Duration,
     /// FLOPs of the model, of this rank, backward passes included.
     flops: f64,
+    /// Images of this rank that were replaced.
+    replaced: u64,
     /// What is to be read from the device, step by step.
     updates: Vec<(u64, Update)>,
 }
@@ -35,11 +42,18 @@ impl<'a> Meter<'a> {
     }
 
     fn empty(job: &'a Job<'a>) -> Self {
-        Self { job, since: Instant::now(), waiting: Duration::ZERO, flops: 0.0, updates: Vec::new() }
+        Self { job, since: Instant::now(), waiting: Duration::ZERO, flops: 0.0, replaced: 0, updates: Vec::new() }
     }
 
-    pub(crate) fn waited(&mut self, waited: Duration) {
-        self.waiting += waited;
+    /// Notes how a batch came.
+    pub(crate) fn fed(&mut self, fed: &Fed) {
+        self.waiting += fed.waited;
+        self.replaced += fed.replaced.len() as u64;
+    }
+
+    /// What was done since the line before is not counted as time of the training.
+    pub(crate) fn leave_out(&mut self) {
+        self.since = Instant::now();
     }
 
     /// Notes the update of `step`, counted from 0, which took so many FLOPs.
@@ -55,11 +69,13 @@ impl<'a> Meter<'a> {
         done: u64,
         epoch: u64,
         learning_rate: f64,
+        learner: &mut Learner,
         ranks: &mut dyn Collective,
     ) -> Result<Record, TrainError> {
-        let Self { job, since, waiting, flops, updates } = std::mem::replace(self, Self::empty(self.job));
-        // Losses, samples, then both of each bin of times; the norm is the same on all ranks.
-        let mut numbers = [0.0; 2 + 2 * TIME_BINS];
+        let Self { job, since, waiting, flops, replaced, updates } = std::mem::replace(self, Self::empty(self.job));
+        // Losses, samples, then both of each bin of times, then images replaced; the norm is the same on all ranks.
+        let mut numbers = [0.0; 3 + 2 * TIME_BINS];
+        numbers[REPLACED] = replaced as f64;
         let mut norm = 0.0;
         for (step, Update { losses, times, gradient_norm }) in &updates {
             let read = |tensor: &Tensor| Vec::<f64>::try_from(tensor.to_kind(Kind::Double));
@@ -83,6 +99,7 @@ impl<'a> Meter<'a> {
         };
         let count = updates.len() as f64;
         let teraflops = flops / seconds / 1e12;
+        let waiting = waiting.as_secs_f64();
         Ok(Record {
             step: done,
             epoch,
@@ -91,9 +108,13 @@ impl<'a> Meter<'a> {
             gradient_norm: norm / count.max(1.0),
             learning_rate,
             images_per_second: count * job.config.batch_size as f64 / seconds,
-            waiting: waiting.as_secs_f64() / seconds,
+            waiting: waiting / seconds,
             teraflops,
             utilisation: job.operations.peak_teraflops.map(|peak| teraflops / peak),
+            time: learner.split.shares(seconds, waiting),
+            memory: used_memory(learner.device()),
+            replaced: numbers[REPLACED] as u64,
+            validation: None,
         })
     }
 
@@ -106,10 +127,14 @@ impl<'a> Meter<'a> {
         if loss.is_finite() { Ok(()) } else { Err(TrainError::NotFinite { step: *step, loss }) }
     }
 
+    /// Shows how far it is; `replaced` counts the bad images of the whole training.
     pub(crate) fn report(&self, last: &Record, replaced: u64) {
         let mut note = format!("loss {:.4}, {:.0} images/s", last.loss, last.images_per_second);
         if let Some(share) = last.utilisation {
             let _ = write!(note, ", {:.0} % of the peak", share * 100.0);
+        }
+        if let Some(validated) = &last.validation {
+            let _ = write!(note, ", validation loss {:.4}", validated.loss);
         }
         if replaced > 0 {
             let _ = write!(note, ", {replaced} bad images replaced");

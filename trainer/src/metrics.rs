@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::TrainError;
 use crate::backward::Gradients;
 use crate::collective;
+use crate::split::TimeSplit;
 use crate::tensorboard::{EventFile, Histogram};
 
 /// Bins of times in which losses are told apart.
@@ -39,6 +40,27 @@ pub struct Record {
     /// Their share of `peak_teraflops`, where that is given.
     #[serde(default)]
     pub utilisation: Option<f64>,
+    /// Where the rest of the first rank's time went.
+    #[serde(default)]
+    pub time: TimeSplit,
+    /// Bytes in use at this moment: of the first rank's GPU, or of its process.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Images that could not be used and were replaced, of all ranks.
+    #[serde(default)]
+    pub replaced: u64,
+    /// After this update, of the images that are held out.
+    #[serde(default)]
+    pub validation: Option<Validated>,
+}
+
+/// The loss of the images that are held out, by the weights as trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validated {
+    /// The mean over all times.
+    pub loss: f64,
+    /// At the times 0, ⅛, …, ⅞.
+    pub at: Vec<f64>,
 }
 
 /// Appends records to a run's files.
@@ -86,6 +108,10 @@ impl Metrics {
             let start = bin as f64 / TIME_BINS as f64;
             self.events.scalar(step, &format!("loss by time/from {start:.3}"), loss as f32)?;
         }
+        for (n, loss) in record.validation.iter().flat_map(|validated| validated.at.iter().enumerate()) {
+            let time = n as f64 / TIME_BINS as f64;
+            self.events.scalar(step, &format!("validation loss by time/at {time:.3}"), *loss as f32)?;
+        }
         for (tag, value) in [
             ("loss/train", Some(record.loss)),
             ("gradient norm", Some(record.gradient_norm)),
@@ -94,6 +120,13 @@ impl Metrics {
             ("speed/share of time spent waiting for data", Some(record.waiting)),
             ("speed/teraflops", Some(record.teraflops)),
             ("speed/utilisation", record.utilisation),
+            ("time/prepare", Some(record.time.prepare)),
+            ("time/forward", Some(record.time.forward)),
+            ("time/backward", Some(record.time.backward)),
+            ("time/reduce", Some(record.time.reduce)),
+            ("time/update", Some(record.time.update)),
+            ("memory/gigabytes", record.memory.map(|bytes| bytes as f64 / 1e9)),
+            ("loss/validation", record.validation.as_ref().map(|validated| validated.loss)),
         ] {
             if let Some(value) = value {
                 self.events.scalar(step, tag, value as f32)?;
@@ -117,6 +150,17 @@ impl Metrics {
             self.events.histogram(step, &format!("gradients/{name}"), &Histogram::of(&values, HISTOGRAM_BUCKETS))?;
         }
         self.events.flush()
+    }
+
+    /// Shows a sheet of pictures in TensorBoard: the bytes of a PNG, and its size in pixels.
+    pub fn picture(&mut self, step: u64, (width, height): (u32, u32), png: &[u8]) -> Result<(), TrainError> {
+        self.events.image(step, "samples", width, height, png)?;
+        self.events.flush()
+    }
+
+    /// Images that were replaced so far, as the records say.
+    pub fn replaced(&self) -> u64 {
+        self.records.iter().map(|record| record.replaced).sum()
     }
 
     /// All records so far, those before a resume included.
@@ -144,6 +188,10 @@ mod tests {
             waiting: 0.0,
             teraflops: 0.0,
             utilisation: None,
+            time: TimeSplit::default(),
+            memory: None,
+            replaced: 0,
+            validation: None,
         };
         let mut file = Metrics::open(folder.path(), 0).unwrap();
         for step in [10, 20, 30] {

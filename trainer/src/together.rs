@@ -8,12 +8,12 @@ use ranks::{Group, Mesh, MeshOptions, RankError, Role, Roles, World};
 use tch::Device;
 
 use crate::TrainError;
-use crate::collective::transfer::{Channels, SentFeed, serve};
+use crate::collective::transfer::{Channels, SentFeed, send_held_out, serve};
 use crate::collective::{Collective, NcclCollective, TcpCollective};
 use crate::encode::Encoder;
-use crate::feed::{Feed, OwnFeed};
+use crate::feed::{OwnFeed, held_out, load};
 use crate::loader::Share;
-use crate::train::{Finished, Job, load, run};
+use crate::train::{Finished, Job, begin, run};
 
 /// First channel of the ranks that hold the model: of what they wait for, and of sums in the making.
 const WAITED_FOR: u32 = 1;
@@ -108,7 +108,11 @@ fn load_for(job: &Job, world: &World, mesh: &Mesh, roles: &Roles, models: &[usiz
         let start =
             told.as_array::<8>().map(|bytes| u64::from_le_bytes(*bytes)).ok_or(TrainError::Batch { rank: model })?;
         let position = all.iter().position(|rank| *rank == model).unwrap_or(0);
-        loaders.push((model, load(job, start..job.config.steps, share(roles, position), models.len())?));
+        let share = share(roles, position);
+        if job.config.validation_images > 0 {
+            send_held_out(mesh, BATCHES, model, held_out(job, share, &encoder)?)?;
+        }
+        loaders.push((model, load(job, start, share, models.len())?));
     }
     serve(mesh, BATCHES, &encoder, loaders)?;
     Ok(())
@@ -129,15 +133,14 @@ fn hold_model(
         Device::Cuda(ordinal) => Box::new(NcclCollective::new(group, ordinal)?),
         _ => Box::new(TcpCollective::new(group, Group::new(Arc::clone(mesh), all, SUMS)?)?),
     };
-    let (mut learner, start) = crate::train::begin(job, device, ranks.as_mut())?;
+    let begun = begin(job, device, ranks.as_mut())?;
     let Some(loader) = loader else {
-        let loader = load(job, start..job.config.steps, share(roles, position), 1)?;
-        let mut feed = OwnFeed::new(loader, Encoder::new(job.config, device)?);
-        return run(job, &mut learner, start, &mut feed, ranks.as_mut());
+        let mut feed = OwnFeed::open(job, begun.updates, share(roles, position), device)?;
+        return run(job, begun, &mut feed, ranks.as_mut());
     };
-    mesh.send(loader, BATCHES.ask, &start.to_le_bytes())?;
+    mesh.send(loader, BATCHES.ask, &begun.updates.to_le_bytes())?;
     let mut feed = SentFeed::new(Arc::clone(mesh), loader, BATCHES);
-    let finished = run(job, &mut learner, start, &mut feed as &mut dyn Feed, ranks.as_mut())?;
+    let finished = run(job, begun, &mut feed, ranks.as_mut())?;
     feed.end()?;
     Ok(finished)
 }

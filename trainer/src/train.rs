@@ -1,29 +1,28 @@
 //! The training loop.
 
-use std::ops::Range;
 use std::path::Path;
 
-use models::checkpoint::{self, Checkpoint};
+use models::checkpoint::{self, Checkpoint, CheckpointState};
 use models::device;
 use models::mmdit::Mmdit;
-use shards::bucket::BucketSize;
 use shards::event::{Event, EventSink};
-use shards::index::BucketIndex;
 use shards::storage::Workdir;
 use tch::Device;
 
 use crate::TrainError;
 use crate::collective::{Alone, Collective};
 use crate::config::{TrainConfig, TrainOperations};
-use crate::encode::Encoder;
 use crate::feed::{Feed, OwnFeed};
+use crate::grids::Grids;
 use crate::learner::Learner;
-use crate::loader::{BadImage, Loader, LoaderOptions, Share};
+use crate::loader::{BadImage, Share};
 use crate::meter::Meter;
 use crate::metrics::{Metrics, Record};
 use crate::objective::{Draws, Task};
 use crate::saver::Saver;
 use crate::schedule::learning_rate;
+use crate::split::Phase;
+use crate::validation::Validation;
 
 /// One training: what to learn from, where to keep it, how.
 pub struct Job<'a> {
@@ -48,9 +47,9 @@ pub struct Finished {
     pub checkpoint: Checkpoint,
     /// Whether it stopped because it was cancelled; it goes on from here when run again.
     pub interrupted: bool,
-    /// Samples drawn by this process, repeats included.
+    /// Samples drawn since it was started or gone on with, by all ranks, repeats included.
     pub samples: u64,
-    /// Images that could not be decoded and were replaced, by this process.
+    /// Images that could not be used and were replaced, by all ranks, from the first step on.
     pub replaced: u64,
     pub records: Vec<Record>,
 }
@@ -67,58 +66,80 @@ pub fn train(job: &Job) -> Result<Finished, TrainError> {
         });
     }
     let device = device::named(operations.device.as_deref(), 0).map_err(|message| TrainError::Device { message })?;
-    let (mut learner, start) = begin(job, device, &mut Alone)?;
-    let loader = load(job, start..config.steps, Share::default(), 1)?;
-    let mut feed = OwnFeed::new(loader, Encoder::new(config, device)?);
-    let finished = run(job, &mut learner, start, &mut feed, &mut Alone)?;
+    let begun = begin(job, device, &mut Alone)?;
+    let mut feed = OwnFeed::open(job, begun.updates, Share::default(), device)?;
+    let finished = run(job, begun, &mut feed, &mut Alone)?;
     finished.ok_or(TrainError::LoaderGone)
 }
 
-/// Model and moments as all ranks begin with them: from a seed, or from the folder's latest checkpoint, which the first rank reads. Returns
-/// them with the updates that were made already.
-pub(crate) fn begin(job: &Job, device: Device, ranks: &mut dyn Collective) -> Result<(Learner, u64), TrainError> {
+/// Where a training begins.
+pub(crate) struct Begun {
+    learner: Learner,
+    /// Updates that were made already.
+    pub(crate) updates: u64,
+    /// Longest side, in pixels, of the images of those updates; known to the first rank.
+    longest_side: u32,
+}
+
+/// Model and moments as all ranks begin with them: from a seed, or from the folder's latest checkpoint, which the first rank reads.
+pub(crate) fn begin(job: &Job, device: Device, ranks: &mut dyn Collective) -> Result<Begun, TrainError> {
     let config = job.config;
-    let model = config.model()?;
-    if ranks.rank() > 0 {
-        let mut learner = Learner::new(config, &model, Mmdit::allocate(&model, device), None)?;
-        let start = learner.share(0, ranks)?;
-        return Ok((learner, start));
+    if let Some(grids) = &job.operations.sample_grids {
+        grids.check()?;
     }
-    shards::disk::create_folder(job.folder)?;
-    let (mut learner, start) = start_or_resume(job, device)?;
-    learner.share(start, ranks)?;
-    Ok((learner, start))
+    let mut begun = if ranks.rank() == 0 {
+        shards::disk::create_folder(job.folder)?;
+        start_or_resume(job, device)?
+    } else {
+        let model = config.model()?;
+        let learner = Learner::new(config, &model, Mmdit::allocate(&model, device), None)?;
+        Begun { learner, updates: 0, longest_side: 0 }
+    };
+    begun.updates = begun.learner.share(begun.updates, ranks)?;
+    Ok(begun)
 }
 
 /// The loop of a rank that holds the model. The first one writes metrics and checkpoints, and tells what came of it.
 pub(crate) fn run(
     job: &Job,
-    learner: &mut Learner,
-    start: u64,
+    begun: Begun,
     feed: &mut dyn Feed,
     ranks: &mut dyn Collective,
 ) -> Result<Option<Finished>, TrainError> {
     let Job { config, operations, .. } = *job;
+    let Begun { mut learner, updates: start, mut longest_side } = begun;
     let is_first = ranks.rank() == 0;
     let mut metrics = is_first.then(|| Metrics::open(job.folder, start)).transpose()?;
+    let grids = if is_first { Grids::open(job, learner.device())? } else { None };
     let model = config.model()?;
     let multiple = config.pixel_multiple()?;
+    let mut names = Names { job, named: 0 };
+    let validation = if config.validation_images > 0 {
+        let batches = feed.validation()?;
+        for fed in &batches {
+            names.tell(&fed.replaced);
+        }
+        Some(Validation::of(batches))
+    } else {
+        None
+    };
     let mut meter = Meter::new(job, start, is_first);
-    let mut max_side = 0;
-    let (mut step, mut replaced) = (start, 0);
+    let mut step = start;
     let mut saver = Saver::default();
     let mut saved = job.folder.join(checkpoint::folder_name(start)).exists().then_some(start);
     let mut interrupted = false;
+    learner.split.begin();
 
     while step < config.steps {
+        learner.split.enter(Phase::Prepare);
         let fed = feed.next()?;
-        meter.waited(fed.waited);
+        meter.fed(&fed);
+        names.tell(&fed.replaced);
         let batch = &fed.batch;
-        max_side = max_side.max(longest_side(batch.bucket));
-        tell(job, &fed.replaced, replaced);
-        replaced += fed.replaced.len() as u64;
+        longest_side = longest_side.max(batch.bucket.width).max(batch.bucket.height);
         let task = Task::new(config, batch, &Draws::new(config, batch), learner.device());
         let update = learner.update(config, operations, step, &task, ranks)?;
+        learner.split.enter(Phase::Other);
         let side = |pixels: u32| i64::from(pixels) / multiple;
         let text = batch.condition.tokens.iter().filter_map(|tokens| tokens.size().get(1).copied()).sum();
         let flops = model.forward_flops(side(batch.bucket.height), side(batch.bucket.width), text);
@@ -126,20 +147,33 @@ pub(crate) fn run(
         meter.check()?;
         step += 1;
         interrupted = step < config.steps && is_cancelled(job, ranks)?;
-        let is_due = |every: u64| step % every.max(1) == 0 || step == config.steps || interrupted;
-        if is_due(operations.log_every) || is_due(operations.checkpoint_every) {
-            let record = meter.record(step, batch.epoch, learning_rate(config, step - 1), ranks)?;
+        let is_due = |every: u64| step % every.max(1) == 0 || step == config.steps;
+        let validates = validation.as_ref().filter(|_| is_due(operations.validate_every));
+        let saves = is_due(operations.checkpoint_every) || interrupted;
+        if is_due(operations.log_every) || saves || validates.is_some() {
+            let rate = learning_rate(config, step - 1);
+            let mut record = meter.record(step, batch.epoch, rate, &mut learner, ranks)?;
+            if let Some(validation) = validates {
+                record.validation = Some(validation.run(config, operations, step, &learner, ranks)?);
+                meter.leave_out();
+            }
             if let Some(metrics) = &mut metrics {
-                meter.report(&record, replaced);
+                meter.report(&record, metrics.replaced() + record.replaced);
                 metrics.append(record)?;
                 if operations.gradient_histograms {
                     metrics.histograms(step, learner.gradients())?;
                 }
             }
         }
-        if is_due(operations.checkpoint_every) && is_first {
-            saver.save(job, learner, step, max_side)?;
+        if saves && is_first {
+            saver.save(job, &learner, step, longest_side)?;
             saved = Some(step);
+        }
+        if let (Some(grids), Some(metrics)) = (&grids, &mut metrics)
+            && is_due(grids.every())
+        {
+            grids.draw(&learner, step, longest_side, metrics)?;
+            meter.leave_out();
         }
         if interrupted {
             break;
@@ -147,7 +181,7 @@ pub(crate) fn run(
     }
     let Some(metrics) = metrics else { return Ok(None) };
     if saved != Some(step) {
-        saver.save(job, learner, step, max_side)?;
+        saver.save(job, &learner, step, longest_side)?;
     }
     // A finished training that is asked again has its last checkpoint already.
     let checkpoint = match saver.finish()? {
@@ -155,7 +189,8 @@ pub(crate) fn run(
         None => Checkpoint::open(&job.folder.join(checkpoint::folder_name(step)))?,
     };
     let samples = (step - start) * config.batch_size;
-    Ok(Some(Finished { checkpoint, interrupted, samples, replaced, records: metrics.records().to_vec() }))
+    let (replaced, records) = (metrics.replaced(), metrics.records().to_vec());
+    Ok(Some(Finished { checkpoint, interrupted, samples, replaced, records }))
 }
 
 /// Whether any rank was asked to stop: all of them stop after the same update.
@@ -165,45 +200,27 @@ fn is_cancelled(job: &Job, ranks: &mut dyn Collective) -> Result<bool, TrainErro
     Ok(cancelled[0] > 0.0)
 }
 
-/// A loader of a part of the job's steps, one of `loaders` in this process, over buckets that fit its model.
-pub(crate) fn load(job: &Job, steps: Range<u64>, share: Share, loaders: usize) -> Result<Loader, TrainError> {
-    let config = job.config;
-    let index = BucketIndex::read_in(job.workdir, job.index)?;
-    let multiple = config.pixel_multiple()?;
-    let fits = |side: u32| i64::from(side) % multiple == 0;
-    if let Some(bucket) = index.buckets().iter().find(|bucket| !fits(bucket.size.width) || !fits(bucket.size.height)) {
-        return Err(TrainError::BucketSize { bucket: bucket.size.to_string(), multiple });
-    }
-    let options = LoaderOptions {
-        seed: config.seed,
-        batch_size: config.batch_size,
-        steps,
-        captions: config.captions.iter().map(|(column, weight)| (column.clone(), *weight)).collect(),
-        on_bad_image: job.operations.on_bad_image,
-        prefetch_bytes: job.operations.prefetch_bytes / loaders.max(1) as u64,
-        cache_bytes: job.operations.cache_bytes / loaders.max(1) as u64,
-        share,
-        ..LoaderOptions::default()
-    };
-    Ok(Loader::over(job.index, index, options)?)
-}
-
 /// Bad images that are named one by one; of more, only the number is told.
 const NAMED: u64 = 20;
 
-fn tell(job: &Job, replaced: &[BadImage], before: u64) {
-    for (image, number) in replaced.iter().zip(before..NAMED) {
-        let more = if number + 1 == NAMED { "; further ones are only counted" } else { "" };
-        job.events
-            .send(Event::Note { stage: job.stage.to_owned(), text: format!("replaced a bad image, {image}{more}") });
+/// Names the bad images of this rank.
+struct Names<'a> {
+    job: &'a Job<'a>,
+    named: u64,
+}
+
+impl Names<'_> {
+    fn tell(&mut self, replaced: &[BadImage]) {
+        for image in replaced.iter().take((NAMED - self.named) as usize) {
+            self.named += 1;
+            let more = if self.named == NAMED { "; further ones are only counted" } else { "" };
+            let text = format!("replaced a bad image, {image}{more}");
+            self.job.events.send(Event::Note { stage: self.job.stage.to_owned(), text });
+        }
     }
 }
 
-fn longest_side(bucket: BucketSize) -> u32 {
-    bucket.width.max(bucket.height)
-}
-
-fn start_or_resume(job: &Job, device: Device) -> Result<(Learner, u64), TrainError> {
+fn start_or_resume(job: &Job, device: Device) -> Result<Begun, TrainError> {
     let config = job.config;
     let model = config.model()?;
     let note = |text| job.events.send(Event::Note { stage: job.stage.to_owned(), text });
@@ -211,11 +228,12 @@ fn start_or_resume(job: &Job, device: Device) -> Result<(Learner, u64), TrainErr
         if let Some(start) = &config.start {
             let (learner, updates, text) = start.begin(config, device)?;
             note(text);
-            return Ok((learner, updates));
+            return Ok(Begun { learner, updates, longest_side: 0 });
         }
         let parameters = Mmdit::initialise(&model, config.seed, device);
         let ema = parameters.duplicate();
-        return Ok((Learner::new(config, &model, parameters, Some(ema))?, 0));
+        let learner = Learner::new(config, &model, parameters, Some(ema))?;
+        return Ok(Begun { learner, updates: 0, longest_side: 0 });
     };
     if let Some(difference) = difference(&checkpoint.state.training, config) {
         return Err(TrainError::OtherConfiguration { folder: job.folder.to_owned(), difference });
@@ -224,8 +242,9 @@ fn start_or_resume(job: &Job, device: Device) -> Result<(Learner, u64), TrainErr
     let ema = checkpoint.parameters(checkpoint::EMA, device)?;
     let mut learner = Learner::new(config, &model, parameters, Some(ema))?;
     learner.optimizer.load(&checkpoint.folder.join(checkpoint::OPTIMIZER), &learner.parameters)?;
-    note(format!("going on from step {}", checkpoint.state.step));
-    Ok((learner, checkpoint.state.step))
+    let CheckpointState { step, max_resolution, .. } = checkpoint.state;
+    note(format!("going on from step {step}"));
+    Ok(Begun { learner, updates: step, longest_side: max_resolution })
 }
 
 /// The settings in which a checkpoint's configuration differs from this run's, in words; `None` when there are none.

@@ -129,9 +129,13 @@ fn load(index: &Path, options: LoaderOptions) -> Vec<Batch> {
 /// What the samples of a batch say of themselves: number by pixels, and caption.
 fn samples(batch: &Batch) -> Vec<(u8, String)> {
     for sample in &batch.samples {
-        assert_eq!(sample.image.dimensions(), (batch.bucket.width, batch.bucket.height));
+        assert_eq!(sample.content.picture().unwrap().dimensions(), (batch.bucket.width, batch.bucket.height));
     }
-    batch.samples.iter().map(|sample| (sample.image.get_pixel(0, 0).0[0], sample.caption.clone())).collect()
+    batch
+        .samples
+        .iter()
+        .map(|sample| (sample.content.picture().unwrap().get_pixel(0, 0).0[0], sample.caption.clone()))
+        .collect()
 }
 
 fn all(batches: &[Batch]) -> Vec<Vec<(u8, String)>> {

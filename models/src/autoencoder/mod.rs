@@ -29,6 +29,34 @@ pub enum Affine {
     ScaleThenShift,
 }
 
+/// How one autoencoder's latents are scaled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    pub affine: Affine,
+    pub scale: f64,
+    pub shift: f64,
+}
+
+impl Scaling {
+    /// Raw latents to the range that models are trained on.
+    pub fn apply(self, latents: &Tensor) -> Tensor {
+        let Self { affine, scale, shift } = self;
+        match affine {
+            Affine::ShiftThenScale => (latents - shift) * scale,
+            Affine::ScaleThenShift => latents * scale + shift,
+        }
+    }
+
+    /// The inverse of [`Scaling::apply`].
+    pub fn undo(self, latents: &Tensor) -> Tensor {
+        let Self { affine, scale, shift } = self;
+        match affine {
+            Affine::ShiftThenScale => latents / scale + shift,
+            Affine::ScaleThenShift => (latents - shift) / scale,
+        }
+    }
+}
+
 /// Sizes and settings.
 #[derive(Clone, Debug)]
 pub struct AutoencoderConfig {
@@ -88,6 +116,10 @@ impl AutoencoderConfig {
             scale: settings.positive("scaling_factor", 0.18215)?,
             shift: settings.number("shift_factor", 0.0)?,
         })
+    }
+
+    pub fn scaling(&self, affine: Affine) -> Scaling {
+        Scaling { affine, scale: self.scale, shift: self.shift }
     }
 
     /// Picture pixels along one side of a latent pixel.
@@ -192,22 +224,9 @@ impl Autoencoder {
         })
     }
 
-    /// Raw latents to the range that models are trained on.
-    pub fn scaled(&self, latents: &Tensor) -> Tensor {
-        let AutoencoderConfig { scale, shift, .. } = self.config;
-        match self.affine {
-            Affine::ShiftThenScale => (latents - shift) * scale,
-            Affine::ScaleThenShift => latents * scale + shift,
-        }
-    }
-
-    /// The inverse of [`Autoencoder::scaled`].
-    pub fn unscaled(&self, latents: &Tensor) -> Tensor {
-        let AutoencoderConfig { scale, shift, .. } = self.config;
-        match self.affine {
-            Affine::ShiftThenScale => latents / scale + shift,
-            Affine::ScaleThenShift => (latents - shift) / scale,
-        }
+    /// How its latents are brought to the range that models are trained on, and back.
+    pub fn scaling(&self) -> Scaling {
+        self.config.scaling(self.affine)
     }
 }
 

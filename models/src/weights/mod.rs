@@ -14,7 +14,7 @@ mod write;
 pub use gguf::{GgufValue, Metadata as GgufMetadata, Quantization};
 pub use pickle::{TensorRecord, Value as TorchValue};
 pub use torch_zip::{TorchFile, write as write_torch};
-pub use write::write;
+pub use write::{bytes_of, write};
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;

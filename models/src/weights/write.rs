@@ -36,7 +36,7 @@ impl View for Written<'_> {
 }
 
 /// The elements of a tensor, little-endian, row-major.
-pub(super) fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+pub fn bytes_of(tensor: &Tensor) -> Vec<u8> {
     let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
     let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
     let mut bytes = vec![0u8; length];

@@ -166,14 +166,15 @@ fn both_conventions_of_scaling_are_inverted_by_their_own() {
     for affine in [Affine::ShiftThenScale, Affine::ScaleThenShift] {
         let model = Autoencoder::open(&folder("autoencoder_kl"), affine, CPU, FLOAT).unwrap().model;
         let latents = normal("latents", &[1, 16, 2, 2]);
-        assert!(difference(&model.unscaled(&model.scaled(&latents)), &latents) < 1e-5);
+        assert!(difference(&model.scaling().undo(&model.scaling().apply(&latents)), &latents) < 1e-5);
     }
     // (z − s)·c and z·c + s differ by s·(1 + c).
     let scaled = |affine| {
         Autoencoder::open(&folder("autoencoder_kl"), affine, CPU, FLOAT)
             .unwrap()
             .model
-            .scaled(&Tensor::zeros([1], (FLOAT, CPU)))
+            .scaling()
+            .apply(&Tensor::zeros([1], (FLOAT, CPU)))
     };
     let gap = (scaled(Affine::ScaleThenShift) - scaled(Affine::ShiftThenScale)).double_value(&[0]);
     assert!((gap - 0.157_75).abs() < 1e-4, "{gap}");

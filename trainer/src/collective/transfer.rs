@@ -4,17 +4,17 @@
 //! says. A rank that holds the model asks for each batch, two ahead of need; so what waits anywhere is bounded.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use models::text::TextCondition;
 use ranks::{Mesh, RankError};
 use serde::{Deserialize, Serialize};
 use shards::bucket::BucketSize;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::TrainError;
 use crate::encode::{EncodedBatch, Encoder};
-use crate::feed::{Fed, Feed};
+use crate::feed::{Fed, Feed, fed};
 use crate::loader::{BadImage, Loader};
 
 /// Batches that a rank asks for before it needs them.
@@ -59,11 +59,9 @@ pub(crate) fn serve(
             }
             // A rank asks ahead, beyond the last step too.
             if let Some(batch) = loader.next_batch() {
-                let mut batch = batch?;
-                let replaced = std::mem::take(&mut batch.replaced);
-                let encoded = encoder.encode(&batch)?;
-                served += batch.samples.len() as u64;
-                send(mesh, rank, channels.batch, &encoded, replaced)?;
+                let fed = fed(batch, encoder, Duration::ZERO)?;
+                served += fed.batch.latents.size().first().copied().unwrap_or(0).unsigned_abs();
+                send(mesh, rank, channels.batch, fed)?;
             }
             next.push((rank, loader));
         }
@@ -72,15 +70,21 @@ pub(crate) fn serve(
     Ok(served)
 }
 
-fn send(mesh: &Mesh, to: usize, channel: u32, batch: &EncodedBatch, replaced: Vec<BadImage>) -> Result<(), TrainError> {
-    let EncodedBatch { step, epoch, bucket, first, latents, condition } = batch;
-    let tensors: Vec<&Tensor> = std::iter::once(latents).chain(&condition.tokens).chain([&condition.pooled]).collect();
+/// Sends a rank its parts of the images that are held out: how many batches they make, then each of them.
+pub(crate) fn send_held_out(mesh: &Mesh, channels: Channels, rank: usize, batches: Vec<Fed>) -> Result<(), TrainError> {
+    mesh.send(rank, channels.batch, &(batches.len() as u64).to_le_bytes())?;
+    batches.into_iter().try_for_each(|fed| send(mesh, rank, channels.batch, fed))
+}
+
+fn send(mesh: &Mesh, to: usize, channel: u32, fed: Fed) -> Result<(), TrainError> {
+    let Fed { batch: EncodedBatch { step, epoch, bucket, first, latents, condition }, replaced, .. } = fed;
+    let tensors: Vec<&Tensor> = std::iter::once(&latents).chain(&condition.tokens).chain([&condition.pooled]).collect();
     let header = Header {
-        step: *step,
-        epoch: *epoch,
+        step,
+        epoch,
         width: bucket.width,
         height: bucket.height,
-        first: *first,
+        first,
         shapes: tensors.iter().map(|tensor| tensor.size()).collect(),
         replaced,
     };
@@ -110,6 +114,14 @@ impl SentFeed {
         self.mesh.send(self.loader, self.channels.ask, END)
     }
 
+    fn receive(&self) -> Result<Fed, TrainError> {
+        let since = Instant::now();
+        let message = self.mesh.receive(self.loader, self.channels.batch)?;
+        let waited = since.elapsed();
+        let (batch, replaced) = Self::read(&message).ok_or(TrainError::Batch { rank: self.loader })?;
+        Ok(Fed { batch, replaced, waited })
+    }
+
     fn read(message: &[u8]) -> Option<(EncodedBatch, Vec<BadImage>)> {
         let (length, rest) = message.split_first_chunk::<8>()?;
         let (header, mut rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
@@ -131,17 +143,19 @@ impl SentFeed {
 }
 
 impl Feed for SentFeed {
+    fn validation(&mut self) -> Result<Vec<Fed>, TrainError> {
+        let told = self.mesh.receive(self.loader, self.channels.batch)?;
+        let batches = told.as_array::<8>().map(|bytes| u64::from_le_bytes(*bytes));
+        let batches = batches.ok_or(TrainError::Batch { rank: self.loader })?;
+        (0..batches).map(|_| self.receive()).collect()
+    }
+
     fn next(&mut self) -> Result<Fed, TrainError> {
         let asks = if self.asked { 1 } else { AHEAD };
         self.asked = true;
         for _ in 0..asks {
             self.mesh.send(self.loader, self.channels.ask, ASK)?;
         }
-        let since = Instant::now();
-        let message = self.mesh.receive(self.loader, self.channels.batch)?;
-        let waited = since.elapsed();
-        let (batch, replaced) = Self::read(&message).ok_or(TrainError::Batch { rank: self.loader })?;
-        debug_assert_eq!(batch.latents.device(), Device::Cpu);
-        Ok(Fed { batch, replaced, waited })
+        self.receive()
     }
 }

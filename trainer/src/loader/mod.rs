@@ -31,7 +31,8 @@ use shards::bucket::BucketSize;
 use shards::columns;
 use shards::index::BucketIndex;
 
-use crate::order::DataOrder;
+use crate::encoded::EncodedSample;
+use crate::order::{DataOrder, Part};
 use read::Reader;
 use step::Step;
 
@@ -43,11 +44,17 @@ pub struct LoaderOptions {
     pub batch_size: u64,
     pub steps: Range<u64>,
     pub share: Share,
+    /// Images that are held out for validation: [`Part::Training`] goes without them.
+    pub validation_images: u64,
+    /// Of [`Part::Validation`] steps are batches of the images that are held out, each once; the last of a bucket may be small.
+    pub part: Part,
+    /// Whether what was encoded ahead is read in place of the images.
+    pub encoded: bool,
     /// Columns to take captions from, each with its weight: drawn for each sample of each step. Where the one that was drawn
     /// has nothing the next is taken.
     pub captions: Vec<(String, f64)>,
     pub on_bad_image: OnBadImage,
-    /// Decoded pixels that may wait for the consumer, in bytes. One batch always may.
+    /// Decoded pixels, or what was encoded ahead, that may wait for the consumer, in bytes. One batch always may.
     pub prefetch_bytes: u64,
     /// Threads that read and decode. Of shards on a store there are [`WAITING`] times as many, for most of them wait for answers.
     pub threads: usize,
@@ -65,6 +72,9 @@ impl Default for LoaderOptions {
             batch_size: 256,
             steps: 0..u64::MAX,
             share: Share::default(),
+            validation_images: 0,
+            part: Part::Training,
+            encoded: false,
             captions: vec![(columns::CAPTION.to_owned(), 1.0)],
             on_bad_image: OnBadImage::default(),
             prefetch_bytes: 512 << 20,
@@ -122,8 +132,39 @@ pub struct Batch {
 /// An image and its caption.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    pub image: RgbImage,
+    pub content: Content,
     pub caption: String,
+}
+
+/// An image, decoded, or as it was encoded ahead.
+#[derive(Clone, Debug)]
+pub enum Content {
+    Picture(RgbImage),
+    Encoded(EncodedSample),
+}
+
+impl Content {
+    pub fn picture(&self) -> Option<&RgbImage> {
+        match self {
+            Self::Picture(picture) => Some(picture),
+            Self::Encoded(_) => None,
+        }
+    }
+
+    pub fn encoded(&self) -> Option<&EncodedSample> {
+        match self {
+            Self::Encoded(sample) => Some(sample),
+            Self::Picture(_) => None,
+        }
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Picture(picture) => picture.as_raw().len() as u64,
+            Self::Encoded(sample) => sample.bytes(),
+        }
+    }
 }
 
 /// An image that could not be used.
@@ -147,6 +188,8 @@ pub enum LoadError {
     Shard(#[from] ShardError),
     #[error("{index} holds no samples")]
     NoSamples { index: PathBuf },
+    #[error("validation_images = {held_out} leaves nothing to train on: {index} holds {images} images")]
+    AllHeldOut { index: PathBuf, held_out: u64, images: u64 },
     #[error("the loader has rank {rank} of {ranks}, and batches of {batch_size} samples; each rank needs at least one")]
     Share { rank: u64, ranks: u64, batch_size: u64 },
     #[error("{0} (on_bad_image = \"replace\" would take the next one)")]
@@ -183,7 +226,7 @@ pub struct Loader {
     pool: rayon::ThreadPool,
     queue: VecDeque<Queued>,
     next: u64,
-    /// Bytes of pixels of the steps in the queue.
+    /// Bytes of the samples of the steps in the queue.
     waiting_bytes: u64,
     statistics: LoaderStatistics,
 }
@@ -202,14 +245,20 @@ impl Loader {
     }
 
     /// Begins to load from an index that was read from `path`.
-    pub fn over(path: &Path, index: BucketIndex, options: LoaderOptions) -> Result<Self, LoadError> {
-        let LoaderOptions { share: Share { rank, ranks }, batch_size, .. } = options;
+    pub fn over(path: &Path, index: BucketIndex, mut options: LoaderOptions) -> Result<Self, LoadError> {
+        let LoaderOptions { share: Share { rank, ranks }, batch_size, validation_images: held_out, .. } = options;
         if rank >= ranks || ranks > batch_size {
             return Err(LoadError::Share { rank, ranks, batch_size });
         }
-        let rows = index.buckets().iter().map(|bucket| bucket.rows).collect();
-        let order = DataOrder::new(options.seed, rows, batch_size);
-        let order = order.ok_or_else(|| LoadError::NoSamples { index: path.to_owned() })?;
+        let rows: Vec<u64> = index.buckets().iter().map(|bucket| bucket.rows).collect();
+        let (images, index_path) = (rows.iter().sum(), path.to_owned());
+        let order = DataOrder::new(options.seed, rows, held_out, batch_size).ok_or(match images {
+            0 => LoadError::NoSamples { index: index_path },
+            images => LoadError::AllHeldOut { index: index_path, held_out, images },
+        })?;
+        if options.part == Part::Validation {
+            options.steps.end = options.steps.end.min(order.validation_batches());
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads.max(1) * if index.is_remote() { WAITING } else { 1 })
             .thread_name(|n| format!("loader {n}"))
@@ -259,7 +308,7 @@ impl Loader {
         LoaderStatistics { bytes_read, reading, decoding, ..self.statistics }
     }
 
-    /// Bytes of pixels that are being loaded or wait.
+    /// Bytes of samples that are being loaded or wait.
     pub fn waiting_bytes(&self) -> u64 {
         self.waiting_bytes
     }
@@ -267,8 +316,13 @@ impl Loader {
     /// Starts steps for as long as there is room.
     fn load_ahead(&mut self) {
         while self.next < self.options.steps.end {
-            let step = Step::plan(&self.reader, self.next, self.options.share.of(self.options.batch_size));
-            let bytes = step.pixel_bytes();
+            // How large a sample is that was encoded ahead shows with the first one.
+            let is_unknown = self.options.encoded && self.reader.largest_encoded() == 0;
+            if is_unknown && !self.queue.is_empty() {
+                return;
+            }
+            let step = Step::plan(&self.reader, self.options.part, self.next, self.options.share);
+            let bytes = step.bytes(&self.reader);
             if !self.queue.is_empty() && self.waiting_bytes + bytes > self.options.prefetch_bytes {
                 return;
             }

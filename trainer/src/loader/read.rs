@@ -16,7 +16,8 @@ use shards::index::BucketIndex;
 use shards::range_cache::RangeCache;
 use shards::rows::RowReader;
 
-use super::{BadImage, LoaderOptions, OnBadImage, Sample};
+use super::{BadImage, Content, LoaderOptions, OnBadImage, Sample};
+use crate::encoded::EncodedSample;
 use crate::order::DataOrder;
 
 /// What the threads of a loader share.
@@ -27,6 +28,10 @@ pub(super) struct Reader {
     pub(super) on_bad_image: OnBadImage,
     seed: u64,
     captions: Vec<(String, f64)>,
+    /// The column that holds images, or what was encoded of them.
+    payload: &'static str,
+    /// Bytes of the largest sample so far that was encoded ahead.
+    largest_encoded: AtomicU64,
     /// Opened when first needed; one that cannot be is not tried again.
     shards: Vec<OnceLock<Result<RowReader, Arc<str>>>>,
     cache: Option<Arc<RangeCache>>,
@@ -57,6 +62,8 @@ impl Reader {
             on_bad_image: options.on_bad_image,
             seed: options.seed,
             captions: options.captions.clone(),
+            payload: if options.encoded { columns::ENCODED } else { columns::IMAGE },
+            largest_encoded: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             bytes_read: AtomicU64::new(0),
             reading: AtomicU64::new(0),
@@ -70,6 +77,10 @@ impl Reader {
 
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn largest_encoded(&self) -> u64 {
+        self.largest_encoded.load(Ordering::Relaxed)
     }
 
     /// Bytes read, and the time of all threads for reading and for decoding.
@@ -111,8 +122,8 @@ impl Reader {
         self.bytes_read.fetch_add(bytes.iter().map(|bytes| bytes.len() as u64).sum(), Ordering::Relaxed);
         let batch = reader.decode(&pages, bytes).map_err(in_words)?;
         let whole = reader.are_whole(&batch).map_err(in_words)?;
-        let images = column(&batch, columns::IMAGE, &DataType::Binary)?;
-        let images = images.as_binary::<i32>();
+        let payloads = column(&batch, self.payload, &DataType::Binary)?;
+        let payloads = payloads.as_binary::<i32>();
         let captions = self.captions.iter().map(|(name, _)| column(&batch, name, &DataType::Utf8));
         let captions = captions.collect::<Result<Vec<_>, _>>()?;
         let decoding = Instant::now();
@@ -121,24 +132,35 @@ impl Reader {
             if !whole.get(i).is_some_and(|whole| *whole) {
                 return Err("its checksum is not that of what was written; the shard is damaged".to_owned());
             }
-            if images.is_null(i) {
-                return Err("it has no image".to_owned());
+            if payloads.is_null(i) {
+                return Err(format!("it has no {}", self.payload));
             }
-            let image = decode(images.value(i), size)?;
             let texts: Vec<Option<&str>> = captions
                 .iter()
                 .map(AsArray::as_string::<i32>)
                 .map(|texts| texts.is_valid(i).then(|| texts.value(i)))
                 .collect();
-            Ok(Sample { image, caption: self.choose(&texts, of).to_owned() })
+            let (column, caption) = self.choose(&texts, of);
+            let content = self.content(payloads.value(i), column, size)?;
+            Ok(Sample { content, caption: caption.to_owned() })
         });
         let samples = samples.collect();
         self.decoding.fetch_add(decoding.elapsed().as_nanos() as u64, Ordering::Relaxed);
         Ok(samples)
     }
 
-    /// The caption that is drawn for a sample of a step.
-    fn choose<'a>(&self, texts: &[Option<&'a str>], of: &Wanted) -> &'a str {
+    /// What a payload holds; `column` is that of the caption, `None` for an empty one.
+    fn content(&self, payload: &[u8], column: Option<&str>, size: BucketSize) -> Result<Content, String> {
+        if self.payload == columns::IMAGE {
+            return decode(payload, size).map(Content::Picture);
+        }
+        let sample = EncodedSample::read(payload, column, (size.width, size.height))?;
+        self.largest_encoded.fetch_max(sample.bytes(), Ordering::Relaxed);
+        Ok(Content::Encoded(sample))
+    }
+
+    /// The caption that is drawn for a sample of a step, and its column; none where all are empty.
+    fn choose<'a>(&self, texts: &[Option<&'a str>], of: &Wanted) -> (Option<&str>, &'a str) {
         let drawn = if texts.len() > 1 {
             let sum: f64 = self.captions.iter().map(|(_, weight)| weight).sum();
             let mut left = Stream::new(self.seed, "caption", &[of.step, of.position]).uniform() * sum;
@@ -150,14 +172,16 @@ impl Reader {
             None
         };
         let from = drawn.unwrap_or(0);
-        let mut in_turn = texts.iter().skip(from).chain(texts.iter().take(from)).flatten();
-        in_turn.find(|text| !text.is_empty()).copied().unwrap_or_default()
+        let columns = self.captions.iter().map(|(column, _)| column.as_str());
+        let all: Vec<(&str, &'a str)> = columns.zip(texts).map(|(column, text)| (column, text.unwrap_or(""))).collect();
+        let mut in_turn = all.iter().skip(from).chain(all.iter().take(from));
+        in_turn.find(|(_, text)| !text.is_empty()).map_or((None, ""), |(column, text)| (Some(column), text))
     }
 
     fn shard(&self, number: usize) -> Result<&RowReader, String> {
         let place = self.shards.get(number).ok_or("the index points past its shards")?;
         let opened = place.get_or_init(|| {
-            let mut columns = vec![columns::IMAGE];
+            let mut columns = vec![self.payload];
             columns.extend(self.captions.iter().map(|(name, _)| name.as_str()));
             self.index.open(number, &columns, self.cache.as_ref()).map_err(|error| in_words(error).into())
         });

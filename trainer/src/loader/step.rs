@@ -10,8 +10,8 @@ use shards::bucket::BucketSize;
 use shards::index::Locator;
 
 use super::read::{Reader, Wanted};
-use super::{BadImage, Batch, LoadError, OnBadImage, Sample};
-use crate::order::StepSamples;
+use super::{BadImage, Batch, LoadError, OnBadImage, Sample, Share};
+use crate::order::{Part, StepSamples};
 
 /// Samples that one thread reads and decodes in one go: few, so that all threads work on the batch that is due.
 const ROWS_PER_READ: usize = 8;
@@ -37,17 +37,24 @@ struct Pending {
 }
 
 impl Step {
-    pub(super) fn plan(reader: &Reader, number: u64, share: Range<u64>) -> Self {
-        let plan = reader.order.samples(number);
+    /// Step `number` of the training, or batch `number` of what is held out.
+    pub(super) fn plan(reader: &Reader, part: Part, number: u64, share: Share) -> Self {
+        let plan = match part {
+            Part::Training => Some(reader.order.samples(number)),
+            Part::Validation => reader.order.validation(number),
+        };
+        let nothing = || StepSamples { part, epoch: 0, bucket: usize::MAX, samples: Vec::new(), place: 0 };
+        let plan = plan.unwrap_or_else(nothing);
+        let share = share.of(plan.samples.len() as u64);
         let bucket = reader.index.buckets().get(plan.bucket).map(|bucket| bucket.size);
         let bucket = bucket.unwrap_or(BucketSize { width: 0, height: 0 });
         Self { number, plan, bucket, share }
     }
 
-    /// Bytes of its decoded pixels.
-    pub(super) fn pixel_bytes(&self) -> u64 {
+    /// Bytes that its samples will take: of decoded pixels; or of as many as the largest sample so far that was encoded ahead.
+    pub(super) fn bytes(&self, reader: &Reader) -> u64 {
         let pixels = u64::from(self.bucket.width) * u64::from(self.bucket.height);
-        3 * pixels * (self.share.end - self.share.start)
+        (3 * pixels).max(reader.largest_encoded()) * (self.share.end - self.share.start)
     }
 
     /// Has it loaded by `pool`.
@@ -67,6 +74,10 @@ impl Step {
         }
         let samples = Mutex::new(numbers.iter().map(|_| None).collect());
         let pending = Arc::new(Pending { samples, left: AtomicUsize::new(reads.len()), step: self, done });
+        // A small batch of what is held out may have nothing for this rank.
+        if reads.is_empty() {
+            let _ = pending.done.send(pending.complete(reader));
+        }
         for (shard, rows) in reads {
             let (reader, pending) = (Arc::clone(reader), Arc::clone(&pending));
             pool.spawn_fifo(move || pending.read(&reader, shard, &rows));
@@ -140,11 +151,11 @@ impl Pending {
     fn replacement(&self, reader: &Reader, slot: usize, bad: &BadImage) -> Result<Sample, LoadError> {
         let Step { plan, bucket, share, .. } = &self.step;
         let place = plan.place + share.start + slot as u64;
-        let rows = reader.index.buckets().get(plan.bucket).map_or(1, |bucket| bucket.rows);
+        let rows = reader.order.rows_of(plan.part, plan.bucket);
         let mut last = bad.clone();
         // Twice the bucket holds a whole pass, wherever it begins.
         for further in 1..rows.saturating_mul(2).min(MOST_BAD_IN_A_ROW) {
-            let number = reader.order.sample_at(plan.bucket, place + further);
+            let number = reader.order.sample_at(plan.part, plan.bucket, place + further);
             let Some(Locator { shard, row }) = self.step.locate(reader, number) else { break };
             match reader.samples(shard, *bucket, &[self.step.wanted(row, slot)]).pop() {
                 Some(Ok(sample)) => return Ok(sample),
