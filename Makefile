@@ -8,10 +8,11 @@ CARGO   := cargo
 BINARY  := $(CARGO_TARGET_DIR)/release/ferrotype
 PEERS   := $(CACHE)/peers
 READERS := $(CACHE)/readers
+IMAGES_CLIENT := $(CACHE)/images-client
 CAPTION_SERVER := $(CACHE)/caption-server
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server chromium bench bench-engine bench-peers bench-buckets bench-captions bench-loader bench-train
+.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium bench bench-engine bench-peers bench-buckets bench-captions bench-loader bench-train
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -63,13 +64,20 @@ captions-server:
 	cp tools/captions-server.txt $(CAPTION_SERVER)/ready; } || \
 	echo "no llama.cpp server, and none could be installed: captions will not be asked of a real one"
 
+# OpenAI's own client, and what drives a browser, for the tests of `ferrotype serve`; without them they say so and pass.
+images-client:
+	@[ -e $(IMAGES_CLIENT)/ready ] && cmp -s $(IMAGES_CLIENT)/ready tools/images-client.txt || { $(PYTHON) -m venv $(IMAGES_CLIENT) && \
+	$(IMAGES_CLIENT)/bin/pip install --quiet --disable-pip-version-check -r tools/images-client.txt && \
+	cp tools/images-client.txt $(IMAGES_CLIENT)/ready; } || \
+	echo "no openai client, and none could be installed: the images API will not be driven by it"
+
 # A browser for the report's test, installed where that is possible; without one the test says so and checks only the figures.
 chromium:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	missing="chromium fonts-liberation"; $(INSTALL) || \
 	echo "no chromium, and none could be installed: the report will not be opened in a browser"
 
-test: .cargo/config.toml files readers captions-server chromium
+test: .cargo/config.toml files readers captions-server images-client chromium
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --workspace --release --locked
 else

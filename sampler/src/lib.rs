@@ -3,14 +3,19 @@
 //! - [`solver`]: the ways to follow the velocity from noise to an image.
 //! - [`guidance`]: classifier-free guidance around a model.
 //! - [`text_to_image`]: a loaded checkpoint that answers prompts.
+//! - [`recipe`]: what a picture was made with, kept in the picture. [`animation`]: the way from noise to it.
+//! - [`replay`]: a recorded sampling of the reference, made again.
 //! - [`pictures`]: between tensors and pictures.
 //! - [`grid`]: several pictures and their prompts on one sheet.
 //! - [`colors`]: whether a picture's background has the colour its prompt asked for.
 
+pub mod animation;
 pub mod colors;
 pub mod grid;
 pub mod guidance;
 pub mod pictures;
+pub mod recipe;
+pub mod replay;
 pub mod solver;
 pub mod text_to_image;
 
@@ -25,4 +30,12 @@ pub enum SampleError {
     Request { what: &'static str, value: String, expected: String },
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: image::ImageError },
+    #[error("cannot make {what} of pictures")]
+    Encode { what: &'static str, source: image::ImageError },
+    #[error("cannot make a PNG of a picture")]
+    Png { source: png::EncodingError },
+    #[error("{path} cannot be repeated: {detail}")]
+    Recipe { path: PathBuf, detail: String },
+    #[error("stopped before it was done")]
+    Stopped,
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use sampler::text_to_image::unwatched;
 
 use crate::errors::{FAILED, OK, Usage};
 use crate::stages::evaluate::{ColorTest, print_table, table};
@@ -43,7 +44,7 @@ impl Evaluate {
             uneven: self.uneven,
             ..ColorTest::default()
         };
-        let (score, _) = test.run(&self.checkpoint, |_| ())?;
+        let (score, _) = test.run(&self.checkpoint, &mut unwatched)?;
         print_table(table(&score).iter().map(<[String; 6]>::as_slice));
         println!("{}", test.summary(&score));
         Ok(if score.passes(test.bar()) { OK } else { FAILED })

@@ -25,6 +25,7 @@ mod plan;
 #[cfg(feature = "pipeline")]
 mod run;
 mod sample;
+mod serve;
 #[cfg(feature = "pipeline")]
 mod status;
 mod train;
@@ -96,7 +97,9 @@ enum Command {
     /// Train a model from a bucket index, without a manifest.
     Train(train::Train),
     /// Make pictures from a checkpoint.
-    Sample(sample::Sample),
+    Sample(Box<sample::Sample>),
+    /// Answer with pictures over HTTP: the OpenAI images API, and a web page.
+    Serve(Box<serve::Serve>),
     /// Encode texts and pictures as a training would, to look at what comes out.
     Encode(encode::Encode),
     /// List weights, check them against their model, write them in another format.
@@ -147,6 +150,7 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Launch(launch) => launch.run(),
         Command::Train(train) => train.run(),
         Command::Sample(sample) => sample.run(),
+        Command::Serve(serve) => serve.run(),
         Command::Encode(encode) => encode.run(),
         Command::Convert(convert) => convert.run(),
         Command::Evaluate(evaluate) => evaluate.run(),

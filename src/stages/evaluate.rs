@@ -5,15 +5,19 @@
 //! - stale when: a setting or the checkpoint changed
 //! - law: prompts read
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use anyhow::Result;
 use image::RgbImage;
+use sampler::SampleError;
 use sampler::colors::{Bar, NamedColor, Score, judge};
+use sampler::guidance::Guidance;
 use sampler::solver::Solver;
-use sampler::text_to_image::{Request, TextToImage, Weights};
+use sampler::text_to_image::{Picture, Progress, Settings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use super::load;
 
 /// Samples prompts "… on a COLOUR background" and looks at the pictures' borders.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -45,24 +49,28 @@ impl ColorTest {
         Bar { right: self.right, deviation: self.deviation, uneven: self.uneven }
     }
 
-    /// Samples and judges; `progress` hears the share done.
-    pub(crate) fn run(&self, checkpoint: &Path, progress: impl FnMut(f64)) -> Result<(Score, Vec<RgbImage>)> {
-        let model = TextToImage::load(checkpoint, Weights::Average)?;
+    /// Samples and judges; `watch` hears of every step, and may end it.
+    pub(crate) fn run(
+        &self,
+        checkpoint: &Path,
+        watch: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<(Score, Vec<RgbImage>), SampleError> {
+        let model = load(checkpoint)?;
         let questions = demo::Catalogue::default().color_prompts(self.prompts);
-        let prompts: Vec<String> = questions.iter().map(|q| q.prompt.clone()).collect();
+        let wanted: Vec<Picture> = (self.seed..)
+            .zip(&questions)
+            .map(|(seed, q)| Picture { prompt: q.prompt.clone(), seed, ..Picture::default() })
+            .collect();
         let side = model.state.max_resolution;
-        let request = Request {
-            prompts: &prompts,
-            seed: self.seed,
+        let settings = Settings {
             width: side,
             height: side,
             steps: self.steps,
-            guidance: self.guidance,
-            solver: self.sampler,
+            guidance: Guidance::of(self.guidance),
+            sampler: self.sampler,
             shift: 1.0,
-            batch: 64,
         };
-        let pictures = model.generate(&request, progress)?;
+        let pictures = model.generate(&wanted, &settings, 64, watch)?;
         let colors: Vec<NamedColor> =
             demo::palette::COLORS.iter().map(|c| NamedColor { name: c.name.to_owned(), rgb: c.rgb }).collect();
         let judgements =
@@ -129,7 +137,7 @@ mod adapter {
     use serde_json::Value;
     use shards::sidecar::Section;
 
-    use super::super::checkpoint_of;
+    use super::super::{checkpoint_of, of_sampling, until_cancelled};
     use super::{ColorTest, table};
 
     /// The detail that holds the score in words.
@@ -167,8 +175,8 @@ mod adapter {
         }
 
         fn process(&self, task: &Task) -> Result<Outcome, StageError> {
-            let (score, pictures) =
-                self.run(&checkpoint_of(task)?, |_| ()).map_err(|error| StageError::Failed(error.into()))?;
+            let judged = self.run(&checkpoint_of(task)?, &mut until_cancelled(task));
+            let (score, pictures) = judged.map_err(of_sampling)?;
             let rows = pictures.len() as u64;
             task.tally.good(rows);
             let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };

@@ -10,6 +10,34 @@ mod sample;
 #[cfg(feature = "pipeline")]
 mod train;
 
+#[cfg(feature = "pipeline")]
+use std::ops::ControlFlow;
+
+use sampler::SampleError;
+#[cfg(feature = "pipeline")]
+use sampler::text_to_image::Progress;
+use sampler::text_to_image::{Loading, TextToImage, Weights};
+
+/// The average of a checkpoint's weights, on the first GPU where there is one.
+fn load(checkpoint: &std::path::Path) -> Result<TextToImage, SampleError> {
+    let device = models::device::named(None, 0).unwrap_or(tch::Device::Cpu);
+    TextToImage::load(checkpoint, Loading { weights: Weights::Average, device, low_memory: false })
+}
+
+/// Goes on until the run is to end.
+#[cfg(feature = "pipeline")]
+fn until_cancelled<'a>(task: &'a pipeline::stage::Task) -> impl FnMut(&Progress) -> ControlFlow<()> + 'a {
+    |_: &Progress| if task.cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+#[cfg(feature = "pipeline")]
+fn of_sampling(error: SampleError) -> pipeline::stage::StageError {
+    match error {
+        SampleError::Stopped => pipeline::stage::StageError::Cancelled,
+        error => pipeline::stage::StageError::failed(error),
+    }
+}
+
 /// Every stage kind that a manifest can use.
 #[cfg(feature = "pipeline")]
 pub(crate) fn registry() -> pipeline::stage::Registry {

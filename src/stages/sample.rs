@@ -7,15 +7,19 @@
 
 use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 use sampler::grid;
+use sampler::guidance::Guidance;
 use sampler::solver::Solver;
-use sampler::text_to_image::{Request, TextToImage, Weights};
+use sampler::text_to_image::{Picture, Settings};
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shards::bucket::BucketSize;
 use shards::sidecar::Section;
 
-use super::{checkpoint_of, data_file};
+use super::{checkpoint_of, data_file, load, of_sampling, until_cancelled};
+
+/// Pictures made at a time.
+const BATCH: usize = 64;
 
 /// The detail that names the first grid, relative to the stage's folder.
 pub(crate) const GRID: &str = "grid";
@@ -30,10 +34,13 @@ struct Sample {
     /// Steps from noise to picture [25].
     #[serde(default = "default_steps")]
     steps: u32,
+    /// What is not to be seen, in every picture [nothing].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    negative_prompt: String,
     /// Guidance scale; 1 is none [4].
     #[serde(default = "default_guidance")]
     guidance: f64,
-    /// euler or heun [heun].
+    /// How steps are taken [heun].
     #[serde(default = "default_sampler")]
     sampler: Solver,
     /// Moves the steps towards noise; 1 spaces them evenly [1].
@@ -102,7 +109,7 @@ impl Stage for Sample {
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
-        let model = TextToImage::load(&checkpoint_of(task)?, Weights::Average).map_err(StageError::failed)?;
+        let model = load(&checkpoint_of(task)?).map_err(StageError::failed)?;
         let side = model.state.max_resolution;
         let mut sizes: Vec<BucketSize> = self.sizes.iter().filter_map(|s| s.parse().ok()).collect();
         if sizes.is_empty() {
@@ -112,18 +119,22 @@ impl Stage for Sample {
         let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };
         for size in sizes {
             task.check_cancelled()?;
-            let request = Request {
-                prompts: &self.prompts,
-                seed: self.seed,
+            let settings = Settings {
                 width: size.width,
                 height: size.height,
                 steps: self.steps,
-                guidance: self.guidance,
-                solver: self.sampler,
+                guidance: Guidance::of(self.guidance),
+                sampler: self.sampler,
                 shift: self.shift,
-                batch: 64,
             };
-            let pictures = model.generate(&request, |_| ()).map_err(StageError::failed)?;
+            let wanted = (self.seed..).zip(&self.prompts).map(|(seed, prompt)| Picture {
+                prompt: prompt.clone(),
+                negative_prompt: self.negative_prompt.clone(),
+                seed,
+            });
+            let wanted: Vec<Picture> = wanted.collect();
+            let pictures = model.generate(&wanted, &settings, BATCH, &mut until_cancelled(task));
+            let pictures = pictures.map_err(of_sampling)?;
             task.tally.good(pictures.len() as u64);
             let file = format!("{}-{}-{size}.png", task.partition, task.fingerprint.short());
             let path = task.folder.path().join(&file);

@@ -37,10 +37,13 @@ pub(super) fn kind() -> StageKind {
         },
         build: |parameters| {
             let config: TrainConfig = parameters.read()?;
-            let operations = parameters.read()?;
+            let operations: TrainOperations = parameters.read()?;
             // Models that cannot be read are named by the key that names them, before the sizes that follow from them.
             config.latents.shape().map_err(|error| parameters.fault("latents", in_a_line(error)))?;
             config.text.shape().map_err(|error| parameters.fault("text", in_a_line(error)))?;
+            if let Some(grids) = &operations.sample_grids {
+                grids.check().map_err(|error| parameters.fault("sample_grids", in_a_line(error)))?;
+            }
             config.validate().map_err(|error| parameters.fault(key_of(&error), in_a_line(error)))?;
             Ok(Box::new(Train { config, operations }))
         },

@@ -141,6 +141,13 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
             "schedule: unknown choice `cosin`, expected one of `constant`, `cosine`, `linear`",
         ),
         ("train", "checkpoint_every = -1", "checkpoint_every: found number `-1`, expected a whole number, 0 or more"),
+        ("train", "sample_grids = { prompts = [] }", "sample_grids.prompts = [] is not possible: at least one prompt"),
+        (
+            "train",
+            "sample_grids = { prompts = [\"a\"], size = \"big\" }",
+            "sample_grids.size = big is not possible: WIDTHxHEIGHT in pixels, such as 512x384",
+        ),
+        ("train", "encode = \"ahead\"", "encode: unknown choice `ahead`, expected `online` or `cached`"),
         ("train", "latents = \"pixel\"", "latents: unknown choice `pixel`, expected `pixels` or `autoencoder`"),
         ("train", "latents = 5", "latents: found number `5`, expected the name of a choice, in quotes"),
         (
@@ -185,7 +192,7 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
         (
             "sample",
             "sampler = \"eulr\"\nprompts = [\"a cat\"]",
-            "sampler: unknown choice `eulr`, expected one of `euler`, `heun`, `euler-stochastic`, `euler-stochastic-corrected`",
+            "sampler: unknown choice `eulr`, expected one of `euler`, `heun`, `midpoint`, `dpm++-2m`, `euler-stochastic`, `euler-stochastic-corrected`",
         ),
         ("evaluate", "prompts = \"many\"", "prompts: found text \"many\", expected a whole number, 0 or more"),
         ("evaluate", "sampler = 5", "sampler: found number `5`, expected the name of a choice, in quotes"),

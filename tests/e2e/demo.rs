@@ -73,7 +73,7 @@ fn pictures_depend_on_their_seed_and_not_on_their_batch() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         out
     };
-    let together = sample("together", &["--prompt", "a fox", "--prompt", "a pizza", "--seed", "5"]);
+    let together = sample("together", &["--prompt", "a fox", "--prompt", "a pizza", "--seed", "5", "--grid"]);
     let alone = sample("alone", &["--prompt", "a pizza", "--seed", "6"]);
     let picture = |path: std::path::PathBuf| image::open(path).unwrap().into_rgb8();
     let (second, only) = (picture(together.join("0001.png")), picture(alone.join("0000.png")));

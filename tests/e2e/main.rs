@@ -15,6 +15,7 @@ mod interruption;
 mod loader;
 mod notify;
 mod other_trainers;
+mod pictures;
 mod report;
 mod setup;
 mod store;

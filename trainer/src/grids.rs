@@ -1,13 +1,14 @@
 //! Sheets of pictures that show how far a training is.
 
 use std::io::Cursor;
+use std::ops::ControlFlow;
 
 use image::ImageFormat;
 use models::latents::LatentCodec;
 use models::mmdit::Mmdit;
-use models::text::TextCondition;
-use sampler::text_to_image::{Painter, Request};
-use sampler::{SampleError, grid};
+use sampler::guidance::Guidance;
+use sampler::text_to_image::{self, Conditions, Painter, Picture, Settings};
+use sampler::{SampleError, grid, pictures};
 use shards::bucket::BucketSize;
 use tch::Device;
 
@@ -29,7 +30,9 @@ const SIDE: u32 = 160;
 pub(crate) struct Grids<'a> {
     job: &'a Job<'a>,
     settings: &'a SampleGrids,
-    condition: TextCondition,
+    pictures: Vec<Picture>,
+    /// Of each batch.
+    conditions: Vec<Conditions>,
     latents: Box<dyn LatentCodec>,
 }
 
@@ -37,9 +40,13 @@ impl<'a> Grids<'a> {
     /// `None` where the job asks for none. Encodes the prompts.
     pub(crate) fn open(job: &'a Job<'a>, device: Device) -> Result<Option<Self>, TrainError> {
         let Some(settings) = &job.operations.sample_grids else { return Ok(None) };
-        let prompts: Vec<&str> = settings.prompts.iter().map(String::as_str).collect();
-        let condition = job.config.text.encoder(device)?.encode(&prompts)?.to_device(Device::Cpu);
-        Ok(Some(Self { job, settings, condition, latents: job.config.latents.codec(device)? }))
+        let text = job.config.text.encoder(device)?;
+        let of_prompt = |(seed, prompt): (u64, &String)| Picture { prompt: prompt.clone(), seed, ..Picture::default() };
+        let pictures: Vec<Picture> = (settings.seed..).zip(&settings.prompts).map(of_prompt).collect();
+        let guidance = Guidance::of(settings.guidance);
+        let conditions = pictures.chunks(BATCH).map(|batch| Conditions::encode(text.as_ref(), batch, guidance));
+        let conditions = conditions.collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(Self { job, settings, pictures, conditions, latents: job.config.latents.codec(device)? }))
     }
 
     pub(crate) fn every(&self) -> u64 {
@@ -54,30 +61,28 @@ impl<'a> Grids<'a> {
         side: u32,
         metrics: &mut Metrics,
     ) -> Result<(), TrainError> {
-        let Self { job, settings, condition, latents } = self;
+        let Self { job, settings, latents, .. } = self;
         let size = settings.size.as_deref().and_then(|size| size.parse().ok());
         let BucketSize { width, height } = size.unwrap_or(BucketSize { width: side, height: side });
-        let request = Request {
-            prompts: &settings.prompts,
-            seed: settings.seed,
+        let how = Settings {
             width,
             height,
             steps: settings.steps,
-            guidance: settings.guidance,
-            solver: settings.sampler,
+            guidance: Guidance::of(settings.guidance),
+            sampler: settings.sampler,
             shift: settings.shift,
-            batch: BATCH,
         };
+        let (config, shape) = (job.config.model()?, latents.shape());
+        text_to_image::check(&how, shape, config.patch_size)?;
         let average = learner.ema.as_ref().unwrap_or(&learner.parameters);
         let average = average.computing_in(job.config.precision.kind());
-        let model = Mmdit::over(&job.config.model()?, &average);
-        let painter = Painter { model: &model, latents: latents.as_ref(), device: learner.device() };
-        painter.check(&request)?;
-        let mut pictures = Vec::with_capacity(settings.prompts.len());
-        for prompts in settings.prompts.chunks(BATCH) {
-            let first = pictures.len();
-            let condition = condition.narrow(first as i64, prompts.len() as i64);
-            pictures.extend(painter.paint(&request, first as u64, &condition, |_| ())?);
+        let model = Mmdit::over(&config, &average);
+        let painter = Painter { model: &model, shape, device: learner.device() };
+        let mut pictures = Vec::with_capacity(self.pictures.len());
+        for (batch, conditions) in self.pictures.chunks(BATCH).zip(&self.conditions) {
+            let seeds: Vec<u64> = batch.iter().map(|picture| picture.seed).collect();
+            let made = painter.paint(&seeds, conditions, &how, &mut |_, _| ControlFlow::Continue(()))?;
+            pictures.extend(pictures::from_tensor(&latents.decode(&made)?)?);
         }
         let sheet = grid::sheet(&pictures, &settings.prompts, COLUMNS, SIDE);
         let folder = job.folder.join(FOLDER);
@@ -93,7 +98,7 @@ impl<'a> Grids<'a> {
 
 impl SampleGrids {
     /// Refuses what cannot be made, before the training begins.
-    pub(crate) fn check(&self) -> Result<(), TrainError> {
+    pub fn check(&self) -> Result<(), TrainError> {
         let refuse = |what, value: String, expected: &str| {
             Err(TrainError::Configuration { what, value, expected: expected.to_owned() })
         };

@@ -51,9 +51,12 @@ impl<'a> Meter<'a> {
         self.replaced += fed.replaced.len() as u64;
     }
 
-    /// What was done since the line before is not counted as time of the training.
-    pub(crate) fn leave_out(&mut self) {
-        self.since = Instant::now();
+    /// Does what is no part of the training, and does not count its time.
+    pub(crate) fn leave_out<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let done = work();
+        self.since += started.elapsed();
+        done
     }
 
     /// Notes the update of `step`, counted from 0, which took so many FLOPs.

@@ -154,8 +154,8 @@ pub(crate) fn run(
             let rate = learning_rate(config, step - 1);
             let mut record = meter.record(step, batch.epoch, rate, &mut learner, ranks)?;
             if let Some(validation) = validates {
-                record.validation = Some(validation.run(config, operations, step, &learner, ranks)?);
-                meter.leave_out();
+                let validated = meter.leave_out(|| validation.run(config, operations, step, &learner, ranks));
+                record.validation = Some(validated?);
             }
             if let Some(metrics) = &mut metrics {
                 meter.report(&record, metrics.replaced() + record.replaced);
@@ -172,8 +172,7 @@ pub(crate) fn run(
         if let (Some(grids), Some(metrics)) = (&grids, &mut metrics)
             && is_due(grids.every())
         {
-            grids.draw(&learner, step, longest_side, metrics)?;
-            meter.leave_out();
+            meter.leave_out(|| grids.draw(&learner, step, longest_side, metrics))?;
         }
         if interrupted {
             break;

@@ -110,7 +110,7 @@ pub(crate) fn folder(folder: &Path) -> Result<Vec<Compared>, Box<dyn Error>> {
     let settings = Settings::in_folder(folder)?;
     let io = Reference::open(folder)?;
     if settings.get("inCh").is_some() {
-        return mmdit::compare(folder, &settings, &io);
+        return mmdit::compare(folder, &io);
     }
     if settings.get("_class_name").is_some() {
         return hugging_face::autoencoder(folder, &io);

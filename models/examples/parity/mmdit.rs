@@ -5,11 +5,8 @@ use std::path::Path;
 
 use models::mmdit::{Mmdit, MmditConfig};
 use models::parameters::ParameterSet;
-use models::settings::Settings;
 use models::text::TextCondition;
 use models::weights::Weights;
-use sampler::guidance::Guided;
-use sampler::solver::{Solver, follow, times};
 use tch::{Device, Kind, Tensor};
 use trainer::objective::Task;
 use trainer::replay::replay;
@@ -20,7 +17,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const GRADIENT_TOLERANCE: f64 = 1e-3;
 
-pub(crate) fn compare(folder: &Path, settings: &Settings, io: &Reference) -> Result<Vec<Compared>> {
+pub(crate) fn compare(folder: &Path, io: &Reference) -> Result<Vec<Compared>> {
     let weights = Weights::open(&folder.join("weights.safetensors"))?;
     let config = MmditConfig::from_reference(&folder.join("config.json"), &weights)?;
     let parameters = Mmdit::allocate(&config, Device::Cpu);
@@ -28,7 +25,7 @@ pub(crate) fn compare(folder: &Path, settings: &Settings, io: &Reference) -> Res
     Mmdit::load(weights, &parameters)?;
     let model = Mmdit::over(&config, &parameters);
     if io.has("noise") {
-        samplers(settings, &model, io)
+        samplers(folder)
     } else if io.has("0.x0") {
         training(folder)
     } else {
@@ -125,31 +122,10 @@ fn published_files(folder: &Path, config: &MmditConfig, parameters: &ParameterSe
     Ok(compared)
 }
 
-fn samplers(settings: &Settings, model: &Mmdit, io: &Reference) -> Result<Vec<Compared>> {
-    let noise = io.float("noise")?;
-    let batch = noise.size()[0];
-    let expand = |condition: TextCondition| TextCondition {
-        tokens: condition.tokens.iter().map(|t| t.expand([batch, t.size()[1], t.size()[2]], false)).collect(),
-        pooled: condition.pooled.expand([batch, condition.pooled.size()[1]], false),
-    };
-    // The reference's scale w stands for the usual w + 1.
-    let guidance = settings.number("cfg_scale", 0.0)? + 1.0;
-    let condition = expand(condition(io, "", false)?);
-    let guided = Guided::new(model, &condition, guidance);
-    let times = times(settings.size("steps", None)? as u32, 1.0);
-    let step_noise = if io.has("step_noise") { Some(io.float("step_noise")?) } else { None };
-    let mut compared = Vec::new();
-    for (solver, name) in
-        [(Solver::Euler, "euler"), (Solver::Heun, "heun"), (Solver::EulerStochastic, "euler_stochastic")]
-    {
-        if !io.has(name) {
-            continue;
-        }
-        let fresh = |step: usize| step_noise.as_ref().map_or_else(|| noise.zeros_like(), |n| n.select(0, step as i64));
-        let latents = follow(solver, &times, &noise, |x, t| guided.velocity(x, t), fresh, |_| ())?;
-        compared.push(Compared::tensors(name, &latents, &io.float(name)?, TOLERANCE));
-    }
-    Ok(compared)
+fn samplers(folder: &Path) -> Result<Vec<Compared>> {
+    let replayed = sampler::replay::replay(folder, Device::Cpu)?;
+    let compared = replayed.iter().map(|of| Compared::tensors(of.sampler, &of.latents, &of.reference, TOLERANCE));
+    Ok(compared.collect())
 }
 
 fn training(folder: &Path) -> Result<Vec<Compared>> {

@@ -1,0 +1,259 @@
+//! `sample`: pictures from a checkpoint.
+
+mod interactive;
+pub(crate) mod settings;
+mod terminal;
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use image::codecs::jpeg::JpegEncoder;
+use image::{ImageFormat, RgbImage};
+use models::device;
+use sampler::SampleError;
+use sampler::animation::{Animation, MOST_FRAMES};
+use sampler::grid;
+use sampler::recipe::{self, Recipe};
+use sampler::text_to_image::{Loading, Picture, Progress, Settings, TextToImage, Weights};
+use shards::event::Event;
+
+use self::interactive::Session;
+use self::settings::{How, defaults};
+use crate::errors::{INTERRUPTED, OK, Usage};
+use crate::settings::{lines, on_interrupt};
+use crate::watch::{self, Style};
+
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+#[derive(Debug, Args)]
+pub(crate) struct Sample {
+    #[command(flatten)]
+    source: Source,
+    /// What to show; may be given several times.
+    #[arg(long)]
+    prompt: Vec<String>,
+    /// A file with a prompt a line.
+    #[arg(long)]
+    prompts: Option<PathBuf>,
+    /// What is not to be seen, in every picture.
+    #[arg(long, value_name = "TEXT")]
+    negative: Option<String>,
+    /// Make this picture again: a PNG that was made by `sample` or `serve`. What is given besides is changed.
+    #[arg(long, value_name = "FILE.png")]
+    like: Option<PathBuf>,
+    #[command(flatten)]
+    how: How,
+    /// Picture i is made from seed + i [0].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Pictures made at a time.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Read prompts and settings line by line; the model is loaded once.
+    #[arg(long, conflicts_with_all = ["prompt", "prompts", "like", "grid", "gif", "apng", "format"])]
+    interactive: bool,
+    /// Folder for the pictures.
+    #[arg(long, default_value = "samples")]
+    out: PathBuf,
+    /// One sheet of all pictures and their prompts, grid.png, besides.
+    #[arg(long)]
+    grid: bool,
+    /// The way from noise to each picture as a GIF, besides.
+    #[arg(long)]
+    gif: bool,
+    /// The same in all colours, as an animated PNG.
+    #[arg(long)]
+    apng: bool,
+    /// What pictures are written as. Only a PNG says what it was made with.
+    #[arg(long, value_enum, default_value_t = Format::Png)]
+    format: Format,
+}
+
+/// Where pictures come from.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Source {
+    /// A checkpoint, or a training's folder, whose latest checkpoint is used.
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    /// Use the parameters as trained instead of their average.
+    #[arg(long)]
+    raw: bool,
+    /// cpu, cuda or cuda:N [the first GPU, where there is one].
+    #[arg(long)]
+    device: Option<String>,
+    /// Hold only one of text encoders, model and autoencoder at a time; each is loaded anew for every call.
+    #[arg(long)]
+    low_memory: bool,
+}
+
+impl Source {
+    pub(crate) fn load(&self) -> Result<TextToImage> {
+        let device = device::named(self.device.as_deref(), 0).map_err(Usage)?;
+        let weights = if self.raw { Weights::Raw } else { Weights::Average };
+        let loading = Loading { weights, device, low_memory: self.low_memory };
+        Ok(TextToImage::load(&self.checkpoint, loading)?)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Png,
+    Jpg,
+    Webp,
+}
+
+impl Sample {
+    pub(crate) fn run(self) -> Result<u8> {
+        let (wanted, like) = self.wanted()?;
+        let model = self.source.load()?;
+        let base = like.as_ref().map_or_else(|| defaults(&model), |recipe| recipe.settings.clone());
+        let settings = self.how.over(&base);
+        if let Some(recipe) = like.filter(|recipe| recipe.checkpoint != model.digest) {
+            let short = |digest: &str| digest.chars().take(10).collect::<String>();
+            let (made, now) = (short(&recipe.checkpoint), short(&model.digest));
+            eprintln!(
+                "warning: that picture was made by other weights ({made}, these are {now}): it will be another picture"
+            );
+        }
+        shards::disk::create_folder(&self.out)?;
+        if self.interactive {
+            let next = Picture {
+                negative_prompt: self.negative.unwrap_or_default(),
+                seed: self.seed.unwrap_or(0),
+                ..Picture::default()
+            };
+            Session { model: &model, settings, next, out: self.out, made: 0 }.run()?;
+            return Ok(OK);
+        }
+        match self.make(&model, &wanted, &settings) {
+            Err(error) if matches!(error.downcast_ref(), Some(SampleError::Stopped)) => Ok(INTERRUPTED),
+            made => made.map(|()| OK),
+        }
+    }
+
+    /// The pictures that are asked for, and the one that is to be made again.
+    fn wanted(&self) -> Result<(Vec<Picture>, Option<Recipe>)> {
+        let like = self.like.as_deref().map(Recipe::read).transpose()?;
+        let mut prompts = self.prompt.clone();
+        if let Some(file) = &self.prompts {
+            prompts.extend(lines(file)?);
+        }
+        if let Some(recipe) = like.as_ref().filter(|_| prompts.is_empty()) {
+            prompts.push(recipe.picture.prompt.clone());
+        }
+        if prompts.is_empty() && !self.interactive {
+            return Err(Usage("no prompt: give --prompt \"…\", --prompts FILE or --like FILE.png".to_owned()).into());
+        }
+        let of_like = |of: fn(&Recipe) -> String| like.as_ref().map(of);
+        let negative = self.negative.clone().or_else(|| of_like(|recipe| recipe.picture.negative_prompt.clone()));
+        let negative = negative.unwrap_or_default();
+        let seed = self.seed.or(like.as_ref().map(|recipe| recipe.picture.seed)).unwrap_or(0);
+        let numbered = prompts.into_iter().enumerate();
+        let picture = |(number, prompt)| Picture {
+            prompt,
+            negative_prompt: negative.clone(),
+            seed: seed.wrapping_add(number as u64),
+        };
+        Ok((numbered.map(picture).collect(), like))
+    }
+
+    fn make(&self, model: &TextToImage, wanted: &[Picture], settings: &Settings) -> Result<()> {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&stopped);
+        on_interrupt(move || stop.store(true, Ordering::Relaxed))?;
+        let events = watch::sink(Style::Lines { quiet: false, verbose: false });
+        // To spare memory the models take turns, once for all pictures.
+        let at_once = if self.source.low_memory { wanted.len() } else { self.batch.max(1) };
+        let mut all = Vec::new();
+        let mut written = 0;
+        for of_batch in wanted.chunks(at_once.max(1)) {
+            let mut frames: Vec<Vec<RgbImage>> = vec![Vec::new(); of_batch.len()];
+            let mut failed = None;
+            let mut watch = |progress: &Progress| {
+                let done = written as f64 + progress.share() * of_batch.len() as f64;
+                events.send(Event::Progress {
+                    stage: "sample".to_owned(),
+                    unit: "%",
+                    done: (100.0 * done / wanted.len() as f64) as u64,
+                    total: Some(100),
+                    outcomes: BTreeMap::new(),
+                    note: String::new(),
+                });
+                if (self.gif || self.apng) && is_frame(progress) {
+                    match model.decode(progress.latents) {
+                        Ok(decoded) => {
+                            for (frames, frame) in frames.iter_mut().skip(progress.sampled).zip(decoded) {
+                                frames.push(frame);
+                            }
+                        }
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                if stopped.load(Ordering::Relaxed) || failed.is_some() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            let made = model.generate(of_batch, settings, self.batch, &mut watch);
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
+            for ((picture, made), frames) in of_batch.iter().zip(made?).zip(frames) {
+                self.write(written, &made, &model.recipe(picture, settings), &frames)?;
+                written += 1;
+                if self.grid {
+                    all.push(made);
+                }
+            }
+        }
+        if self.grid {
+            let prompts: Vec<String> = wanted.iter().map(|picture| picture.prompt.clone()).collect();
+            let path = self.out.join("grid.png");
+            shards::disk::replace(&path, &recipe::png(&grid::sheet(&all, &prompts, 6, 160), None)?)?;
+            println!("{}", path.display());
+        }
+        Ok(())
+    }
+
+    /// Writes a picture and its animations, and says where.
+    fn write(&self, number: usize, picture: &RgbImage, recipe: &Recipe, frames: &[RgbImage]) -> Result<()> {
+        let named = |ending: &str| self.out.join(format!("{number:04}{ending}"));
+        let animations = [(self.gif, Animation::Gif, "-steps"), (self.apng, Animation::Apng, "-steps")]
+            .into_iter()
+            .filter(|of| of.0);
+        for (_, animation, name) in animations {
+            shards::disk::replace(&named(&format!("{name}.{}", animation.ending())), &animation.encode(frames)?)?;
+        }
+        let path = match self.format {
+            Format::Png => named(".png"),
+            Format::Jpg => named(".jpg"),
+            Format::Webp => named(".webp"),
+        };
+        shards::disk::replace(&path, &encoded(picture, self.format, recipe, &path)?)?;
+        println!("{}", path.display());
+        Ok(())
+    }
+}
+
+/// Whether a step is shown in animations: all of them where they are few, and the last.
+fn is_frame(progress: &Progress) -> bool {
+    let every = (progress.steps as usize).div_ceil(MOST_FRAMES).max(1) as u32;
+    progress.step.is_multiple_of(every) || progress.step == progress.steps
+}
+
+fn encoded(picture: &RgbImage, format: Format, recipe: &Recipe, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Cursor::new(Vec::new());
+    let failed = || format!("cannot encode {}", path.display());
+    match format {
+        Format::Png => return Ok(recipe::png(picture, Some(recipe))?),
+        Format::Jpg => JpegEncoder::new_with_quality(&mut bytes, 95).encode_image(picture).with_context(failed)?,
+        Format::Webp => picture.write_to(&mut bytes, ImageFormat::WebP).with_context(failed)?,
+    }
+    Ok(bytes.into_inner())
+}

@@ -1,0 +1,204 @@
+//! `sample` and `serve`, with a model that was trained for a few steps.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::{bucketed, ferrotype, folder, run, text};
+
+/// A training of two steps on pictures of 32×32, and the folder it is in.
+fn trained() -> (tempfile::TempDir, String) {
+    let folder = folder();
+    let stages = "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n[stage.train]\nuses = \"train\"\nfrom = \"index\"\n\
+                  steps = 2\nwidth = 32\nheads = 2\nblocks = 1\nbatch_size = 4\nwarmup_steps = 0\nzero_gates = false\ndevice = \"cpu\"\n";
+    let manifest = bucketed(folder.path(), &[(32, 32); 8], stages);
+    let made = run(&["run", &manifest, "-q"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let stage = std::fs::read_dir(folder.path().join("work/stages/train")).unwrap();
+    let mut runs = stage.map(|entry| entry.unwrap().path()).filter(|path| path.join("latest").exists());
+    let checkpoint = runs.next().unwrap().to_string_lossy().into_owned();
+    (folder, checkpoint)
+}
+
+/// Samples into the folder `out`.
+fn sample(checkpoint: &str, out: &Path, arguments: &[&str]) -> std::process::Output {
+    let out = out.to_string_lossy().into_owned();
+    let mut all = vec!["sample", "--checkpoint", checkpoint, "--out", &out];
+    all.extend(arguments);
+    run(&all)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn bytes(path: PathBuf) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn a_picture_says_what_it_was_made_with_and_is_made_again_by_it() {
+    let (folder, checkpoint) = trained();
+    let at = |name: &str| folder.path().join(name);
+    let how = ["--steps", "3", "--sampler", "dpm++-2m", "--guidance", "3", "--guidance-interval", "0.1,0.9"];
+    let more =
+        ["--guidance-rescale", "0.5", "--shift", "1.5", "--negative", "picture 2", "--size", "32x16", "--seed", "9"];
+    let first = [&["--prompt", "picture 1", "--prompt", "größe 漢字"], &how[..], &more].concat();
+    let made = sample(&checkpoint, &at("first"), &first);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert_eq!(names(&at("first")), ["0000.png", "0001.png"]);
+    let second = at("first").join("0001.png").to_string_lossy().into_owned();
+    let again = sample(&checkpoint, &at("again"), &["--like", &second]);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    // Alone it may be rounded otherwise.
+    let picture = |path: PathBuf| image::open(path).unwrap().into_rgb8();
+    let apart = |one: PathBuf, other: PathBuf| {
+        let (one, other) = (picture(one), picture(other));
+        assert_eq!(one.dimensions(), other.dimensions());
+        one.iter().zip(other.iter()).map(|(a, b)| a.abs_diff(*b)).max()
+    };
+    assert!(apart(at("first").join("0001.png"), at("again").join("0000.png")) <= Some(1));
+    let other = sample(&checkpoint, &at("other"), &["--like", &second, "--negative", "", "--sampler", "euler"]);
+    assert!(other.status.success(), "{}", text(&other.stderr));
+    assert!(apart(at("first").join("0001.png"), at("other").join("0000.png")) > Some(1), "what is given is changed");
+    // The same by models that take turns, to the bit.
+    let spared = sample(&checkpoint, &at("spared"), &[&first[..], &["--low-memory"]].concat());
+    assert!(spared.status.success(), "{}", text(&spared.stderr));
+    assert_eq!(bytes(at("first").join("0001.png")), bytes(at("spared").join("0001.png")));
+
+    // Other weights are named; a picture without a recipe is refused.
+    let raw = sample(&checkpoint, &at("raw"), &["--like", &second, "--raw"]);
+    assert!(text(&raw.stderr).contains("that picture was made by other weights"), "{}", text(&raw.stderr));
+    let plain = folder.path().join("pictures/00.png").to_string_lossy().into_owned();
+    let refused = sample(&checkpoint, &at("refused"), &["--like", &plain]);
+    assert!(text(&refused.stderr).contains("it does not say what it was made with"), "{}", text(&refused.stderr));
+    for (arguments, expected) in [
+        (["--prompt", "x", "--guidance-interval", "0.9,0.1"], "guidance interval = 0.9 to 0.1 is not possible"),
+        (["--prompt", "x", "--guidance-rescale", "2"], "guidance rescale = 2 is not possible"),
+        (["--prompt", "x", "--sampler", "dpm"], "expected one of euler, heun, midpoint, dpm++-2m"),
+    ] {
+        let refused = sample(&checkpoint, &at("refused"), &arguments);
+        assert!(
+            refused.status.code() == Some(2) && text(&refused.stderr).contains(expected),
+            "{}",
+            text(&refused.stderr)
+        );
+    }
+}
+
+#[test]
+fn pictures_come_in_other_formats_and_the_way_to_them_as_animations() {
+    let (folder, checkpoint) = trained();
+    let out = folder.path().join("out");
+    for format in ["jpg", "webp"] {
+        let how =
+            ["--prompt", "a", "--prompt", "b", "--steps", "50", "--sampler", "euler", "--gif", "--apng", "--grid"];
+        let made = sample(&checkpoint, &out, &[&how[..], &["--format", format]].concat());
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        assert_eq!(image::open(out.join(format!("0001.{format}"))).unwrap().into_rgb8().dimensions(), (32, 32));
+    }
+    let made = ["0000-steps.gif", "0000-steps.png", "0000.jpg", "0000.webp", "0001-steps.gif"];
+    assert_eq!(names(&out)[..5], made);
+    let gif = std::fs::File::open(out.join("0001-steps.gif")).unwrap();
+    let decoder = image::codecs::gif::GifDecoder::new(BufReader::new(gif)).unwrap();
+    // Every second of the fifty steps.
+    assert_eq!(image::AnimationDecoder::into_frames(decoder).count(), 25);
+}
+
+#[test]
+fn prompts_and_settings_are_taken_line_by_line() {
+    let (folder, checkpoint) = trained();
+    let out = folder.path().join("out");
+    let mut command = ferrotype();
+    command.args(["sample", "--interactive", "--steps", "2", "--checkpoint", &checkpoint, "--out"]).arg(&out);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = "a fox\n/size 16x32\n/seed 5\na pizza\n/again\n/size 7\na fox\n/stepz\n/steps many\n/negative blue sky\n/quit\nunheard\n";
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    assert_eq!(names(&out), ["0000.png", "0001.png", "0002.png"]);
+    assert_eq!(image::open(out.join("0001.png")).unwrap().into_rgb8().dimensions(), (16, 32));
+    let said = text(&ended.stdout);
+    for words in [
+        "0000.png  seed 0",
+        "0001.png  seed 5",
+        "0002.png  seed 6",
+        "width = 7 is not possible",
+        "/stepz is not known",
+        "\"many\" is no whole number",
+        "not \"blue sky\"",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+/// One request on a connection of its own; the status and the body.
+fn ask(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let head = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    let status = text(&answer[..head]).split(' ').nth(1).unwrap().parse().unwrap();
+    (status, String::from_utf8_lossy(&answer[head + 4..]).into_owned())
+}
+
+#[test]
+fn a_server_answers_with_the_pictures_that_sample_makes() {
+    let (folder, checkpoint) = trained();
+    let mut command = ferrotype();
+    command.args(["serve", "--port", "0", "--steps", "2", "--checkpoint", &checkpoint]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("http://").unwrap().to_owned();
+
+    let body =
+        json!({ "prompt": "picture 3", "n": 2, "size": "32x16", "seed": 4, "response_format": "url" }).to_string();
+    let (status, answer) = ask(&address, "POST", "/v1/images/generations", &body);
+    assert_eq!(status, 200, "{answer}");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    let url = answer["data"][1]["url"].as_str().unwrap();
+    let path = url.strip_prefix(&format!("http://{address}")).unwrap();
+    let mut stream = TcpStream::connect(&address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let head = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    let served = folder.path().join("served.png");
+    std::fs::write(&served, &answer[head + 4..]).unwrap();
+
+    let out = folder.path().join("out");
+    let like = sample(&checkpoint, &out, &["--like", &served.to_string_lossy()]);
+    assert!(like.status.success() && !text(&like.stderr).contains("warning"), "{}", text(&like.stderr));
+    let picture = |path: &Path| image::open(path).unwrap().into_rgb8();
+    let (one, other) = (picture(&served), picture(&out.join("0000.png")));
+    assert_eq!(one.dimensions(), (32, 16));
+    assert!(one.iter().zip(other.iter()).all(|(a, b)| a.abs_diff(*b) <= 1));
+
+    let (status, answer) = ask(&address, "POST", "/v1/images/generations", "{\"prompt\": \"x\", \"size\": \"33x16\"}");
+    assert!(status == 400 && answer.contains("multiples of 4 pixels"), "{answer}");
+    let (status, page) = ask(&address, "GET", "/", "");
+    assert!(status == 200 && page.contains("<html"), "{page}");
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    assert!(text(&ended.stderr).contains("2 pictures in"), "{}", text(&ended.stderr));
+
+    // Wrong paths and bad options are told before anything is loaded.
+    let refused = run(&["serve", "--checkpoint", "nowhere"]);
+    assert!(text(&refused.stderr).contains("nowhere"), "{}", text(&refused.stderr));
+    let refused = run(&["serve", "--checkpoint", &checkpoint, "--base-url", "pictures.example"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+}
