@@ -12,7 +12,7 @@ IMAGES_CLIENT := $(CACHE)/images-client
 CAPTION_SERVER := $(CACHE)/caption-server
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium bench bench-engine bench-peers bench-buckets bench-captions bench-loader bench-train
+.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium bench bench-engine bench-peers bench-buckets bench-captions bench-loader bench-train bench-sample
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -124,6 +124,11 @@ bench-loader: build $(CACHE)/peers-loader/ready
 bench-train: .cargo/config.toml $(CACHE)/peers-loader/ready
 	$(CARGO) build --workspace --release --locked --example speed
 	$(CACHE)/peers-loader/bin/python tools/bench_train.py $(CARGO_TARGET_DIR)/release/examples/speed
+
+# Sampling beside a PyTorch loop, in one run on this machine; and pictures together beside one after the other.
+bench-sample: .cargo/config.toml $(CACHE)/peers-loader/ready
+	$(CARGO) build --workspace --release --locked --example sample_speed
+	$(CACHE)/peers-loader/bin/python tools/bench_sample.py $(CARGO_TARGET_DIR)/release/examples/sample_speed
 $(CACHE)/peers-loader/ready: tools/peers-loader.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -r tools/peers-loader.txt

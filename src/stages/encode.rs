@@ -200,7 +200,7 @@ impl Stage for Encode {
 
 /// A row with its image, waiting for others of its size.
 struct Waiting {
-    /// Of one row, without its image.
+    /// Of one row, as it was read.
     row: RecordBatch,
     picture: RgbImage,
 }
