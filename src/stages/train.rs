@@ -33,7 +33,12 @@ pub(super) fn kind() -> StageKind {
         rehearse: |parameters, rows| {
             let config = parameters.read::<TrainConfig>().unwrap_or_default();
             let steps = rows.div_ceil(config.batch_size.max(1)).clamp(1, config.steps);
-            vec![("steps", steps.into()), ("warmup_steps", config.warmup_steps.min(steps / 2).into())]
+            vec![
+                ("steps", steps.into()),
+                ("warmup_steps", config.warmup_steps.min(steps / 2).into()),
+                // Of so few rows most are to be trained on.
+                ("validation_images", config.validation_images.min(rows / 10).into()),
+            ]
         },
         build: |parameters| {
             let config: TrainConfig = parameters.read()?;
