@@ -19,7 +19,7 @@ pub enum Animation {
 
 /// Frames of an animation: of more steps than this not all are shown.
 pub const MOST_FRAMES: usize = 40;
-/// Sides of a GIF: larger frames are made smaller, for it compresses badly.
+/// Larger frames are made smaller: animations compress badly.
 const LONGEST_SIDE: u32 = 512;
 const MILLISECONDS: u32 = 80;
 /// The picture itself stays to be looked at.

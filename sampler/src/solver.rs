@@ -198,7 +198,7 @@ mod tests {
             });
             assert!((found - expected).abs() < slack, "{solver}: order {found:.3} of an exponential");
         }
-        // With as many evaluations, the multistep solver is the best of them.
+        // With as many evaluations, the multistep solver is far better than Euler's.
         let error = |solver: Solver| {
             let steps = 24 / solver.evaluations();
             largest(end(solver, steps, gaussian, &noise, 1.0) - &exact)

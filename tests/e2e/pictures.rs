@@ -72,6 +72,9 @@ fn a_picture_says_what_it_was_made_with_and_is_made_again_by_it() {
     assert!(spared.status.success(), "{}", text(&spared.stderr));
     assert_eq!(bytes(at("first").join("0001.png")), bytes(at("spared").join("0001.png")));
 
+    // Frames need the autoencoder while the model samples.
+    let refused = sample(&checkpoint, &at("refused"), &["--prompt", "x", "--low-memory", "--gif"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
     // Other weights are named; a picture without a recipe is refused.
     let raw = sample(&checkpoint, &at("raw"), &["--like", &second, "--raw"]);
     assert!(text(&raw.stderr).contains("that picture was made by other weights"), "{}", text(&raw.stderr));
@@ -124,6 +127,13 @@ fn prompts_and_settings_are_taken_line_by_line() {
     assert!(ended.status.success(), "{}", text(&ended.stderr));
     assert_eq!(names(&out), ["0000.png", "0001.png", "0002.png"]);
     assert_eq!(image::open(out.join("0001.png")).unwrap().into_rgb8().dimensions(), (16, 32));
+    // Another session adds to them.
+    let mut command = ferrotype();
+    command.args(["sample", "--interactive", "--steps", "2", "--checkpoint", &checkpoint, "--out"]).arg(&out);
+    let mut again = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    again.stdin.take().unwrap().write_all(b"a fox\n").unwrap();
+    assert!(again.wait().unwrap().success());
+    assert_eq!(names(&out), ["0000.png", "0001.png", "0002.png", "0003.png"]);
     let said = text(&ended.stdout);
     for words in [
         "0000.png  seed 0",

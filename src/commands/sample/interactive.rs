@@ -72,9 +72,13 @@ impl Session<'_> {
         let pictures = self.model.generate(std::slice::from_ref(&self.next), &self.settings, 1, &mut unwatched)?;
         for picture in &pictures {
             let png = sampler::recipe::png(picture, Some(&self.model.recipe(&self.next, &self.settings)))?;
-            let path = self.out.join(format!("{:04}.png", self.made));
+            let named = |number: usize| self.out.join(format!("{number:04}.png"));
+            // What an earlier session made stays.
+            while named(self.made).exists() {
+                self.made += 1;
+            }
+            let path = named(self.made);
             shards::disk::replace(&path, &png)?;
-            self.made += 1;
             if let Some(terminal) = terminal {
                 terminal.show(picture, &png, &mut io::stdout().lock())?;
             }

@@ -64,10 +64,10 @@ pub(crate) struct Sample {
     #[arg(long)]
     grid: bool,
     /// The way from noise to each picture as a GIF, besides.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "low_memory")]
     gif: bool,
     /// The same in all colours, as an animated PNG.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "low_memory")]
     apng: bool,
     /// What pictures are written as. Only a PNG says what it was made with.
     #[arg(long, value_enum, default_value_t = Format::Png)]
@@ -224,11 +224,8 @@ impl Sample {
     /// Writes a picture and its animations, and says where.
     fn write(&self, number: usize, picture: &RgbImage, recipe: &Recipe, frames: &[RgbImage]) -> Result<()> {
         let named = |ending: &str| self.out.join(format!("{number:04}{ending}"));
-        let animations = [(self.gif, Animation::Gif, "-steps"), (self.apng, Animation::Apng, "-steps")]
-            .into_iter()
-            .filter(|of| of.0);
-        for (_, animation, name) in animations {
-            shards::disk::replace(&named(&format!("{name}.{}", animation.ending())), &animation.encode(frames)?)?;
+        for (_, animation) in [(self.gif, Animation::Gif), (self.apng, Animation::Apng)].into_iter().filter(|of| of.0) {
+            shards::disk::replace(&named(&format!("-steps.{}", animation.ending())), &animation.encode(frames)?)?;
         }
         let path = match self.format {
             Format::Png => named(".png"),
