@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::latents::Latents;
@@ -143,23 +143,29 @@ impl Checkpoint {
         Ok(Self { folder, state: state.clone() })
     }
 
-    /// The model over one of the checkpoint's parameter files ([`EMA`] to sample, [`MODEL`] to look at the raw weights).
-    pub fn model(&self, file: &str, device: Device) -> Result<Mmdit, ModelError> {
-        Ok(Mmdit::over(&self.state.model, &self.parameters(file, device)?))
+    /// The parameters in one of the checkpoint's files: [`EMA`] to sample, [`MODEL`] as trained.
+    pub fn parameters(&self, file: &str, device: Device) -> Result<ParameterSet, ModelError> {
+        self.state.parameters(&self.folder.join(file), device)
+    }
+}
+
+impl CheckpointState {
+    /// The model with the parameters in a file, computing in `kind`.
+    pub fn load(&self, file: &Path, device: Device, kind: Kind) -> Result<Mmdit, ModelError> {
+        Ok(Mmdit::over(&self.model, &self.parameters(file, device)?.computing_in(kind)))
     }
 
-    /// The parameters in one of the checkpoint's files.
-    pub fn parameters(&self, file: &str, device: Device) -> Result<ParameterSet, ModelError> {
-        let path = self.folder.join(file);
-        let bytes = fs::metadata(&path).map_err(ModelError::io("read", &path))?.len();
-        // Before memory is spent on what state.json claims: no element takes less than a byte.
-        let elements = Mmdit::elements(&self.state.model);
+    fn parameters(&self, file: &Path, device: Device) -> Result<ParameterSet, ModelError> {
+        let bytes = fs::metadata(file).map_err(ModelError::io("read", file))?.len();
+        // Before memory is spent on what the description claims: no element takes less than a byte.
+        let elements = Mmdit::elements(&self.model);
         if u64::try_from(elements).unwrap_or(u64::MAX) > bytes {
-            let detail = format!("it has {bytes} bytes, too few for the {elements} elements that {STATE} describes");
-            return Err(ModelError::Record { path, what: "safetensors file", detail });
+            let detail =
+                format!("it has {bytes} bytes, too few for the {elements} elements that its description claims");
+            return Err(ModelError::Record { path: file.to_owned(), what: "file of weights", detail });
         }
-        let set = Mmdit::allocate(&self.state.model, device);
-        Mmdit::load(Weights::open(&path)?, &set)?;
+        let set = Mmdit::allocate(&self.model, device);
+        Mmdit::load(Weights::open(file)?, &set)?;
         Ok(set)
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, Kind};
 
 /// Devices that one machine may be asked for.
 const MOST_DEVICES: usize = 1024;
@@ -89,6 +89,12 @@ pub fn named(name: Option<&str>, usual: usize) -> Result<Device, String> {
         (None, _) if count == 0 => Ok(Device::Cpu),
         (None, _) => Ok(Device::Cuda(usual % count)),
     }
+}
+
+/// What models that are only used compute in where nobody says otherwise: bfloat16 on a GPU, which has fast paths for it, float32 on
+/// the CPU.
+pub fn usual_kind(device: Device) -> Kind {
+    if device.is_cuda() { Kind::BFloat16 } else { Kind::Float }
 }
 
 #[cfg(test)]

@@ -151,7 +151,8 @@ impl Gemma2 {
         Scope::read(weights, device, kind, |scope| Self::new(scope, &config))
     }
 
-    fn new(scope: &Scope, config: &Gemma2Config) -> Self {
+    /// Over any scope: for benches with parameters that come from no file.
+    pub fn new(scope: &Scope, config: &Gemma2Config) -> Self {
         let shape = [config.vocabulary, config.width];
         let layers = scope.at("layers");
         Self {

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::autoencoder::{Affine, Autoencoder, AutoencoderConfig, Posterior, Scaling, Tiling};
+use crate::device::usual_kind;
 use crate::settings::{Settings, folder_digest};
 
 /// What latents look like.
@@ -128,10 +129,11 @@ impl Latents {
         Ok(match self {
             Self::Pixels => Box::new(SpaceToDepth),
             Self::Autoencoder(of) => {
-                let loaded = Autoencoder::open(&of.folder, of.affine, device, Kind::Float)?;
+                let kind = usual_kind(device);
+                let loaded = Autoencoder::open(&of.folder, of.affine, device, kind)?;
                 loaded.refuse_not_finite(&of.folder)?;
                 // Pictures up to a tile are not cut; larger ones would not fit into memory.
-                Box::new(AutoencoderCodec { model: loaded.model.with_tiling(Tiling::default()), device })
+                Box::new(AutoencoderCodec { model: loaded.model.with_tiling(Tiling::default()), device, kind })
             }
         })
     }
@@ -167,6 +169,8 @@ impl LatentCodec for SpaceToDepth {
 struct AutoencoderCodec {
     model: Autoencoder,
     device: Device,
+    /// What it computes in; latents are float32 on both sides.
+    kind: Kind,
 }
 
 impl LatentCodec for AutoencoderCodec {
@@ -181,13 +185,14 @@ impl LatentCodec for AutoencoderCodec {
 
     fn distribution(&self, pixels: &Tensor) -> Result<LatentDistribution, ModelError> {
         let _guard = tch::no_grad_guard();
-        let Posterior { mean, logvar } = self.model.encode(&pixels.to_device(self.device))?;
-        Ok(LatentDistribution { mean, logvar: Some(logvar) })
+        let Posterior { mean, logvar } = self.model.encode(&pixels.to_device(self.device).to_kind(self.kind))?;
+        Ok(LatentDistribution { mean: mean.to_kind(Kind::Float), logvar: Some(logvar.to_kind(Kind::Float)) })
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor, ModelError> {
         let _guard = tch::no_grad_guard();
-        self.model.decode(&self.model.scaling().undo(&latents.to_device(self.device)))
+        let raw = self.model.scaling().undo(&latents.to_device(self.device));
+        Ok(self.model.decode(&raw.to_kind(self.kind))?.to_kind(Kind::Float))
     }
 }
 

@@ -5,17 +5,21 @@
 //!
 //! - [`mmdit`]: the model that is trained, its configuration and its state-dict names.
 //! - [`autoencoder`], [`clip`], [`gemma2`], [`modernbert`], [`llama`], [`llava`]: published models, read as they are.
+//! - [`inception`]: the network that FID compares pictures with.
 //! - [`latents`], [`text`]: what stands between pixels or words and the model, behind one trait each.
 //! - [`tokenizer`]: text to token ids, chats to prompts.
 //! - [`layers`]: building blocks. [`parameters`]: named parameters, in one flat buffer or read from files.
-//! - [`weights`], [`settings`]: files of tensors and of sizes. [`checkpoint`]: the folder that a training run leaves.
+//! - [`weights`], [`settings`]: files of tensors and of sizes. [`checkpoint`]: the folder that a training run leaves, and
+//!   [`reference_files`]: those that a training of the reference system leaves.
 //! - [`device`]: the CPU or a GPU. [`random`]: random numbers from counters, so that a result depends on no order of calls.
 
 pub mod autoencoder;
+mod bicubic;
 pub mod checkpoint;
 pub mod clip;
 pub mod device;
 pub mod gemma2;
+pub mod inception;
 pub mod latents;
 pub mod layers;
 pub mod llama;
@@ -24,6 +28,7 @@ pub mod mmdit;
 pub mod modernbert;
 pub mod parameters;
 pub mod random;
+pub mod reference_files;
 pub mod settings;
 pub mod text;
 pub mod tokenizer;

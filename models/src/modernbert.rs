@@ -142,7 +142,8 @@ impl ModernBert {
         Scope::read(weights, device, kind, |scope| Self::new(scope, &config))
     }
 
-    fn new(scope: &Scope, config: &ModernBertConfig) -> Self {
+    /// Over any scope: for benches with parameters that come from no file.
+    pub fn new(scope: &Scope, config: &ModernBertConfig) -> Self {
         let norm = |scope: &Scope| LayerNorm::new(scope, config.width, config.epsilon, config.biases[2]);
         let embeddings = scope.at("embeddings");
         let shape = [config.vocabulary, config.width];

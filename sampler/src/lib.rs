@@ -2,7 +2,7 @@
 //!
 //! - [`solver`]: the ways to follow the velocity from noise to an image.
 //! - [`guidance`]: classifier-free guidance around a model.
-//! - [`text_to_image`]: a loaded checkpoint that answers prompts.
+//! - [`opened`]: a checkpoint, or weights of the reference system. [`text_to_image`]: the loaded model, which answers prompts.
 //! - [`recipe`]: what a picture was made with, kept in the picture. [`animation`]: the way from noise to it.
 //! - [`replay`]: a recorded sampling of the reference, made again.
 //! - [`pictures`]: between tensors and pictures.
@@ -13,6 +13,7 @@ pub mod animation;
 pub mod colors;
 pub mod grid;
 pub mod guidance;
+pub mod opened;
 pub mod pictures;
 pub mod recipe;
 pub mod replay;

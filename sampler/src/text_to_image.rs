@@ -2,11 +2,12 @@
 
 use std::cell::OnceCell;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::PathBuf;
 
 use image::RgbImage;
 use models::ModelError;
-use models::checkpoint::{self, Checkpoint, CheckpointState};
+use models::checkpoint::CheckpointState;
+use models::device::usual_kind;
 use models::latents::{LatentCodec, LatentShape};
 use models::mmdit::Mmdit;
 use models::random::Stream;
@@ -14,10 +15,11 @@ use models::settings::folder_digest;
 use models::text::{TextCondition, TextEncoder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::SampleError;
 use crate::guidance::{Guidance, Guided};
+use crate::opened::Opened;
 use crate::pictures;
 use crate::recipe::Recipe;
 use crate::solver::{self, Solver};
@@ -81,20 +83,12 @@ pub fn unwatched(_: &Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Which of a checkpoint's parameters to use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weights {
-    /// The moving average: what one wants.
-    Average,
-    /// As trained.
-    Raw,
-}
-
-/// How a checkpoint is loaded.
+/// How a model is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Loading {
-    pub weights: Weights,
     pub device: Device,
+    /// What the model's layers compute in.
+    pub kind: Kind,
     /// Holds only one of text encoders, model and autoencoder at a time, and loads each anew for every call.
     pub low_memory: bool,
 }
@@ -123,12 +117,20 @@ impl<T> Part<T> {
     }
 }
 
+impl Loading {
+    /// As is usual on a device: all at once, in bfloat16 on a GPU.
+    pub fn on(device: Device) -> Self {
+        Self { device, kind: usual_kind(device), low_memory: false }
+    }
+}
+
 /// Model, text encoder and latent codec of one checkpoint.
 pub struct TextToImage {
     pub state: CheckpointState,
     /// Of the weights that are used.
     pub digest: String,
-    checkpoint: Checkpoint,
+    /// Their file.
+    parameters: PathBuf,
     loading: Loading,
     model: Part<Mmdit>,
     text: Part<Box<dyn TextEncoder>>,
@@ -137,16 +139,15 @@ pub struct TextToImage {
 }
 
 impl TextToImage {
-    /// Opens a checkpoint, or a run's latest, and loads it unless memory is to be spared.
-    pub fn load(path: &Path, loading: Loading) -> Result<Self, SampleError> {
-        let checkpoint = Checkpoint::open(path)?;
-        let state = checkpoint.state.clone();
+    /// Loads what was opened, unless memory is to be spared.
+    pub fn load(opened: Opened, loading: Loading) -> Result<Self, SampleError> {
+        let Opened { state, parameters, .. } = opened;
         let keep = !loading.low_memory;
         let opened = Self {
-            digest: folder_digest(&checkpoint.folder.join(file_of(loading.weights)))?,
+            digest: folder_digest(&parameters)?,
             shape: state.latents.shape()?,
             state,
-            checkpoint,
+            parameters,
             loading,
             model: Part::new(keep),
             text: Part::new(keep),
@@ -161,8 +162,8 @@ impl TextToImage {
     }
 
     fn with_model<R>(&self, work: impl FnOnce(&Mmdit) -> Result<R, SampleError>) -> Result<R, SampleError> {
-        let Loading { weights, device, .. } = self.loading;
-        self.model.with(|| self.checkpoint.model(file_of(weights), device), work)
+        let Loading { device, kind, .. } = self.loading;
+        self.model.with(|| self.state.load(&self.parameters, device, kind), work)
     }
 
     fn with_text<R>(&self, work: impl FnOnce(&dyn TextEncoder) -> Result<R, SampleError>) -> Result<R, SampleError> {
@@ -171,6 +172,11 @@ impl TextToImage {
 
     fn with_latents<R>(&self, work: impl FnOnce(&dyn LatentCodec) -> Result<R, SampleError>) -> Result<R, SampleError> {
         self.latents.with(|| self.state.latents.codec(self.loading.device), |latents| work(latents.as_ref()))
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.loading.device
     }
 
     /// Pixels of which the sides of a picture must be multiples.
@@ -226,13 +232,6 @@ impl TextToImage {
             checkpoint: self.digest.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
-    }
-}
-
-fn file_of(weights: Weights) -> &'static str {
-    match weights {
-        Weights::Average => checkpoint::EMA,
-        Weights::Raw => checkpoint::MODEL,
     }
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use models::checkpoint::{self, Checkpoint};
 use models::mmdit::{Mmdit, MmditConfig};
+use models::reference_files::parameters_beside;
 use models::weights::{self, TensorInfo, Weights};
 
 use crate::errors::{OK, Usage};
@@ -105,16 +106,6 @@ fn write_parameters(config: &MmditConfig, source: Option<&Path>, path: &Path) ->
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     println!("wrote {}", path.display());
     Ok(())
-}
-
-/// Where the reference puts the configuration of the weights at `path`: `model_ema_7s.pkl` has `model_params_7s.json`.
-fn parameters_beside(path: &Path) -> PathBuf {
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = match stem.strip_prefix("model_ema_").or_else(|| stem.strip_prefix("model_")) {
-        Some(step) => format!("model_params_{step}.json"),
-        None => format!("{stem}.model_params.json"),
-    };
-    path.with_file_name(name)
 }
 
 #[derive(Clone, Copy)]

@@ -9,7 +9,7 @@ use models::autoencoder::Affine;
 use models::checkpoint::Checkpoint;
 use models::latents::{AutoencoderLatents, Latents};
 use models::random::Stream;
-use models::text::{PretrainedText, TextEncoding};
+use models::text::{Padding, PretrainedText, TextEncoding};
 use models::weights;
 use sampler::{grid, pictures};
 use tch::{Device, Kind, Tensor};
@@ -106,6 +106,7 @@ impl Encode {
                 gemma: gemma.clone(),
                 modernbert: modernbert.clone(),
                 clip: clip.clone(),
+                padding: Padding::default(),
             }),
             _ => TextEncoding::Hash,
         };

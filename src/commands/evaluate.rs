@@ -1,52 +1,168 @@
-//! `evaluate`: numbers about a checkpoint's pictures.
+//! `evaluate`: numbers about a checkpoint's pictures, or about pictures in a folder.
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
+use evaluation::Report;
+use models::device;
+use sampler::SampleError;
 use sampler::text_to_image::unwatched;
+use shards::event::Event;
 
-use crate::errors::{FAILED, OK, Usage};
+use super::sample::Source;
+use super::sample::settings::{How, defaults};
+use crate::errors::{FAILED, INTERRUPTED, OK, Usage};
+use crate::settings::{lines, on_interrupt};
 use crate::stages::evaluate::{ColorTest, print_table, table};
+use crate::stages::quality::{self, Quality};
+use crate::watch::{self, Style};
 
 #[derive(Debug, Args)]
 pub(crate) struct Evaluate {
-    /// A checkpoint, or a training's folder, whose latest checkpoint is used.
-    #[arg(long)]
-    checkpoint: PathBuf,
+    #[command(flatten)]
+    source: Option<Source>,
+    /// Pictures to look at in place of a checkpoint's: a folder. Their captions, where a CLIP is to score them, are those that `sample`
+    /// left in them, or in text files of the same names.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["checkpoint", "colors"])]
+    images: Option<PathBuf>,
     /// Whether backgrounds have the colour that the prompt names (for models trained on the demo's pictures).
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["inception", "clip_score", "reference"])]
     colors: bool,
-    /// How many prompts to try.
-    #[arg(long, default_value_t = 48)]
-    prompts: usize,
-    #[arg(long, default_value_t = 4.0)]
-    guidance: f64,
-    #[arg(long, default_value_t = 25)]
-    steps: u32,
+    /// Inception v3's weights (the published pt_inception-2015-12-05-6726825d.pth, or safetensors of it): for FID, KID, precision, recall.
+    #[arg(long, value_name = "FILE")]
+    inception: Option<PathBuf>,
+    /// A CLIP with both halves: for CLIP scores and, without --inception, for distances that are called by its name.
+    #[arg(long, value_name = "FOLDER")]
+    clip_score: Option<PathBuf>,
+    /// What to compare with: a folder of pictures, a bucket index (.parquet), features that an earlier evaluation kept (OUT/reference),
+    /// or a mean and a covariance (.npz with mu and sigma).
+    #[arg(long, value_name = "PATH")]
+    reference: Option<PathBuf>,
+    /// A file with a prompt a line [the captions of the reference, where that is a bucket index]; with --colors, how many prompts [48].
+    #[arg(long, value_name = "FILE|N")]
+    prompts: Option<String>,
+    /// Pictures to make, going round the prompts, and to take of a bucket index [one for each prompt; 10000 of captions].
+    #[arg(long)]
+    count: Option<u64>,
+    #[command(flatten)]
+    how: How,
+    /// Picture i is made from seed + i.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// How many borders may be uneven (a standard deviation of 15 of 255 or more).
+    /// With --colors: how many borders may be uneven (a standard deviation of 15 of 255 or more).
     #[arg(long, default_value_t = 0)]
     uneven: usize,
+    /// Pictures in each of the kernel distance's subsets [1000].
+    #[arg(long)]
+    subset_size: Option<usize>,
+    /// Resamples behind the interval of the Fréchet distance; 0 for none [40].
+    #[arg(long)]
+    resamples: Option<usize>,
+    /// Folder for evaluation.json and the features, from which an evaluation that was stopped goes on.
+    #[arg(long, default_value = "evaluation")]
+    out: PathBuf,
 }
 
 impl Evaluate {
     pub(crate) fn run(self) -> Result<u8> {
-        if !self.colors {
-            return Err(Usage("nothing to evaluate: give --colors".to_owned()).into());
-        }
+        if self.colors { self.test_colors() } else { self.measure() }
+    }
+
+    fn checkpoint(&self) -> Result<&Source, Usage> {
+        self.source.as_ref().ok_or_else(|| Usage("nothing to evaluate: give --checkpoint or --images".to_owned()))
+    }
+
+    fn test_colors(&self) -> Result<u8> {
+        let usual = ColorTest::default();
+        let prompts = match &self.prompts {
+            Some(number) => number
+                .parse()
+                .map_err(|error| Usage(format!("--prompts {number}: with --colors it is a number ({error})")))?,
+            None => self.count.map_or(usual.prompts, |count| usize::try_from(count).unwrap_or(usize::MAX)),
+        };
         let test = ColorTest {
-            prompts: self.prompts,
-            guidance: self.guidance,
-            steps: self.steps,
+            prompts,
+            guidance: self.how.guidance.unwrap_or(usual.guidance),
+            steps: self.how.steps.unwrap_or(usual.steps),
+            sampler: self.how.sampler.unwrap_or(usual.sampler),
             seed: self.seed,
             uneven: self.uneven,
-            ..ColorTest::default()
+            ..usual
         };
-        let (score, _) = test.run(&self.checkpoint, &mut unwatched)?;
+        let source = self.checkpoint()?;
+        let (score, _) = test.run(&source.load(source.open()?)?, &mut unwatched)?;
         print_table(table(&score).iter().map(<[String; 6]>::as_slice));
         println!("{}", test.summary(&score));
         Ok(if score.passes(test.bar()) { OK } else { FAILED })
+    }
+
+    fn measure(&self) -> Result<u8> {
+        if self.inception.is_none() && self.clip_score.is_none() {
+            let words = "nothing to measure by: give --inception FILE, --clip-score FOLDER, or --colors";
+            return Err(Usage(words.to_owned()).into());
+        }
+        let wanted = Quality {
+            inception: self.inception.clone(),
+            clip_score: self.clip_score.clone(),
+            reference: self.reference.clone(),
+            prompts: self.prompts.as_deref().map(|file| lines(file.as_ref())).transpose()?.unwrap_or_default(),
+            count: self.count,
+            seed: self.seed,
+            subset_size: self.subset_size,
+            resamples: self.resamples,
+        };
+        wanted.check()?;
+        let stopped = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&stopped);
+        on_interrupt(move || stop.store(true, Ordering::Relaxed))?;
+        let events = watch::sink(Style::Lines { quiet: false, verbose: false });
+        let mut progress = |what: &str, seen: u64| {
+            events.send(Event::Progress {
+                stage: what.to_owned(),
+                unit: "pictures",
+                done: seen,
+                total: None,
+                outcomes: BTreeMap::new(),
+                note: String::new(),
+            });
+            if stopped.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let report = if let Some(images) = &self.images {
+            let networks = wanted.networks(device::named(None, 0).map_err(Usage)?)?;
+            wanted.of_files(images, &networks, &self.out, &mut progress)
+        } else {
+            let source = self.checkpoint()?;
+            let model = source.load(source.open()?)?;
+            let networks = wanted.networks(model.device())?;
+            wanted.of_model(&model, &self.how.over(&defaults(&model)), &networks, &self.out, &mut progress)
+        };
+        drop(events);
+        let report = match report {
+            Err(error) if matches!(error.downcast_ref(), Some(SampleError::Stopped)) => {
+                eprintln!("stopped; the same command goes on");
+                return Ok(INTERRUPTED);
+            }
+            report => report?,
+        };
+        self.tell(&report)
+    }
+
+    /// Prints and writes it. That there are too few pictures for every number is a failure.
+    fn tell(&self, report: &Report) -> Result<u8> {
+        let path = self.out.join("evaluation.json");
+        let text = serde_json::to_string_pretty(report).context("cannot write the numbers as JSON")? + "\n";
+        shards::disk::create_folder(&self.out)?;
+        shards::disk::replace(&path, text.as_bytes())?;
+        println!("{}", quality::summary(report));
+        for [metric, value, error, interval, about] in quality::table(report) {
+            println!("{metric:<12} {value:>10} {error:<12} {interval:<22} {about}");
+        }
+        println!("{}", path.display());
+        Ok(if report.metrics.is_empty() { FAILED } else { OK })
     }
 }

@@ -105,7 +105,7 @@ enum Command {
     /// List weights, check them against their model, write them in another format.
     Convert(convert::Convert),
     /// Put numbers on a checkpoint's pictures.
-    Evaluate(evaluate::Evaluate),
+    Evaluate(Box<evaluate::Evaluate>),
     /// Look whether this machine can do the work, and say what to do where it cannot.
     Doctor(doctor::Doctor),
     /// Print a shell's completions of these commands.

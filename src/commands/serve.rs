@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use models::checkpoint::Checkpoint;
 use sampler::SampleError;
 use sampler::guidance::Guidance;
+use sampler::opened::Opened;
 use sampler::recipe;
 use sampler::solver::Solver;
 use sampler::text_to_image::{MOST_PIXELS, Picture, Settings, TextToImage};
@@ -67,7 +67,7 @@ impl Serve {
             observer: Box::new(tell),
         };
         // A wrong path is told before a port is taken, and a taken port before a model is loaded.
-        Checkpoint::open(&self.source.checkpoint)?;
+        let opened = self.source.open()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         runtime.context("cannot start the server's threads")?.block_on(async {
             let server = Server::bind(options).await.map_err(|error| match error {
@@ -75,7 +75,7 @@ impl Serve {
                 error => anyhow::Error::from(error),
             })?;
             let address = server.address();
-            let generator = Checkpointed::open(&self.source, &self.how, self.most_pixels)?;
+            let generator = Checkpointed::load(&self.source, opened, &self.how, self.most_pixels)?;
             if !address.ip().is_loopback() && self.api_key.is_none() {
                 eprintln!("warning: anyone who can reach {address} can have pictures made; --api-key asks for a key");
             }
@@ -128,8 +128,8 @@ struct Checkpointed {
 }
 
 impl Checkpointed {
-    fn open(source: &Source, how: &How, most_pixels: Option<u64>) -> Result<Self> {
-        let model = source.load()?;
+    fn load(source: &Source, opened: Opened, how: &How, most_pixels: Option<u64>) -> Result<Self> {
+        let model = source.load(opened)?;
         let Settings { width, height, steps, guidance, sampler, shift } = how.over(&defaults(&model));
         let trained = u64::from(model.state.max_resolution.max(model.side_multiple()));
         let own = u64::from(width) * u64::from(height);

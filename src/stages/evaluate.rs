@@ -6,18 +6,15 @@
 //! - law: prompts read
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use image::RgbImage;
 use sampler::SampleError;
 use sampler::colors::{Bar, NamedColor, Score, judge};
 use sampler::guidance::Guidance;
 use sampler::solver::Solver;
-use sampler::text_to_image::{Picture, Progress, Settings};
+use sampler::text_to_image::{Picture, Progress, Settings, TextToImage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-use super::load;
 
 /// Samples prompts "… on a COLOUR background" and looks at the pictures' borders.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -52,10 +49,9 @@ impl ColorTest {
     /// Samples and judges; `watch` hears of every step, and may end it.
     pub(crate) fn run(
         &self,
-        checkpoint: &Path,
+        model: &TextToImage,
         watch: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<(Score, Vec<RgbImage>), SampleError> {
-        let model = load(checkpoint)?;
         let questions = demo::Catalogue::default().color_prompts(self.prompts);
         let wanted: Vec<Picture> = (self.seed..)
             .zip(&questions)
@@ -137,7 +133,9 @@ mod adapter {
     use serde_json::Value;
     use shards::sidecar::Section;
 
-    use super::super::{checkpoint_of, of_sampling, until_cancelled};
+    use super::super::quality::Quality;
+    use super::super::quality::stage::{Making, Measure};
+    use super::super::{checkpoint_of, load, of_sampling, until_cancelled};
     use super::{ColorTest, table};
 
     /// The detail that holds the score in words.
@@ -149,11 +147,20 @@ mod adapter {
         StageKind {
             name: "evaluate",
             version: 2,
-            about: "Samples prompts that name a background colour and looks whether the pictures have it.",
+            about: "Samples prompts that name a background colour and looks whether the pictures have it; with inception or clip_score, \
+                    compares pictures with real ones and with their prompts (FID, KID, precision, recall, CLIP score).",
             inputs: (1, 1),
-            schemas: || vec![schema_for!(ColorTest)],
+            schemas: || vec![schema_for!(ColorTest), schema_for!(Quality), schema_for!(Making)],
             rehearse: as_it_is,
-            build: |parameters| parameters.read::<ColorTest>().map(|test| Box::new(test) as Box<dyn Stage>),
+            build: |parameters| {
+                if !parameters.has("inception") && !parameters.has("clip_score") {
+                    return parameters.read::<ColorTest>().map(|test| Box::new(test) as Box<dyn Stage>);
+                }
+                let (quality, making): (Quality, Making) = (parameters.read()?, parameters.read()?);
+                quality.check().map_err(|error| parameters.fault("inception", error))?;
+                making.size().map_err(|error| parameters.fault("size", error))?;
+                Ok(Box::new(Measure { quality, making }))
+            },
         }
     }
 
@@ -175,8 +182,8 @@ mod adapter {
         }
 
         fn process(&self, task: &Task) -> Result<Outcome, StageError> {
-            let judged = self.run(&checkpoint_of(task)?, &mut until_cancelled(task));
-            let (score, pictures) = judged.map_err(of_sampling)?;
+            let model = load(&checkpoint_of(task)?).map_err(StageError::failed)?;
+            let (score, pictures) = self.run(&model, &mut until_cancelled(task)).map_err(of_sampling)?;
             let rows = pictures.len() as u64;
             task.tally.good(rows);
             let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };

@@ -3,6 +3,7 @@
 #[cfg(feature = "pipeline")]
 mod encode;
 pub(crate) mod evaluate;
+pub(crate) mod quality;
 #[cfg(feature = "pipeline")]
 pub(crate) mod recaption;
 #[cfg(feature = "pipeline")]
@@ -13,15 +14,18 @@ mod train;
 #[cfg(feature = "pipeline")]
 use std::ops::ControlFlow;
 
+#[cfg(feature = "pipeline")]
 use sampler::SampleError;
 #[cfg(feature = "pipeline")]
-use sampler::text_to_image::Progress;
-use sampler::text_to_image::{Loading, TextToImage, Weights};
+use sampler::opened::{Opened, Parameters};
+#[cfg(feature = "pipeline")]
+use sampler::text_to_image::{Loading, Progress, TextToImage};
 
 /// The average of a checkpoint's weights, on the first GPU where there is one.
+#[cfg(feature = "pipeline")]
 fn load(checkpoint: &std::path::Path) -> Result<TextToImage, SampleError> {
     let device = models::device::named(None, 0).unwrap_or(tch::Device::Cpu);
-    TextToImage::load(checkpoint, Loading { weights: Weights::Average, device, low_memory: false })
+    TextToImage::load(Opened::checkpoint(checkpoint, Parameters::Average)?, Loading::on(device))
 }
 
 /// Goes on until the run is to end.

@@ -10,6 +10,7 @@ mod captions_server;
 mod demo;
 mod encode;
 mod engine;
+mod evaluate;
 mod inspect;
 mod interruption;
 mod loader;

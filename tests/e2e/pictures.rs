@@ -7,21 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{bucketed, ferrotype, folder, run, text};
-
-/// A training of two steps on pictures of 32×32, and the folder it is in.
-fn trained() -> (tempfile::TempDir, String) {
-    let folder = folder();
-    let stages = "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n[stage.train]\nuses = \"train\"\nfrom = \"index\"\n\
-                  steps = 2\nwidth = 32\nheads = 2\nblocks = 1\nbatch_size = 4\nwarmup_steps = 0\nzero_gates = false\ndevice = \"cpu\"\n";
-    let manifest = bucketed(folder.path(), &[(32, 32); 8], stages);
-    let made = run(&["run", &manifest, "-q"]);
-    assert!(made.status.success(), "{}", text(&made.stderr));
-    let stage = std::fs::read_dir(folder.path().join("work/stages/train")).unwrap();
-    let mut runs = stage.map(|entry| entry.unwrap().path()).filter(|path| path.join("latest").exists());
-    let checkpoint = runs.next().unwrap().to_string_lossy().into_owned();
-    (folder, checkpoint)
-}
+use crate::support::{ferrotype, run, text, trained};
 
 /// Samples into the folder `out`.
 fn sample(checkpoint: &str, out: &Path, arguments: &[&str]) -> std::process::Output {

@@ -121,3 +121,17 @@ pub(crate) fn checkpoint(workdir: &Path) -> PathBuf {
         std::fs::read_dir(workdir.join("stages/train")).expect("a training").map(|e| e.expect("a listing").path());
     runs.find(|path| path.join("latest").exists()).expect("a checkpoint")
 }
+
+/// A training of two steps on pictures of 32×32, and the folder it is in.
+pub(crate) fn trained() -> (tempfile::TempDir, String) {
+    let folder = folder();
+    let stages = "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n[stage.train]\nuses = \"train\"\nfrom = \"index\"\n\
+                  steps = 2\nwidth = 32\nheads = 2\nblocks = 1\nbatch_size = 4\nwarmup_steps = 0\nzero_gates = false\ndevice = \"cpu\"\n";
+    let manifest = bucketed(folder.path(), &[(32, 32); 8], stages);
+    let made = run(&["run", &manifest, "-q"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let stage = std::fs::read_dir(folder.path().join("work/stages/train")).expect("a training");
+    let mut runs = stage.map(|entry| entry.expect("a training").path()).filter(|path| path.join("latest").exists());
+    let checkpoint = runs.next().expect("a training").to_string_lossy().into_owned();
+    (folder, checkpoint)
+}

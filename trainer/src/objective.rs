@@ -84,7 +84,8 @@ fn shift(config: &TrainConfig, bucket: BucketSize) -> f64 {
 /// The tensor on `device`. The CPU does not wait for the copy, nor so for the work that the device has before it.
 fn upload(tensor: &Tensor, device: Device) -> Tensor {
     if device.is_cuda() && tensor.device() == Device::Cpu {
-        return tensor.pin_memory(device).to_device_(device, tensor.kind(), true, false);
+        // Not by `pin_memory`, which warns of the device that this binding must give it.
+        return tensor.internal_pin_memory(device).to_device_(device, tensor.kind(), true, false);
     }
     tensor.to_device(device)
 }

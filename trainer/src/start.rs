@@ -7,6 +7,7 @@ use models::ModelError;
 use models::checkpoint::{self, Checkpoint};
 use models::mmdit::{Mmdit, MmditConfig};
 use models::parameters::ParameterSet;
+use models::reference_files::ReferenceFiles;
 use models::settings::folder_digest;
 use models::weights::{TorchFile, TorchValue, Weights};
 use schemars::JsonSchema;
@@ -106,24 +107,7 @@ fn differences(found: &MmditConfig, wanted: &MmditConfig) -> Vec<(String, String
 
 enum Source {
     Own(Box<Checkpoint>),
-    Reference(Files),
-}
-
-/// The reference's files of one step.
-struct Files {
-    folder: PathBuf,
-    /// `3s`, say.
-    step: String,
-}
-
-impl Files {
-    fn path(&self, kind: &str, ending: &str) -> PathBuf {
-        self.folder.join(format!("{kind}_{}.{ending}", self.step))
-    }
-
-    fn optimizer(&self) -> PathBuf {
-        self.path("optim", "pkl")
-    }
+    Reference(ReferenceFiles),
 }
 
 impl Source {
@@ -131,30 +115,18 @@ impl Source {
         if Checkpoint::is_at(folder) {
             return Ok(Self::Own(Box::new(Checkpoint::open(folder)?)));
         }
-        let failed = |source| ModelError::Io { action: "list", path: folder.to_owned(), source };
-        let mut newest: Option<(u64, String)> = None;
-        for entry in std::fs::read_dir(folder).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-            let step = name.strip_prefix("model_params_").and_then(|rest| rest.strip_suffix(".json"));
-            if let Some(step) = step {
-                let number = step.trim_end_matches('s').parse().unwrap_or(0);
-                if newest.as_ref().is_none_or(|(most, _)| number >= *most) {
-                    newest = Some((number, step.to_owned()));
-                }
-            }
-        }
-        let step = newest.map(|(_, step)| step).ok_or_else(|| ModelError::Record {
+        let files = ReferenceFiles::latest(folder)?.ok_or_else(|| ModelError::Record {
             path: folder.to_owned(),
             what: "checkpoint",
             detail: "it has neither state.json nor latest, nor the reference's model_params_…s.json".to_owned(),
         })?;
-        Ok(Self::Reference(Files { folder: folder.to_owned(), step }))
+        Ok(Self::Reference(files))
     }
 
     fn weights(&self, average: bool) -> PathBuf {
         match self {
             Self::Own(checkpoint) => checkpoint.folder.join(if average { checkpoint::EMA } else { checkpoint::MODEL }),
-            Self::Reference(files) => files.path(if average { "model_ema" } else { "model" }, "pkl"),
+            Self::Reference(files) => files.weights(average),
         }
     }
 
@@ -173,7 +145,7 @@ impl Source {
             }
             Self::Reference(files) => {
                 let weights = Weights::open(&self.weights(false))?;
-                let model = MmditConfig::from_reference(&files.path("model_params", "json"), &weights)?;
+                let model = MmditConfig::from_reference(&files.parameters(), &weights)?;
                 Ok((
                     model,
                     format!("beginning from the reference's files {} in {}", files.step, files.folder.display()),

@@ -8,7 +8,7 @@ use ranks::{Group, Mesh, MeshOptions, RankError, Role, Roles, World};
 use tch::Device;
 
 use crate::TrainError;
-use crate::collective::transfer::{Channels, SentFeed, send_held_out, serve};
+use crate::collective::transfer::{Channels, Link, SentFeed, Served, serve};
 use crate::collective::{Collective, NcclCollective, TcpCollective};
 use crate::encode::Encoder;
 use crate::feed::{OwnFeed, held_out, load};
@@ -99,22 +99,20 @@ fn share(roles: &Roles, position: usize) -> Share {
 }
 
 fn load_for(job: &Job, world: &World, mesh: &Mesh, roles: &Roles, models: &[usize]) -> Result<(), TrainError> {
-    let encoder = Encoder::new(job.config, device_of(job, world)?)?;
+    let device = device_of(job, world)?;
+    let encoder = Encoder::new(job.config, device)?;
     let all = roles.model_ranks();
     // Where the model ranks begin is known to the first of them, which tells it with its first words to each loader.
-    let mut loaders = Vec::with_capacity(models.len());
+    let mut served = Vec::with_capacity(models.len());
     for &model in models {
-        let told = mesh.receive(model, BATCHES.ask)?;
-        let start =
-            told.as_array::<8>().map(|bytes| u64::from_le_bytes(*bytes)).ok_or(TrainError::Batch { rank: model })?;
+        let (link, start) = Link::with_model(mesh, model, BATCHES, device)?;
         let position = all.iter().position(|rank| *rank == model).unwrap_or(0);
         let share = share(roles, position);
-        if job.config.validation_images > 0 {
-            send_held_out(mesh, BATCHES, model, held_out(job, share, &encoder)?)?;
-        }
-        loaders.push((model, load(job, start, share, models.len())?));
+        let is_held_out = job.config.validation_images > 0;
+        let held_out = is_held_out.then(|| held_out(job, share, &encoder)).transpose()?;
+        served.push(Served::new(link, load(job, start, share, models.len())?, held_out)?);
     }
-    serve(mesh, BATCHES, &encoder, loaders)?;
+    serve(&encoder, served)?;
     Ok(())
 }
 
@@ -138,8 +136,7 @@ fn hold_model(
         let mut feed = OwnFeed::open(job, begun.updates, share(roles, position), device)?;
         return run(job, begun, &mut feed, ranks.as_mut());
     };
-    mesh.send(loader, BATCHES.ask, &begun.updates.to_le_bytes())?;
-    let mut feed = SentFeed::new(Arc::clone(mesh), loader, BATCHES);
+    let mut feed = SentFeed::new(Link::with_loader(mesh, loader, BATCHES, device, begun.updates)?);
     let finished = run(job, begun, &mut feed, ranks.as_mut())?;
     feed.end()?;
     Ok(finished)

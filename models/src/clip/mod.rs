@@ -2,9 +2,13 @@
 //! `CLIPVisionModel…`).
 
 mod encoder;
+mod pixels;
+mod similarity;
 mod text;
 mod vision;
 
+pub(crate) use pixels::PixelSettings;
+pub use similarity::ClipSimilarity;
 pub use text::{ClipText, ClipTextConfig, ClipTextOutput};
 pub use vision::{ClipVision, ClipVisionConfig, ClipVisionOutput};
 

@@ -46,6 +46,11 @@ impl Linear {
         self.weight.size() == weight.size() && self.weight.equal(weight)
     }
 
+    /// Features of what it makes.
+    pub fn outputs(&self) -> i64 {
+        self.weight.size().first().copied().unwrap_or(0)
+    }
+
     /// The type of its weight, which its input must have.
     pub fn kind(&self) -> Kind {
         self.weight.kind()

@@ -73,14 +73,22 @@ const FEED_FORWARD: [(&str, FeedForwardKind); 3] =
 impl MmditConfig {
     /// Reads the reference's configuration file. What it does not say (the width of the text) is taken from the weights.
     pub fn from_reference(path: &Path, weights: &Weights) -> Result<Self, ModelError> {
-        let bytes = crate::read_at_most(path, 1 << 20, "model_params file")?;
-        let damaged = |detail: String| ModelError::Record { path: path.to_owned(), what: "model_params file", detail };
-        let parameters: Parameters = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        let damaged = |detail| damaged(path, detail);
+        let parameters = Parameters::read(path)?;
         let text_width = weights.shape("c_proj.weight").and_then(|shape| shape.get(1)).copied().ok_or_else(|| {
             damaged(format!("{} has no c_proj.weight to take the width of the text from", weights.path().display()))
         })?;
         parameters.config(text_width).map_err(|e| damaged(e.to_string()))
     }
+
+    /// The longest side of the images that the model of such a file was trained with, in pixels.
+    pub fn resolution_of_reference(path: &Path) -> Result<u32, ModelError> {
+        Ok(Parameters::read(path)?.max_res.clamp(1.0, f64::from(1 << 16)) as u32)
+    }
+}
+
+fn damaged(path: &Path, detail: String) -> ModelError {
+    ModelError::Record { path: path.to_owned(), what: "model_params file", detail }
 }
 
 /// The name of `value` in a table; the first that stands for it.
@@ -119,6 +127,11 @@ impl MmditConfig {
 }
 
 impl Parameters {
+    fn read(path: &Path) -> Result<Self, ModelError> {
+        let bytes = crate::read_at_most(path, 1 << 20, "model_params file")?;
+        serde_json::from_slice(&bytes).map_err(|error| damaged(path, error.to_string()))
+    }
+
     fn config(&self, text_width: i64) -> Result<MmditConfig, ModelError> {
         let positions = choose("positional_encoding", &self.positional_encoding, &POSITIONS)?;
         let config = MmditConfig {

@@ -146,6 +146,27 @@ pub struct PretrainedText {
     pub gemma: PathBuf,
     pub modernbert: PathBuf,
     pub clip: PathBuf,
+    #[serde(default, skip_serializing_if = "Padding::is_usual")]
+    pub padding: Padding,
+}
+
+/// How Gemma's texts are filled up to their 77 tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Padding {
+    /// Behind the text, and states of the padding are zeros: as every training has it, the reference system's too.
+    #[default]
+    Right,
+    /// Before the text, and states of the padding stay what they are: as the reference system's inference has it, which its models were
+    /// not trained with. To compare pictures with it.
+    ReferenceInference,
+}
+
+impl Padding {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl TextEncoding {
@@ -161,9 +182,15 @@ impl TextEncoding {
     pub fn identity(&self) -> Result<Value, ModelError> {
         Ok(match self {
             Self::Hash => json!("hash"),
-            Self::Pretrained(PretrainedText { gemma, modernbert, clip }) => json!({
-                "gemma": folder_digest(gemma)?, "modernbert": folder_digest(modernbert)?, "clip": folder_digest(clip)?,
-            }),
+            Self::Pretrained(PretrainedText { gemma, modernbert, clip, padding }) => {
+                let mut identity = json!({
+                    "gemma": folder_digest(gemma)?, "modernbert": folder_digest(modernbert)?, "clip": folder_digest(clip)?,
+                });
+                if !padding.is_usual() {
+                    identity["padding"] = json!(padding);
+                }
+                identity
+            }
         })
     }
 

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{PretrainedText, TextCondition, TextEncoder, TextShape};
+use super::{Padding, PretrainedText, TextCondition, TextEncoder, TextShape};
 use crate::ModelError;
 use crate::clip::Clip;
+use crate::device::usual_kind;
 use crate::gemma2::{Gemma2, Gemma2Config};
 use crate::modernbert::{ModernBert, ModernBertConfig};
 use crate::parameters::Loaded;
@@ -27,6 +28,7 @@ pub struct PretrainedEncoder {
     modernbert_tokenizer: Tokenizer,
     clip: Clip,
     clip_tokenizer: Tokenizer,
+    padding: Padding,
     device: Device,
 }
 
@@ -46,7 +48,7 @@ fn tokenizer(folder: &Path, vocabulary: i64) -> Result<Tokenizer, ModelError> {
 impl PretrainedEncoder {
     /// Loads all three: as bfloat16 on a GPU, float32 on the CPU.
     pub fn open(folders: &PretrainedText, device: Device) -> Result<Self, ModelError> {
-        let kind = if device == Device::Cpu { Kind::Float } else { Kind::BFloat16 };
+        let kind = usual_kind(device);
         let gemma = sound(Gemma2::open(&folders.gemma, device, kind)?, &folders.gemma)?;
         let modernbert = sound(ModernBert::open(&folders.modernbert, device, kind)?, &folders.modernbert)?;
         let clip = sound(Clip::open(&folders.clip, device, kind)?, &folders.clip)?;
@@ -61,6 +63,7 @@ impl PretrainedEncoder {
             gemma,
             modernbert,
             clip,
+            padding: folders.padding,
             device,
         })
     }
@@ -91,7 +94,13 @@ impl TextEncoder for PretrainedEncoder {
         let _guard = tch::no_grad_guard();
         let width = self.gemma.config().width.max(self.modernbert.config().width);
         let (ids, mask) = self.ids(&self.gemma_tokenizer, captions, 0)?;
-        let gemma = Self::stream(&self.gemma.forward(&ids, &mask)?, &mask, width);
+        let gemma = match self.padding {
+            Padding::Right => Self::stream(&self.gemma.forward(&ids, &mask)?, &mask, width),
+            Padding::ReferenceInference => {
+                let (ids, mask) = (padded_before(&ids, &mask), padded_before(&mask, &mask));
+                Self::stream(&self.gemma.forward(&ids, &mask)?, &mask.ones_like(), width)
+            }
+        };
         let (ids, mask) = self.ids(&self.modernbert_tokenizer, captions, 0)?;
         let modernbert = Self::stream(&self.modernbert.forward(&ids, &mask)?, &mask, width);
         let (Some(text), Some(projection)) = (&self.clip.text, &self.clip.text_projection) else {
@@ -105,6 +114,14 @@ impl TextEncoder for PretrainedEncoder {
     }
 }
 
+/// What was padded behind its texts, padded before them: each row turned by the length of its padding.
+fn padded_before(values: &Tensor, mask: &Tensor) -> Tensor {
+    let length = mask.size().last().copied().unwrap_or(0);
+    let padding = length - mask.sum_dim_intlist(-1i64, true, Kind::Int64);
+    let positions = Tensor::arange(length, (Kind::Int64, values.device())).unsqueeze(0);
+    values.gather(-1, &(positions - padding).remainder(length), false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +132,13 @@ mod tests {
         let stream = PretrainedEncoder::stream(&states, &Tensor::from_slice(&[1i64, 1, 0]).unsqueeze(0), 4);
         let expected = Tensor::from_slice(&[1f32, 1., 0., 0., 1., 1., 0., 0., 0., 0., 0., 0.]).view([1, 3, 4]);
         assert_eq!(stream, expected);
+    }
+
+    #[test]
+    fn padding_moves_before_its_text() {
+        let rows = |values: [i64; 8]| Tensor::from_slice(&values).view([2, 4]);
+        let (ids, mask) = (rows([5, 6, 0, 0, 7, 8, 9, 4]), rows([1, 1, 0, 0, 1, 1, 1, 1]));
+        assert_eq!(padded_before(&ids, &mask), rows([0, 0, 5, 6, 7, 8, 9, 4]));
+        assert_eq!(padded_before(&mask, &mask), rows([0, 0, 1, 1, 1, 1, 1, 1]));
     }
 }

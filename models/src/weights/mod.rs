@@ -1,4 +1,4 @@
-//! Named tensors in files: safetensors (one file, or shards with an index), PyTorch's zip of pickles, GGUF.
+//! Named tensors in files: safetensors (one file, or shards with an index), PyTorch's zip of pickles and its older files, GGUF.
 //!
 //! A file is mapped, its directory of names read and checked, and each tensor is copied out when it is asked for, so loading a
 //! model needs the memory of the model and of one tensor. What a file lacks, has too much of, or has in another shape is
@@ -8,6 +8,7 @@ mod gguf;
 mod mapping;
 mod pickle;
 mod safetensors;
+mod torch_legacy;
 mod torch_zip;
 mod write;
 
@@ -137,6 +138,7 @@ impl Weights {
             match mapping.all().get(..4) {
                 Some(b"GGUF") => gguf::entries(&mapping)?,
                 Some(b"PK\x03\x04") => torch_zip::entries(&mapping)?,
+                _ if mapping.all().starts_with(torch_legacy::MAGIC) => torch_zip::entries(&mapping)?,
                 _ => safetensors::entries(&mapping)?,
             }
         };

@@ -150,8 +150,23 @@ enum Container {
     Dict(Vec<(Item, Item)>),
 }
 
+/// A pickle that stood at the beginning of some bytes.
+#[derive(Debug)]
+pub(super) struct Pickle {
+    pub(super) value: Value,
+    /// How many bytes it takes.
+    pub(super) length: usize,
+    /// The storages that it refers to, as often as it does: key, type and number of elements.
+    pub(super) storages: Vec<(Arc<str>, Kind, i64)>,
+}
+
 /// Reads a pickle of protocol 2 to 4.
 pub(super) fn read(bytes: &[u8]) -> Result<Value> {
+    read_first(bytes).map(|pickle| pickle.value)
+}
+
+/// Reads a pickle that other things may come after.
+pub(super) fn read_first(bytes: &[u8]) -> Result<Pickle> {
     let mut machine = Machine {
         bytes,
         position: 0,
@@ -160,11 +175,14 @@ pub(super) fn read(bytes: &[u8]) -> Result<Value> {
         marks: Vec::new(),
         memo: HashMap::new(),
         containers: Vec::new(),
+        storages: Vec::new(),
     };
     for _ in 0..LIMIT {
         if let Some(root) = machine.step()? {
-            let mut budget = bytes.len().saturating_mul(VALUES_PER_BYTE).clamp(1000, LIMIT);
-            return machine.unfold(&root, 0, &mut budget);
+            let length = machine.position;
+            let mut budget = length.saturating_mul(VALUES_PER_BYTE).clamp(1000, LIMIT);
+            let value = machine.unfold(&root, 0, &mut budget)?;
+            return Ok(Pickle { value, length, storages: machine.storages });
         }
     }
     Err(machine.malformed(format!("it is not at its end after {LIMIT} instructions")))
@@ -181,6 +199,7 @@ struct Machine<'a> {
     marks: Vec<usize>,
     memo: HashMap<usize, Item>,
     containers: Vec<Container>,
+    storages: Vec<(Arc<str>, Kind, i64)>,
 }
 
 impl<'a> Machine<'a> {
@@ -488,16 +507,23 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// What a reference to something outside the pickle stands for: `("storage", class, key, device, elements)`.
-    fn storage(&self, identity: &Item) -> Result<Item> {
-        match self.tuple(identity)? {
+    /// What a reference to something outside the pickle stands for: `("storage", class, key, device, elements)`, and a sixth
+    /// that is None in files from before torch 1.6.
+    fn storage(&mut self, identity: &Item) -> Result<Item> {
+        let (key, kind, elements) = match self.tuple(identity)? {
             [Item::String(tag), Item::Global(Global::Storage(kind)), Item::String(key), _, Item::Int(elements)]
-                if &**tag == "storage" =>
-            {
-                Ok(Item::Storage(*kind, Arc::clone(key), *elements))
-            }
-            _ => Err(self.malformed("something outside is referred to that is no storage")),
-        }
+            | [
+                Item::String(tag),
+                Item::Global(Global::Storage(kind)),
+                Item::String(key),
+                _,
+                Item::Int(elements),
+                Item::None,
+            ] if &**tag == "storage" => (Arc::clone(key), *kind, *elements),
+            _ => return Err(self.malformed("something outside is referred to that is no storage")),
+        };
+        self.storages.push((Arc::clone(&key), kind, elements));
+        Ok(Item::Storage(kind, key, elements))
     }
 
     /// The value of an item that lies within `depth` containers. Takes one from `budget` for each value in it.

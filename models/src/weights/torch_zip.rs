@@ -22,10 +22,10 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use super::pickle::{self, TensorRecord, Value};
 use super::write::{bytes_of, staged};
-use super::{Encoding, Entry, Mapping};
+use super::{Encoding, Entry, Mapping, torch_legacy};
 use crate::ModelError;
 
-const WHAT: &str = "PyTorch checkpoint";
+pub(super) const WHAT: &str = "PyTorch checkpoint";
 
 /// The folder in the archives that are written here.
 const NAME: &str = "archive";
@@ -46,13 +46,17 @@ pub struct TorchFile {
 }
 
 impl TorchFile {
-    /// Opens what `torch.save` wrote, in its zip format (torch 1.6 and later). The pickle in it may hold tensors and plain
-    /// values; any other name in it is refused, and nothing is run.
+    /// Opens what `torch.save` wrote, in its zip format (torch 1.6 and later) or the one before. The pickle in it may hold
+    /// tensors and plain values; any other name in it is refused, and nothing is run.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         Self::read(Arc::new(Mapping::open(path)?))
     }
 
     fn read(mapping: Arc<Mapping>) -> Result<Self, ModelError> {
+        if mapping.all().starts_with(torch_legacy::MAGIC) {
+            let (value, storages) = torch_legacy::read(&mapping)?;
+            return Ok(Self { mapping, storages, value });
+        }
         let files = files(&mapping)?;
         let names: Vec<&str> = files.keys().filter_map(|name| name.strip_suffix("/data.pkl")).collect();
         let [name] = names.as_slice() else {
@@ -86,7 +90,7 @@ impl TorchFile {
         let refused = |detail: String| self.mapping.damaged(WHAT, format!("{name}: {detail}"));
         let storage = self.storages.get(&**storage_key);
         let storage =
-            storage.ok_or_else(|| refused(format!("its storage data/{} is not there", storage_key.escape_debug())))?;
+            storage.ok_or_else(|| refused(format!("its storage {} is not there", storage_key.escape_debug())))?;
         let size = kind.elt_size_in_bytes();
         let within = usize::try_from(*storage_elements).ok().and_then(|elements| elements.checked_mul(size));
         if within.is_none_or(|bytes| bytes > storage.len()) {

@@ -10,6 +10,8 @@ mod hugging_face;
 mod mmdit;
 
 mod bad_files;
+mod few_words;
+mod inception;
 mod invariance;
 mod layouts;
 mod parity;

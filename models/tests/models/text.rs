@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use models::clip::Clip;
 use models::gemma2::Gemma2;
 use models::modernbert::ModernBert;
-use models::text::{PretrainedText, TextEncoding};
+use models::text::{Padding, PretrainedText, TextCondition, TextEncoding};
 use models::tokenizer::Tokenizer;
-use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::parity::fixtures;
@@ -22,25 +21,7 @@ fn with_tokenizer(root: &Path, name: &str, start: i64, end: i64) -> PathBuf {
     for file in ["config.json", "model.safetensors"] {
         fs::copy(fixtures("hf").join(name).join(file), folder.join(file)).unwrap();
     }
-    let special = |id: i64, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true})
-    };
-    let vocabulary = json!({"?": 3, "a": 4, "fox": 5, "on": 6, "blue": 7, "[": start, "]": end});
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
-        "added_tokens": [special(start, "["), special(end, "]")],
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "[", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "]", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {"[": {"id": "[", "ids": [start], "tokens": ["["]},
-                "]": {"id": "]", "ids": [end], "tokens": ["]"]}},
-        },
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "?"},
-    });
+    let tokenizer = crate::few_words::tokenizer(start, end);
     fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     folder
 }
@@ -57,6 +38,7 @@ fn captions_become_two_streams_and_a_pooled_text() {
         gemma: with_tokenizer(root.path(), "gemma2", 1, 2),
         modernbert: with_tokenizer(root.path(), "modernbert", 1, 2),
         clip: with_tokenizer(root.path(), "clip", 298, 299),
+        padding: Padding::Right,
     };
     let encoding = TextEncoding::Pretrained(folders.clone());
     let encoder = encoding.encoder(CPU).unwrap();
@@ -100,12 +82,44 @@ fn captions_become_two_streams_and_a_pooled_text() {
 }
 
 #[test]
+fn texts_are_padded_as_the_references_inference_has_it_where_that_is_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let right = PretrainedText {
+        gemma: with_tokenizer(root.path(), "gemma2", 1, 2),
+        modernbert: with_tokenizer(root.path(), "modernbert", 1, 2),
+        clip: with_tokenizer(root.path(), "clip", 298, 299),
+        padding: Padding::Right,
+    };
+    let left = PretrainedText { padding: Padding::ReferenceInference, ..right.clone() };
+    let [usual, other] = [&right, &left].map(|folders| {
+        let encoder = TextEncoding::Pretrained(folders.clone()).encoder(CPU).unwrap();
+        encoder.encode(&["a fox on blue", ""]).unwrap()
+    });
+    // Start, four words and end are the last six; Gemma sees what lies between tokens, not where they lie.
+    let text = |condition: &TextCondition, from| condition.tokens[0].select(0, 0).narrow(0, from, 6);
+    assert!(difference(&text(&usual, 0), &text(&other, 71)) < 1e-4);
+    let padding = other.tokens[0].select(0, 0).narrow(0, 0, 71);
+    assert!(padding.abs().max().double_value(&[]) > 0.0);
+    // Nothing else is another, and no prompt is still nothing.
+    assert_eq!(usual.tokens[1], other.tokens[1]);
+    assert_eq!(usual.pooled, other.pooled);
+    assert_eq!(other.tokens[0].select(0, 1).abs().max().double_value(&[]), 0.0);
+    // What pictures are made with says so; what was written before knows no padding.
+    let written = |folders: &PretrainedText| serde_json::to_value(folders).unwrap();
+    assert_eq!(written(&left)["padding"], "reference_inference");
+    assert_eq!(written(&right).get("padding"), None);
+    let identity = |folders: PretrainedText| TextEncoding::Pretrained(folders).identity().unwrap();
+    assert_ne!(identity(right), identity(left));
+}
+
+#[test]
 fn a_tokenizer_that_does_not_fit_its_model_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let folders = PretrainedText {
         gemma: with_tokenizer(root.path(), "gemma2", 1, 700),
         modernbert: with_tokenizer(root.path(), "modernbert", 1, 2),
         clip: with_tokenizer(root.path(), "clip", 298, 299),
+        padding: Padding::Right,
     };
     let Err(error) = TextEncoding::Pretrained(folders).encoder(CPU) else { panic!("it was taken") };
     let error = error.to_string();

@@ -2,6 +2,7 @@
 
 mod interactive;
 pub(crate) mod settings;
+mod source;
 mod terminal;
 
 use std::collections::BTreeMap;
@@ -15,16 +16,16 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
-use models::device;
 use sampler::SampleError;
 use sampler::animation::{Animation, MOST_FRAMES};
 use sampler::grid;
 use sampler::recipe::{self, Recipe};
-use sampler::text_to_image::{Loading, Picture, Progress, Settings, TextToImage, Weights};
+use sampler::text_to_image::{Picture, Progress, Settings, TextToImage};
 use shards::event::Event;
 
 use self::interactive::Session;
 use self::settings::{How, defaults};
+pub(crate) use self::source::Source;
 use crate::errors::{INTERRUPTED, OK, Usage};
 use crate::settings::{lines, on_interrupt};
 use crate::watch::{self, Style};
@@ -74,32 +75,6 @@ pub(crate) struct Sample {
     format: Format,
 }
 
-/// Where pictures come from.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Source {
-    /// A checkpoint, or a training's folder, whose latest checkpoint is used.
-    #[arg(long)]
-    pub(crate) checkpoint: PathBuf,
-    /// Use the parameters as trained instead of their average.
-    #[arg(long)]
-    raw: bool,
-    /// cpu, cuda or cuda:N [the first GPU, where there is one].
-    #[arg(long)]
-    device: Option<String>,
-    /// Hold only one of text encoders, model and autoencoder at a time; each is loaded anew for every call.
-    #[arg(long)]
-    low_memory: bool,
-}
-
-impl Source {
-    pub(crate) fn load(&self) -> Result<TextToImage> {
-        let device = device::named(self.device.as_deref(), 0).map_err(Usage)?;
-        let weights = if self.raw { Weights::Raw } else { Weights::Average };
-        let loading = Loading { weights, device, low_memory: self.low_memory };
-        Ok(TextToImage::load(&self.checkpoint, loading)?)
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     Png,
@@ -110,7 +85,7 @@ enum Format {
 impl Sample {
     pub(crate) fn run(self) -> Result<u8> {
         let (wanted, like) = self.wanted()?;
-        let model = self.source.load()?;
+        let model = self.source.load(self.source.open()?)?;
         let base = like.as_ref().map_or_else(|| defaults(&model), |recipe| recipe.settings.clone());
         let settings = self.how.over(&base);
         if let Some(recipe) = like.filter(|recipe| recipe.checkpoint != model.digest) {

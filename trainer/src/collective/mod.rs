@@ -4,7 +4,7 @@ mod nccl;
 mod tcp;
 pub(crate) mod transfer;
 
-pub use nccl::{Communicator, Nccl, NcclCollective, NcclError};
+pub use nccl::{Communicator, Mark, Nccl, NcclCollective, NcclError};
 pub use tcp::TcpCollective;
 pub(crate) use tcp::read as values;
 

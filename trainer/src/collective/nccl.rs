@@ -7,11 +7,11 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 use libloading::Library;
 use models::device;
-use ranks::Group;
+use ranks::{Group, Mesh};
 use tch::{Device, Kind, Tensor};
 
 use super::Collective;
@@ -131,6 +131,7 @@ pub struct Communicator {
     handle: Mutex<Handle>,
     rank: usize,
     ranks: usize,
+    ordinal: usize,
     /// Libtorch's.
     computing: Arc<CudaStream>,
     /// Its own.
@@ -169,7 +170,7 @@ impl Communicator {
         // SAFETY: `handle` outlives the call; the GPU's context is this thread's.
         let joined = unsafe { (nccl.0.ncclCommInitRank)(&raw mut handle, ranks as c_int, id, rank as c_int) };
         nccl.check("join the other ranks", joined)?;
-        Ok(Self { nccl, handle: Mutex::new(Handle(handle)), rank, ranks, computing, stream })
+        Ok(Self { nccl, handle: Mutex::new(Handle(handle)), rank, ranks, ordinal, computing, stream })
     }
 
     pub fn rank(&self) -> usize {
@@ -178,6 +179,11 @@ impl Communicator {
 
     pub fn ranks(&self) -> usize {
         self.ranks
+    }
+
+    /// The GPU that it is on.
+    pub fn device(&self) -> Device {
+        Device::Cuda(self.ordinal)
     }
 
     /// Runs an operation on the communicator's stream, after all that libtorch was asked for so far.
@@ -251,6 +257,11 @@ impl Communicator {
         self.computing.wait(&done).map_err(driver("wait for an event"))
     }
 
+    /// The end of all that was begun so far, for the CPU to wait for.
+    pub fn mark(&self) -> Result<Mark, NcclError> {
+        self.stream.record_event(None).map(Mark).map_err(driver("record an event"))
+    }
+
     /// Ends whatever it waits for, on this rank.
     #[allow(unsafe_code, reason = "NCCL takes its handle back")]
     pub fn abort(&self) {
@@ -276,6 +287,40 @@ impl Drop for Communicator {
     }
 }
 
+/// A point in what a communicator does.
+#[derive(Debug)]
+pub struct Mark(CudaEvent);
+
+impl Mark {
+    /// Waits, on the CPU, until all is done that was begun before it.
+    pub fn wait(&self) -> Result<(), NcclError> {
+        self.0.synchronize().map_err(driver("wait for an event"))
+    }
+}
+
+/// Joins a communicator that is aborted when a rank of the mesh is lost, whatever it waits for then.
+pub(super) fn join_on(
+    mesh: &Mesh,
+    nccl: Nccl,
+    identifier: &[u8],
+    [rank, ranks]: [usize; 2],
+    ordinal: usize,
+) -> Result<Arc<Communicator>, TrainError> {
+    let communicator = Arc::new(explained(mesh, Communicator::join(nccl, identifier, rank, ranks, ordinal))?);
+    let aborted = Arc::downgrade(&communicator);
+    mesh.on_failure(Box::new(move |_failure| {
+        if let Some(communicator) = aborted.upgrade() {
+            communicator.abort();
+        }
+    }));
+    Ok(communicator)
+}
+
+/// An operation's result; a rank that was lost explains it better than NCCL does.
+pub(super) fn explained<T>(mesh: &Mesh, result: Result<T, NcclError>) -> Result<T, TrainError> {
+    result.map_err(|error| mesh.failure().map_or(TrainError::Nccl(error), TrainError::Rank))
+}
+
 /// Sums by NCCL; what the CPU wants to know goes over TCP.
 pub struct NcclCollective {
     group: Group,
@@ -283,25 +328,22 @@ pub struct NcclCollective {
 }
 
 impl NcclCollective {
-    /// Makes a communicator of the group's ranks, this one on GPU `ordinal`. When a rank is lost, it is aborted.
+    /// Makes a communicator of the group's ranks, this one on GPU `ordinal`.
     pub fn new(group: Group, ordinal: usize) -> Result<Self, TrainError> {
         let nccl = Nccl::load()?;
         let mut identifier = if group.position() == 0 { nccl.identifier()? } else { Vec::new() };
         group.broadcast(super::tcp::first(&group), &mut identifier)?;
-        let communicator = Communicator::join(nccl, &identifier, group.position(), group.ranks().len(), ordinal)?;
-        let communicator = Arc::new(communicator);
-        let aborted = Arc::downgrade(&communicator);
-        group.mesh().on_failure(Box::new(move |_failure| {
-            if let Some(communicator) = aborted.upgrade() {
-                communicator.abort();
-            }
-        }));
-        Ok(Self { group, communicator })
+        let place = [group.position(), group.ranks().len()];
+        let communicator = join_on(group.mesh(), nccl, &identifier, place, ordinal)?;
+        let ranks = Self { group, communicator };
+        // NCCL connects ranks with their first sum, and whoever waits for that cannot be freed if another is lost.
+        let first = Tensor::zeros([1], (Kind::Float, ranks.communicator.device()));
+        ranks.explained(ranks.communicator.sum(&first).and_then(|()| ranks.communicator.mark()?.wait()))?;
+        Ok(ranks)
     }
 
-    /// An operation's result; a rank that was lost explains it better than NCCL does.
     fn explained(&self, result: Result<(), NcclError>) -> Result<(), TrainError> {
-        result.map_err(|error| self.group.mesh().failure().map_or(TrainError::Nccl(error), TrainError::Rank))
+        explained(self.group.mesh(), result)
     }
 }
 

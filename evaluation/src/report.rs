@@ -1,0 +1,233 @@
+//! All numbers about a set of pictures, together.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    BootstrapReference, BootstrapSettings, EvaluationError, FeatureStatistics, FeatureStore, FrechetReference,
+    KernelSubsets, Metric, SampleCounts, bootstrap_frechet_distance, check_samples, kernel_distance_of_subsets,
+    precision_and_recall,
+};
+
+/// How numbers are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReportSettings {
+    pub subsets: KernelSubsets,
+    pub neighbours: usize,
+    /// Of the Fréchet distance; no resamples for no interval.
+    pub bootstrap: BootstrapSettings,
+}
+
+impl Default for ReportSettings {
+    fn default() -> Self {
+        let bootstrap = BootstrapSettings { resamples: 40, ..BootstrapSettings::default() };
+        Self { subsets: KernelSubsets::default(), neighbours: crate::DEFAULT_NEIGHBOURS, bootstrap }
+    }
+}
+
+/// What pictures are compared with.
+#[derive(Debug)]
+pub enum Reference {
+    /// Features of each real picture.
+    Features(FeatureStore),
+    /// Their mean and covariance alone, of an unknown number of pictures.
+    Moments { of: FrechetReference, name: String },
+}
+
+impl std::fmt::Debug for FrechetReference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrechetReference").field("dimensions", &self.dimensions()).finish_non_exhaustive()
+    }
+}
+
+/// One number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub metric: String,
+    pub value: f64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub standard_error: Option<f64>,
+    /// Where other samples of the same distribution would lie, with the bootstrap's confidence.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub interval: Option<[f64; 2]>,
+    /// What it is, in words.
+    pub about: String,
+}
+
+/// A number that there is none of, and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    pub metric: String,
+    pub reason: String,
+}
+
+/// What can be said of a set of pictures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Whose features were compared.
+    pub network: String,
+    pub network_digest: String,
+    pub generated: u64,
+    /// None for moments of an unknown number.
+    pub reference: Option<u64>,
+    pub settings: ReportSettings,
+    pub metrics: Vec<Measured>,
+    pub refused: Vec<Refused>,
+}
+
+impl Report {
+    /// All numbers that there are samples enough for. What there are too few for is named; anything else that goes wrong is an error.
+    pub fn of(
+        generated: &FeatureStore,
+        reference: Option<&Reference>,
+        settings: &ReportSettings,
+    ) -> Result<Self, EvaluationError> {
+        let network = generated.network();
+        let mut report = Self {
+            network: network.network.clone(),
+            network_digest: network.digest.clone(),
+            generated: generated.count(),
+            reference: None,
+            settings: *settings,
+            metrics: Vec::new(),
+            refused: Vec::new(),
+        };
+        // Only numbers of that network may have those names.
+        let [frechet, kernel] = if network.is_inception {
+            ["FID".to_owned(), "KID".to_owned()]
+        } else {
+            ["Fréchet distance", "kernel distance"].map(|distance| format!("{distance} ({})", network.network))
+        };
+        match reference {
+            None => {}
+            Some(Reference::Moments { of, name }) => {
+                let value = of_moments(generated, of, name);
+                report.take(&frechet, value)?;
+                let reason = format!("{name} holds a mean and a covariance alone; features of each picture are needed");
+                for metric in [kernel.as_str(), "precision", "recall"] {
+                    report.refused.push(Refused { metric: metric.to_owned(), reason: reason.clone() });
+                }
+            }
+            Some(Reference::Features(real)) => {
+                if real.network() != network {
+                    let detail = format!(
+                        "its features are by {}, those to compare by {}",
+                        real.network().network,
+                        network.network
+                    );
+                    return Err(EvaluationError::Networks { detail });
+                }
+                report.reference = Some(real.count());
+                report.take(&frechet, frechet_of(generated, real, settings))?;
+                report.take(&kernel, kernel_of(generated, real, settings))?;
+                report.take_all(&["precision", "recall"], neighbours_of(generated, real, settings))?;
+            }
+        }
+        if let Some(scores) = generated.scores() {
+            report.metrics.push(mean_of("CLIP score", scores));
+        }
+        Ok(report)
+    }
+
+    fn take(&mut self, metric: &str, value: Result<Measured, EvaluationError>) -> Result<(), EvaluationError> {
+        let named = value.map(|value| vec![Measured { metric: metric.to_owned(), ..value }]);
+        self.take_all(&[metric], named)
+    }
+
+    fn take_all(
+        &mut self,
+        metrics: &[&str],
+        values: Result<Vec<Measured>, EvaluationError>,
+    ) -> Result<(), EvaluationError> {
+        match values {
+            Ok(values) => self.metrics.extend(values),
+            Err(error @ EvaluationError::TooFewSamples { .. }) => self.refused.extend(
+                metrics.iter().map(|metric| Refused { metric: (*metric).to_owned(), reason: error.to_string() }),
+            ),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+fn of_moments(generated: &FeatureStore, of: &FrechetReference, name: &str) -> Result<Measured, EvaluationError> {
+    let (count, dimensions) = (generated.count(), of.dimensions());
+    // How many there were is not known; those who publish such files took enough.
+    let counts = SampleCounts { generated: count, reference: u64::MAX, dimensions };
+    if check_samples(Metric::FrechetDistance, counts).is_err() {
+        let reason = format!(
+            "features of {dimensions} dimensions need more than {dimensions} samples, there are {count}. With fewer the covariance \
+             is singular and the distance comes out too large; 10,000 or more are usual"
+        );
+        return Err(EvaluationError::TooFewSamples { metric: "Fréchet distance", reason });
+    }
+    let value = of.distance(&FeatureStatistics::of(generated.features()?))?;
+    let about = format!("to the mean and covariance in {name}");
+    Ok(Measured { metric: String::new(), value, standard_error: None, interval: None, about })
+}
+
+fn frechet_of(
+    generated: &FeatureStore,
+    real: &FeatureStore,
+    settings: &ReportSettings,
+) -> Result<Measured, EvaluationError> {
+    let generated = generated.features()?;
+    check_samples(Metric::FrechetDistance, SampleCounts::of(generated, real.features()?))?;
+    let statistics = real.statistics()?;
+    let about = "lower is better; depends on the number of samples: compare equal numbers only".to_owned();
+    if settings.bootstrap.resamples == 0 {
+        let value = FrechetReference::new(&statistics)?.distance(&FeatureStatistics::of(generated))?;
+        return Ok(Measured { metric: String::new(), value, standard_error: None, interval: None, about });
+    }
+    let found = bootstrap_frechet_distance(generated, BootstrapReference::Fixed(&statistics), &settings.bootstrap)?;
+    // Resamples have fewer different samples, which biases them upwards: their interval is moved back.
+    let (lower, upper) = found.centred();
+    let (standard_error, interval) = (Some(found.standard_error), Some([lower, upper]));
+    Ok(Measured { metric: String::new(), value: found.value, standard_error, interval, about })
+}
+
+fn kernel_of(
+    generated: &FeatureStore,
+    real: &FeatureStore,
+    settings: &ReportSettings,
+) -> Result<Measured, EvaluationError> {
+    let found = kernel_distance_of_subsets(generated.features()?, real.features()?, &settings.subsets)?;
+    let KernelSubsets { size, count, .. } = settings.subsets;
+    let about = format!(
+        "lower is better, 0 is alike; the mean of {count} subsets of {size}, which scatter by {:.3e} about it",
+        found.standard_deviation
+    );
+    let standard_error = Some(found.standard_deviation / (count as f64).sqrt());
+    Ok(Measured { metric: String::new(), value: found.mean, standard_error, interval: None, about })
+}
+
+fn neighbours_of(
+    generated: &FeatureStore,
+    real: &FeatureStore,
+    settings: &ReportSettings,
+) -> Result<Vec<Measured>, EvaluationError> {
+    let found = precision_and_recall(generated.features()?, real.features()?, settings.neighbours)?;
+    let measured = |metric: &str, value, about: &str| Measured {
+        metric: metric.to_owned(),
+        value,
+        standard_error: None,
+        interval: None,
+        about: format!("{about}; balls to the {}. neighbour", settings.neighbours),
+    };
+    Ok(vec![
+        measured("precision", found.precision, "share of the pictures that look real"),
+        measured("recall", found.recall, "share of the real variety that is there"),
+    ])
+}
+
+fn mean_of(metric: &str, scores: &[f64]) -> Measured {
+    let count = scores.len() as f64;
+    let mean = scores.iter().sum::<f64>() / count;
+    let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    Measured {
+        metric: metric.to_owned(),
+        value: mean,
+        standard_error: Some((variance / count).sqrt()),
+        interval: None,
+        about: "of pictures and their prompts, up to 100; higher is better".to_owned(),
+    }
+}

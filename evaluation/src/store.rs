@@ -1,0 +1,220 @@
+//! Features on disk, so that a set is looked at once, and a run that was stopped goes on.
+//!
+//! ```text
+//! features/
+//!     features.json               whose features, of what, and whether they are all there
+//!     statistics.safetensors      their mean and covariance, once they were asked for
+//!     block-00000000.safetensors  features f32 (n, dimensions); scores f64 (n), where there are captions
+//! ```
+//!
+//! A block appears under its name only when it is complete and durable. The number in it is that of its first sample.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::network::{NetworkName, Seen};
+use crate::{EvaluationError, FeatureStatistics, Features};
+
+const DESCRIPTION: &str = "features.json";
+const STATISTICS: &str = "statistics.safetensors";
+
+/// The format that this version writes; newer ones are refused.
+const FORMAT: u32 = 1;
+
+/// No description is longer.
+const LONGEST: u64 = 1 << 20;
+
+/// Whose features a store holds, and of what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct StoreDescription {
+    format: u32,
+    network: NetworkName,
+    /// What the pictures are: whatever tells them from others.
+    source: Value,
+    /// Whether all of them are there.
+    complete: bool,
+}
+
+/// A folder of features.
+#[derive(Debug)]
+pub struct FeatureStore {
+    folder: PathBuf,
+    description: StoreDescription,
+    features: Vec<f32>,
+    /// Of all samples, or of none.
+    scores: Vec<f64>,
+}
+
+impl FeatureStore {
+    /// Whether a folder is one.
+    pub fn is_at(folder: &Path) -> bool {
+        folder.join(DESCRIPTION).is_file()
+    }
+
+    /// Begins a store, or goes on with one of the same network and source.
+    pub fn open(folder: &Path, network: &NetworkName, source: Value) -> Result<Self, EvaluationError> {
+        if Self::is_at(folder) {
+            let store = Self::read(folder)?;
+            let StoreDescription { network: found, source: of, .. } = &store.description;
+            if found != network || *of != source {
+                let detail = format!(
+                    "it holds features of {}, by {}; these are to be of {source}, by {}: remove it, or choose another folder",
+                    of, found.network, network.network
+                );
+                return Err(EvaluationError::Store { folder: folder.to_owned(), detail });
+            }
+            return Ok(store);
+        }
+        shards::disk::create_folder(folder)?;
+        let description = StoreDescription { format: FORMAT, network: network.clone(), source, complete: false };
+        let store = Self { folder: folder.to_owned(), description, features: Vec::new(), scores: Vec::new() };
+        store.describe()?;
+        Ok(store)
+    }
+
+    /// Reads a store as it is.
+    pub fn read(folder: &Path) -> Result<Self, EvaluationError> {
+        let damaged = |detail: String| EvaluationError::Store { folder: folder.to_owned(), detail };
+        let text = bytes(&folder.join(DESCRIPTION), LONGEST)?;
+        let description: StoreDescription =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if description.format > FORMAT {
+            let format = description.format;
+            return Err(damaged(format!("it has format {format}, this version knows up to {FORMAT}")));
+        }
+        if description.network.dimensions == 0 {
+            return Err(damaged("it says that features have no dimensions".to_owned()));
+        }
+        let mut store = Self { folder: folder.to_owned(), description, features: Vec::new(), scores: Vec::new() };
+        loop {
+            let path = store.block(store.count());
+            if !path.exists() {
+                return Ok(store);
+            }
+            store.add(&path)?;
+        }
+    }
+
+    fn block(&self, first: u64) -> PathBuf {
+        self.folder.join(format!("block-{first:08}.safetensors"))
+    }
+
+    /// Takes in a block's samples.
+    fn add(&mut self, path: &Path) -> Result<(), EvaluationError> {
+        let damaged = |detail: String| EvaluationError::Store { folder: path.to_owned(), detail };
+        let content = bytes(path, u64::MAX)?;
+        let file = SafeTensors::deserialize(&content).map_err(|error| damaged(error.to_string()))?;
+        let features = file.tensor("features").map_err(|error| damaged(error.to_string()))?;
+        let dimensions = self.description.network.dimensions;
+        let count = match features.shape() {
+            &[count, found] if found == dimensions && count > 0 && features.dtype() == Dtype::F32 => count,
+            shape => return Err(damaged(format!("its features are {:?} of the shape {shape:?}", features.dtype()))),
+        };
+        let values: Vec<f32> =
+            features.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        Features::new(&values, dimensions)?;
+        if let Ok(scores) = file.tensor("scores") {
+            if scores.dtype() != Dtype::F64 || scores.shape() != [count] {
+                return Err(damaged(format!("its scores are {:?} of the shape {:?}", scores.dtype(), scores.shape())));
+            }
+            self.scores.extend(scores.data().as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)));
+        }
+        self.features.extend(values);
+        Ok(())
+    }
+
+    fn describe(&self) -> Result<(), EvaluationError> {
+        let text = serde_json::to_vec_pretty(&self.description).unwrap_or_default();
+        Ok(shards::disk::replace(&self.folder.join(DESCRIPTION), &text)?)
+    }
+
+    pub fn network(&self) -> &NetworkName {
+        &self.description.network
+    }
+
+    pub fn source(&self) -> &Value {
+        &self.description.source
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.description.complete
+    }
+
+    /// Samples in it.
+    pub fn count(&self) -> u64 {
+        (self.features.len() / self.description.network.dimensions) as u64
+    }
+
+    /// Adds what was seen of the next pictures; they are there after a power failure.
+    pub fn append(&mut self, seen: &Seen) -> Result<(), EvaluationError> {
+        let dimensions = self.description.network.dimensions;
+        let count = Features::new(&seen.features, dimensions)?.count();
+        if count == 0 {
+            return Ok(());
+        }
+        let little = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let features = little(&seen.features);
+        let scores: Option<Vec<u8>> =
+            seen.scores.as_ref().map(|scores| scores.iter().flat_map(|score| score.to_le_bytes()).collect());
+        let path = self.block(self.count());
+        let damaged = |error: safetensors::SafeTensorError| EvaluationError::Store {
+            folder: path.clone(),
+            detail: error.to_string(),
+        };
+        let mut tensors =
+            vec![("features", TensorView::new(Dtype::F32, vec![count, dimensions], &features).map_err(damaged)?)];
+        if let Some(scores) = &scores {
+            tensors.push(("scores", TensorView::new(Dtype::F64, vec![count], scores).map_err(damaged)?));
+        }
+        shards::disk::replace(&path, &safetensors::serialize(tensors, None).map_err(damaged)?)?;
+        self.features.extend_from_slice(&seen.features);
+        self.scores.extend(seen.scores.iter().flatten());
+        Ok(())
+    }
+
+    /// Says that all are there.
+    pub fn complete(&mut self) -> Result<(), EvaluationError> {
+        self.description.complete = true;
+        self.describe()
+    }
+
+    pub fn features(&self) -> Result<Features<'_>, EvaluationError> {
+        Features::new(&self.features, self.description.network.dimensions)
+    }
+
+    /// Their mean and covariance, which are kept: a reference is compared with many times.
+    pub fn statistics(&self) -> Result<FeatureStatistics, EvaluationError> {
+        let path = self.folder.join(STATISTICS);
+        if path.exists() {
+            let kept = FeatureStatistics::from_bytes(&bytes(&path, u64::MAX)?);
+            // A file of fewer samples, or a damaged one, is made again.
+            if let Some(kept) = kept.ok().filter(|kept| kept.count() == self.count()) {
+                return Ok(kept);
+            }
+        }
+        let statistics = FeatureStatistics::of(self.features()?);
+        if self.is_complete() {
+            shards::disk::replace(&path, &statistics.to_bytes()?)?;
+        }
+        Ok(statistics)
+    }
+
+    /// A CLIP score for each sample, where every one has one.
+    pub fn scores(&self) -> Option<&[f64]> {
+        (!self.scores.is_empty() && self.scores.len() as u64 == self.count()).then_some(self.scores.as_slice())
+    }
+}
+
+fn bytes(path: &Path, most: u64) -> Result<Vec<u8>, EvaluationError> {
+    let failed = |source| EvaluationError::Io { action: "read", path: path.to_owned(), source };
+    let length = std::fs::metadata(path).map_err(failed)?.len();
+    if length > most {
+        let detail = format!("{length} bytes are more than such a file has");
+        return Err(EvaluationError::Store { folder: path.to_owned(), detail });
+    }
+    std::fs::read(path).map_err(failed)
+}

@@ -1,0 +1,127 @@
+//! What pictures are made with, as far as the command line says.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use models::device;
+use models::text::PretrainedText;
+use sampler::opened::{Companions, Opened, Parameters};
+use sampler::text_to_image::{Loading, TextToImage};
+use tch::Kind;
+
+use crate::errors::Usage;
+
+/// Where pictures come from.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Source {
+    /// A checkpoint, or a training's folder, whose latest checkpoint is used; or weights of the reference system: its .pkl, or the
+    /// folder with it and its model_params file.
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    /// Use the parameters as trained instead of their average.
+    #[arg(long)]
+    raw: bool,
+    /// cpu, cuda or cuda:N [the first GPU, where there is one].
+    #[arg(long)]
+    device: Option<String>,
+    /// Hold only one of text encoders, model and autoencoder at a time; each is loaded anew for every call.
+    #[arg(long)]
+    pub(super) low_memory: bool,
+    /// What the model computes in: float32 or bfloat16 [bfloat16 on a GPU, float32 on the CPU].
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
+    /// Folder of the autoencoder that it was trained with.
+    #[arg(long, help_heading = REFERENCE, value_name = "FOLDER")]
+    vae: Option<PathBuf>,
+    /// Folder of its Gemma 2.
+    #[arg(long, help_heading = REFERENCE, value_name = "FOLDER")]
+    gemma: Option<PathBuf>,
+    /// Folder of its ModernBERT.
+    #[arg(long, help_heading = REFERENCE, value_name = "FOLDER")]
+    modernbert: Option<PathBuf>,
+    /// Folder of its CLIP.
+    #[arg(long, help_heading = REFERENCE, value_name = "FOLDER")]
+    clip: Option<PathBuf>,
+    /// Its model_params file [the one beside the weights].
+    #[arg(long, help_heading = REFERENCE, value_name = "FILE")]
+    model_params: Option<PathBuf>,
+    /// How Gemma's texts are padded: right, as in training, or reference-inference, as the reference's own sampling has it [right].
+    #[arg(long, help_heading = REFERENCE, value_enum)]
+    padding: Option<Padding>,
+}
+
+/// What these weights do not say themselves.
+const REFERENCE: &str = "For weights of the reference system";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Precision {
+    Float32,
+    Bfloat16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Padding {
+    Right,
+    ReferenceInference,
+}
+
+impl Source {
+    fn says_what_a_checkpoint_says(&self) -> bool {
+        let Self { vae, gemma, modernbert, clip, model_params, padding, .. } = self;
+        [vae, gemma, modernbert, clip, model_params].into_iter().any(Option::is_some) || padding.is_some()
+    }
+
+    /// The folders, all of which are needed.
+    fn companions(&self) -> Result<Companions, Usage> {
+        let folder = |name: &str, folder: &Option<PathBuf>| {
+            folder.clone().ok_or_else(|| {
+                Usage(format!(
+                    "{} holds weights of the reference system, which do not say what they were trained with: give --vae, --gemma, \
+                     --modernbert and --clip (there is no --{name})",
+                    self.checkpoint.display()
+                ))
+            })
+        };
+        let text = PretrainedText {
+            gemma: folder("gemma", &self.gemma)?,
+            modernbert: folder("modernbert", &self.modernbert)?,
+            clip: folder("clip", &self.clip)?,
+            padding: match self.padding {
+                None | Some(Padding::Right) => models::text::Padding::Right,
+                Some(Padding::ReferenceInference) => models::text::Padding::ReferenceInference,
+            },
+        };
+        Ok(Companions { autoencoder: folder("vae", &self.vae)?, text, parameters: self.model_params.clone() })
+    }
+
+    /// Finds what there is to sample from, and says how it is used where that is not obvious; loads no weights.
+    pub(crate) fn open(&self) -> Result<Opened> {
+        let parameters = if self.raw { Parameters::Raw } else { Parameters::Average };
+        if !Opened::is_reference(&self.checkpoint) {
+            if self.says_what_a_checkpoint_says() {
+                let words = "--vae, --gemma, --modernbert, --clip, --model-params and --padding are for weights of the reference system: \
+                             a checkpoint says itself what it was trained with";
+                return Err(Usage(words.to_owned()).into());
+            }
+            return Ok(Opened::checkpoint(&self.checkpoint, parameters)?);
+        }
+        let companions = self.companions()?;
+        let opened = Opened::reference(&self.checkpoint, parameters, &companions)?;
+        for sentence in &opened.conventions {
+            eprintln!("{sentence}");
+        }
+        Ok(opened)
+    }
+
+    pub(crate) fn load(&self, opened: Opened) -> Result<TextToImage> {
+        let device = device::named(self.device.as_deref(), 0).map_err(Usage)?;
+        let usual = Loading::on(device);
+        let kind = match self.precision {
+            None => usual.kind,
+            Some(Precision::Float32) => Kind::Float,
+            Some(Precision::Bfloat16) => Kind::BFloat16,
+        };
+        Ok(TextToImage::load(opened, Loading { kind, low_memory: self.low_memory, ..usual })?)
+    }
+}

@@ -1,0 +1,208 @@
+//! Where pictures come from that are looked at: files, buckets, a checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use image::RgbImage;
+use sampler::recipe::Recipe;
+use sampler::text_to_image::{Picture, Settings, TextToImage, Watch};
+use serde_json::{Value, json};
+use shards::bucket::BucketSize;
+use shards::digest::DigestBuilder;
+use shards::index::BucketIndex;
+use trainer::loader::{Loader, LoaderOptions};
+
+/// Pictures that are looked at, or made, at a time.
+pub(crate) const BATCH: usize = 64;
+
+/// No file of a folder may hold more.
+const MOST_PIXELS: u64 = 1 << 26;
+
+/// Pictures and what they are said to show.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    pub(crate) pictures: Vec<RgbImage>,
+    pub(crate) captions: Vec<Option<String>>,
+}
+
+/// Gives pictures in an order that is always the same.
+pub(crate) trait Pictures {
+    /// The next pictures, at most [`BATCH`]; none at the end.
+    fn next(&mut self) -> Result<Shown>;
+}
+
+/// The pictures of a folder and those in it, by name.
+pub(crate) struct Files {
+    files: Vec<PathBuf>,
+    next: usize,
+}
+
+impl Files {
+    /// At most `most` of them.
+    pub(crate) fn in_folder(folder: &Path, most: Option<u64>) -> Result<Self> {
+        let mut files = Vec::new();
+        let mut folders = vec![folder.to_owned()];
+        while let Some(folder) = folders.pop() {
+            let listed = std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+            for entry in listed {
+                let path = entry.with_context(|| format!("cannot list {}", folder.display()))?.path();
+                let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if ["png", "jpg", "jpeg", "webp"].contains(&ending.as_str()) {
+                    files.push(path);
+                }
+            }
+        }
+        files.sort();
+        files.truncate(most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX)));
+        if files.is_empty() {
+            bail!("{} holds no pictures (.png, .jpg, .jpeg or .webp)", folder.display());
+        }
+        Ok(Self { files, next: 0 })
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.files.len() as u64
+    }
+
+    /// What tells this set from others: names, sizes and times of its files.
+    pub(crate) fn source(&self) -> Value {
+        let mut digest = DigestBuilder::new();
+        for path in &self.files {
+            let (length, changed) =
+                std::fs::metadata(path).map_or((0, None), |data| (data.len(), data.modified().ok()));
+            let since = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+            digest.add(format!("{}\0{length}\0{}\n", path.display(), since.as_nanos()).as_bytes());
+        }
+        json!({"files": self.count(), "digest": digest.finish().to_string()})
+    }
+
+    pub(crate) fn skip(&mut self, pictures: u64) {
+        self.next = usize::try_from(pictures).unwrap_or(usize::MAX);
+    }
+}
+
+/// What a file says that it shows: a picture of ours its prompt, others the text file of the same name.
+fn caption(path: &Path) -> Option<String> {
+    let of_recipe = || Recipe::read(path).ok().map(|recipe| recipe.picture.prompt);
+    let beside = std::fs::read_to_string(path.with_extension("txt")).ok().map(|text| text.trim().to_owned());
+    beside.or_else(of_recipe)
+}
+
+impl Pictures for Files {
+    fn next(&mut self) -> Result<Shown> {
+        let files = self.files.iter().skip(self.next).take(BATCH);
+        let mut shown = Shown::default();
+        for path in files {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let picture = picture::decode(&bytes, MOST_PIXELS)
+                .map_err(|error| anyhow::anyhow!("{} is not a usable picture: {}", path.display(), error.reason()))?;
+            shown.pictures.push(picture);
+            shown.captions.push(caption(path));
+        }
+        self.next += shown.pictures.len();
+        Ok(shown)
+    }
+}
+
+/// Pictures of a bucket index with their captions, in the order of a training's first pass.
+pub(crate) struct Bucketed {
+    loader: Loader,
+    left: u64,
+}
+
+impl Bucketed {
+    pub(crate) fn open(index: &Path, skip: u64, count: u64, seed: u64) -> Result<Self> {
+        let read = BucketIndex::read(index)?;
+        let batch = BATCH as u64;
+        let options =
+            LoaderOptions { seed, batch_size: batch, steps: skip / batch..u64::MAX, ..LoaderOptions::default() };
+        Ok(Self { loader: Loader::over(index, read, options)?, left: count.saturating_sub(skip) })
+    }
+
+    /// What tells this set from others.
+    pub(crate) fn source(index: &Path, count: u64, seed: u64) -> Result<Value> {
+        let digest = shards::digest::Digest::of_file(index)?;
+        Ok(json!({"index": digest.to_string(), "count": count, "seed": seed}))
+    }
+}
+
+impl Pictures for Bucketed {
+    fn next(&mut self) -> Result<Shown> {
+        let mut shown = Shown::default();
+        if self.left == 0 {
+            return Ok(shown);
+        }
+        let Some(batch) = self.loader.next_batch() else { return Ok(shown) };
+        for sample in batch?.samples.into_iter().take(usize::try_from(self.left).unwrap_or(usize::MAX)) {
+            shown.pictures.extend(sample.content.picture().cloned());
+            shown.captions.push(Some(sample.caption));
+        }
+        self.left -= shown.pictures.len() as u64;
+        Ok(shown)
+    }
+}
+
+/// What a checkpoint is asked for.
+pub(crate) enum Prompts {
+    /// Over and over, in one size.
+    Listed { prompts: Vec<String>, next: u64 },
+    /// Captions of real pictures, in the sizes of those.
+    OfPictures(Box<Bucketed>),
+}
+
+/// Pictures that a checkpoint makes.
+pub(crate) struct Made<'a> {
+    pub(crate) model: &'a TextToImage,
+    pub(crate) prompts: Prompts,
+    pub(crate) settings: Settings,
+    /// Of the first picture; the others follow.
+    pub(crate) seed: u64,
+    pub(crate) done: u64,
+    pub(crate) count: u64,
+    pub(crate) watch: Box<Watch<'a>>,
+}
+
+impl Made<'_> {
+    /// Prompts of the next pictures, and their size where it is not that of the settings.
+    fn ask(&mut self) -> Result<(Vec<String>, Option<BucketSize>)> {
+        let most = usize::try_from(self.count - self.done).unwrap_or(usize::MAX).min(BATCH);
+        match &mut self.prompts {
+            Prompts::Listed { prompts, next } => {
+                let from = usize::try_from(*next % prompts.len().max(1) as u64).unwrap_or(0);
+                *next += most as u64;
+                Ok((prompts.iter().cycle().skip(from).take(most).cloned().collect(), None))
+            }
+            Prompts::OfPictures(pictures) => {
+                let shown = pictures.next()?;
+                let size = shown
+                    .pictures
+                    .first()
+                    .map(|picture| BucketSize { width: picture.width(), height: picture.height() });
+                let captions = shown.captions.into_iter().map(Option::unwrap_or_default);
+                Ok((captions.take(most).collect(), size))
+            }
+        }
+    }
+}
+
+impl Pictures for Made<'_> {
+    fn next(&mut self) -> Result<Shown> {
+        if self.done >= self.count {
+            return Ok(Shown::default());
+        }
+        let (prompts, size) = self.ask()?;
+        let mut settings = self.settings.clone();
+        if let Some(BucketSize { width, height }) = size {
+            (settings.width, settings.height) = (width, height);
+        }
+        let seeds = self.seed.wrapping_add(self.done)..;
+        let wanted =
+            seeds.zip(&prompts).map(|(seed, prompt)| Picture { prompt: prompt.clone(), seed, ..Picture::default() });
+        let wanted: Vec<Picture> = wanted.collect();
+        let pictures = self.model.generate(&wanted, &settings, BATCH, self.watch.as_mut())?;
+        self.done += pictures.len() as u64;
+        Ok(Shown { pictures, captions: prompts.into_iter().map(Some).collect() })
+    }
+}

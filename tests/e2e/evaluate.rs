@@ -1,0 +1,187 @@
+//! `evaluate`: distances to real pictures and scores of captions, by a small CLIP; the same after an interruption.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use image::{Rgb, RgbImage};
+use serde_json::Value;
+
+use crate::support::{bucketed, folder, run, text, trained};
+
+#[path = "../../models/tests/models/few_words.rs"]
+mod few_words;
+
+/// A CLIP of 24 features that was never trained.
+fn clip(root: &Path) -> String {
+    let folder = root.join("clip");
+    let published = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/fixtures/hf/clip");
+    fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(published.join(file), folder.join(file)).unwrap();
+    }
+    fs::write(folder.join("tokenizer.json"), few_words::tokenizer(298, 299).to_string()).unwrap();
+    folder.to_string_lossy().into_owned()
+}
+
+/// Pictures of which each has its own pattern, of the given strength.
+fn pictures(folder: &Path, count: u32, strength: u32) -> String {
+    fs::create_dir(folder).unwrap();
+    for n in 0..count {
+        let value = |x: u32, y: u32, c: u32| ((x * (n % 7 + 1) + y * (n % 5 + c) + n * 3) * strength % 256) as u8;
+        let picture = RgbImage::from_fn(40, 32, |x, y| Rgb([value(x, y, 1), value(x, y, 2), value(y, x, 3)]));
+        picture.save(folder.join(format!("{n:03}.png"))).unwrap();
+        fs::write(folder.join(format!("{n:03}.txt")), "a fox on blue\n").unwrap();
+    }
+    folder.to_string_lossy().into_owned()
+}
+
+fn report(out: &Path) -> Value {
+    serde_json::from_slice(&fs::read(out.join("evaluation.json")).unwrap()).unwrap()
+}
+
+fn value(report: &Value, metric: &str) -> f64 {
+    let metrics = report["metrics"].as_array().unwrap();
+    let found = metrics.iter().find(|found| found["metric"].as_str().unwrap().starts_with(metric));
+    found.unwrap_or_else(|| panic!("no {metric} in {report}"))["value"].as_f64().unwrap()
+}
+
+#[test]
+fn pictures_in_folders_are_compared_and_what_was_seen_is_kept() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let clip = clip(folder.path());
+    let (real, other) = (pictures(&at("real"), 70, 5), pictures(&at("other"), 70, 1));
+    let evaluate = |images: &str, reference: &str, out: &str, more: &[&str]| {
+        let out = at(out).to_string_lossy().into_owned();
+        let usual = ["evaluate", "--images", images, "--clip-score", &clip, "--reference", reference, "--out", &out];
+        run(&[&usual[..], &["--subset-size", "30"], more].concat())
+    };
+    let same = evaluate(&real, &real, "same", &[]);
+    assert!(same.status.success(), "{}", text(&same.stderr));
+    let found = report(&at("same"));
+    assert!(value(&found, "Fréchet distance").abs() < 1e-6 && value(&found, "kernel distance") < 0.0, "{found}");
+    assert_eq!((value(&found, "precision"), value(&found, "recall")), (1.0, 1.0));
+    assert_eq!((&found["generated"], &found["reference"]), (&70.into(), &70.into()));
+    // By this network, no number may have the name of one by Inception.
+    assert!(!text(&same.stdout).contains("FID") && text(&same.stdout).contains("CLIP image embedding"));
+    assert!((0.0..=100.0).contains(&value(&found, "CLIP score")));
+
+    let apart = evaluate(&other, &real, "apart", &[]);
+    assert!(apart.status.success(), "{}", text(&apart.stderr));
+    let found = report(&at("apart"));
+    assert!(value(&found, "Fréchet distance") > 1e-3 && value(&found, "kernel distance") > 1e-4, "{found}");
+    assert!(value(&found, "precision") < 1.0, "{found}");
+    let interval = &found["metrics"][0]["interval"];
+    let [low, high] = [0, 1].map(|end| interval[end].as_f64().unwrap());
+    assert!((low..=high).contains(&value(&found, "Fréchet distance")), "{found}");
+
+    // Features that were kept are a reference too, and need no pictures any more.
+    let kept = at("apart/reference").to_string_lossy().into_owned();
+    fs::remove_dir_all(at("real")).unwrap();
+    let again = evaluate(&other, &kept, "again", &[]);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert_eq!(report(&at("again"))["metrics"], found["metrics"]);
+    // What an interruption left is gone on with: the blocks that are there stay as they are.
+    let blocks = || {
+        let names = fs::read_dir(at("again/generated")).unwrap().map(|entry| entry.unwrap().path());
+        let mut names: Vec<PathBuf> = names.filter(|path| path.to_string_lossy().contains("block-")).collect();
+        names.sort();
+        names
+    };
+    let first = blocks()[0].clone();
+    let before = fs::metadata(&first).unwrap().modified().unwrap();
+    fs::remove_file(&blocks()[1]).unwrap();
+    let description = fs::read_to_string(at("again/generated/features.json")).unwrap();
+    fs::write(at("again/generated/features.json"), description.replace("\"complete\": true", "\"complete\": false"))
+        .unwrap();
+    let resumed = evaluate(&other, &kept, "again", &[]);
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
+    assert_eq!(report(&at("again"))["metrics"], found["metrics"]);
+    assert_eq!((blocks().len(), fs::metadata(&first).unwrap().modified().unwrap()), (2, before));
+
+    // Other pictures must not get mixed with them.
+    fs::write(at("other/more.txt"), "").unwrap();
+    fs::remove_file(at("other/000.png")).unwrap();
+    let mixed = evaluate(&other, &kept, "again", &[]);
+    assert_eq!(mixed.status.code(), Some(1));
+    assert!(text(&mixed.stderr).contains("choose another folder"), "{}", text(&mixed.stderr));
+    // Too few pictures: no number, and why.
+    let few = evaluate(&other, &kept, "few", &["--count", "3"]);
+    assert!(few.status.success(), "a CLIP score there is: {}", text(&few.stderr));
+    let found = report(&at("few"));
+    let reasons: Vec<&str> =
+        found["refused"].as_array().unwrap().iter().map(|refused| refused["reason"].as_str().unwrap()).collect();
+    assert_eq!(reasons.len(), 4, "{found}");
+    assert!(reasons[0].contains("there are 3 generated and 70 reference samples"), "{reasons:?}");
+    // A damaged block is refused by its name.
+    let block = at("apart/reference/block-00000000.safetensors");
+    let half = fs::read(&block).unwrap();
+    fs::write(&block, &half[..half.len() / 2]).unwrap();
+    let damaged = evaluate(&other, &kept, "damaged", &[]);
+    assert_eq!(damaged.status.code(), Some(1));
+    assert!(text(&damaged.stderr).contains("block-00000000"), "{}", text(&damaged.stderr));
+}
+
+#[test]
+fn a_checkpoints_pictures_are_measured_by_prompts_or_by_the_captions_of_an_index() {
+    let (folder, checkpoint) = trained();
+    let at = |name: &str| folder.path().join(name);
+    let clip = clip(folder.path());
+    let prompts = at("prompts.txt");
+    fs::write(&prompts, "a fox\na fox on blue\n").unwrap();
+    let (prompts, out) = (prompts.to_string_lossy().into_owned(), at("out").to_string_lossy().into_owned());
+    let usual = ["evaluate", "--checkpoint", &checkpoint, "--clip-score", &clip, "--steps", "2"];
+    let made = run(&[&usual[..], &["--prompts", &prompts, "--count", "5", "--out", &out]].concat());
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let found = report(&at("out"));
+    assert_eq!((&found["generated"], &found["reference"]), (&5.into(), &Value::Null));
+    assert!(value(&found, "CLIP score") >= 0.0);
+
+    let mut index = fs::read_dir(at("work/stages/index")).unwrap().map(|entry| entry.unwrap().path());
+    let index = index.find(|path| path.extension().is_some_and(|ending| ending == "parquet")).unwrap();
+    let (index, out) = (index.to_string_lossy().into_owned(), at("captions").to_string_lossy().into_owned());
+    let of_captions =
+        run(&[&usual[..], &["--reference", &index, "--count", "70", "--subset-size", "40", "--out", &out]].concat());
+    assert!(of_captions.status.success(), "{}", text(&of_captions.stderr));
+    let found = report(&at("captions"));
+    assert_eq!((&found["generated"], &found["reference"]), (&70.into(), &70.into()));
+    assert!(value(&found, "Fréchet distance") > 0.0 && value(&found, "recall") <= 1.0);
+
+    for (arguments, words) in [
+        (vec!["evaluate", "--checkpoint", &checkpoint], "nothing to measure by"),
+        (vec!["evaluate", "--clip-score", &clip, "--prompts", &prompts], "--checkpoint <CHECKPOINT>"),
+        (usual.to_vec(), "no prompts"),
+        (vec!["evaluate", "--checkpoint", &checkpoint, "--inception", "x.pth"], "give a reference"),
+        (vec!["evaluate", "--checkpoint", &checkpoint, "--vae", "x", "--colors"], "a checkpoint says itself"),
+    ] {
+        let refused = run(&arguments);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains(words), "{}", text(&refused.stderr));
+    }
+}
+
+#[test]
+fn evaluate_is_a_stage_whose_numbers_are_in_the_report() {
+    let folder = folder();
+    let clip = clip(folder.path());
+    let stages = format!(
+        "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n[stage.train]\nuses = \"train\"\nfrom = \"index\"\nsteps = 2\n\
+         width = 32\nheads = 2\nblocks = 1\nbatch_size = 4\nwarmup_steps = 0\ndevice = \"cpu\"\n[stage.quality]\n\
+         uses = \"evaluate\"\nfrom = \"train\"\nclip_score = \"{clip}\"\nprompts = [\"a fox\", \"a fox on blue\"]\ncount = 4\nsteps = 2\n"
+    );
+    let manifest = bucketed(folder.path(), &[(32, 32); 8], &stages);
+    let made = run(&["run", &manifest, "-q"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let written = run(&["report", &manifest]);
+    assert!(written.status.success(), "{}", text(&written.stderr));
+    let report = fs::read_to_string(text(&written.stdout).trim()).unwrap();
+    assert!(report.contains("CLIP score") && report.contains("4 pictures; features: CLIP image embedding"));
+    // The same network in another place is the same; another number of pictures is not.
+    let plan = |setting: &str| text(&run(&["plan", &manifest, "--set", setting]).stdout);
+    let moved = folder.path().join("moved");
+    fs::rename(&clip, &moved).unwrap();
+    let same = plan(&format!("stage.quality.clip_score={}", moved.display()));
+    assert!(same.contains("Nothing to do"), "{same}");
+    let more = plan("stage.quality.count=5");
+    assert!(more.contains("quality") && !more.contains("Nothing to do"), "{more}");
+}
