@@ -16,7 +16,11 @@ pub(crate) fn eigenvectors(matrix: &Tensor) -> Result<(Tensor, Tensor), Evaluati
 
 fn no_convergence(matrix: &Tensor) -> impl Fn(tch::TchError) -> EvaluationError {
     let dimensions = matrix.size().first().copied().unwrap_or(0) as usize;
-    move |source| EvaluationError::Eigenvalues { dimensions, source }
+    move |source| {
+        // Below its first line libtorch tells where in its own code that was.
+        let source = tch::TchError::Torch(source.to_string().lines().next().unwrap_or_default().to_owned());
+        EvaluationError::Eigenvalues { dimensions, source }
+    }
 }
 
 /// The elements, row by row.

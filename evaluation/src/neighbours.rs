@@ -91,16 +91,18 @@ fn radii(features: Features<'_>, origin: &Tensor, neighbours: usize) -> Tensor {
 
 /// Of two panels, samples × dimensions each: samples × others.
 fn squared_distances(samples: &Tensor, others: &Tensor) -> Tensor {
-    /// Pairs whose differences are held at once.
+    /// Pairs whose differences are held; of more, as among copies of one picture, all are computed anew.
     const PAIRS: i64 = 4096;
     let squared_lengths = |samples: &Tensor| samples.square().sum_dim_intlist(1i64, false, Kind::Double);
     let squares = squared_lengths(samples).unsqueeze(1) + squared_lengths(others).unsqueeze(0);
     let distances = &squares - samples.matmul(&others.transpose(0, 1)) * 2.0;
     let cancelled = distances.lt_tensor(&(squares * CANCELLED)).nonzero();
-    for pairs in cancelled.split(PAIRS, 0) {
-        let (row, column) = (pairs.select(1, 0), pairs.select(1, 1));
-        let apart = samples.index_select(0, &row) - others.index_select(0, &column);
-        let _ = distances.shallow_clone().index_put_(&[Some(row), Some(column)], &squared_lengths(&apart), false);
+    if cancelled.size()[0] > PAIRS {
+        // Mode 2 adds up squared differences without holding them.
+        return Tensor::cdist(samples, others, 2.0, 2).square();
     }
+    let (row, column) = (cancelled.select(1, 0), cancelled.select(1, 1));
+    let apart = samples.index_select(0, &row) - others.index_select(0, &column);
+    let _ = distances.shallow_clone().index_put_(&[Some(row), Some(column)], &squared_lengths(&apart), false);
     distances
 }

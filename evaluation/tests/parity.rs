@@ -94,7 +94,8 @@ fn kernel_distances_are_those_of_numpy_and_torch_fidelity() {
         let [left, right] = case.sets.map(|set| set.rows());
         let [left, right] = [&left, &right].map(|rows| Features::new(rows, case.sets[0].2).unwrap());
         let found = kernel_distance(left, right).unwrap();
-        close(&format!("{} (NumPy)", case.name), found, case.kernel_numpy, 1e-8);
+        // With a large offset the kernel is 5e21 and the distance what is left of it: a few of its last digits.
+        close(&format!("{} (NumPy)", case.name), found, case.kernel_numpy, 1e-7);
         if let Some(expected) = case.fidelity.kernel {
             let whole = KernelSubsets { size: left.count(), count: 1, seed: 0 };
             let subset = kernel_distance_of_subsets(left, right, &whole).unwrap();

@@ -94,6 +94,9 @@ fn pictures_in_folders_are_compared_and_what_was_seen_is_kept() {
     let description = fs::read_to_string(at("again/generated/features.json")).unwrap();
     fs::write(at("again/generated/features.json"), description.replace("\"complete\": true", "\"complete\": false"))
         .unwrap();
+    let part = evaluate(&other, &at("again/generated").to_string_lossy(), "part", &[]);
+    assert_eq!(part.status.code(), Some(2));
+    assert!(text(&part.stderr).contains("a part of its pictures"), "{}", text(&part.stderr));
     let resumed = evaluate(&other, &kept, "again", &[]);
     assert!(resumed.status.success(), "{}", text(&resumed.stderr));
     assert_eq!(report(&at("again"))["metrics"], found["metrics"]);
@@ -141,11 +144,17 @@ fn a_checkpoints_pictures_are_measured_by_prompts_or_by_the_captions_of_an_index
     let index = index.find(|path| path.extension().is_some_and(|ending| ending == "parquet")).unwrap();
     let (index, out) = (index.to_string_lossy().into_owned(), at("captions").to_string_lossy().into_owned());
     let of_captions =
-        run(&[&usual[..], &["--reference", &index, "--count", "70", "--subset-size", "40", "--out", &out]].concat());
+        run(&[&usual[..], &["--reference", &index, "--count", "7", "--subset-size", "5", "--out", &out]].concat());
     assert!(of_captions.status.success(), "{}", text(&of_captions.stderr));
     let found = report(&at("captions"));
-    assert_eq!((&found["generated"], &found["reference"]), (&70.into(), &70.into()));
-    assert!(value(&found, "Fréchet distance") > 0.0 && value(&found, "recall") <= 1.0);
+    assert_eq!((&found["generated"], &found["reference"]), (&7.into(), &7.into()));
+    assert!(value(&found, "kernel distance").is_finite() && value(&found, "recall") <= 1.0);
+    assert!(found["refused"][0]["reason"].as_str().unwrap().contains("24 dimensions"), "{found}");
+    // No picture twice: of eight there are no eight besides those that are looked at.
+    let many = at("many").to_string_lossy().into_owned();
+    let many = run(&[&usual[..], &["--reference", &index, "--count", "8", "--out", &many]].concat());
+    assert_eq!(many.status.code(), Some(2));
+    assert!(text(&many.stderr).contains("holds 8 pictures"), "{}", text(&many.stderr));
 
     for (arguments, words) in [
         (vec!["evaluate", "--checkpoint", &checkpoint], "nothing to measure by"),

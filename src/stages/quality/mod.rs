@@ -175,7 +175,12 @@ impl Quality {
     ) -> Result<Option<Reference>> {
         let Some(path) = &self.reference else { return Ok(None) };
         if FeatureStore::is_at(path) {
-            return Ok(Some(Reference::Features(FeatureStore::read(path)?)));
+            let kept = FeatureStore::read(path)?;
+            if !kept.is_complete() {
+                let words = "holds features of a part of its pictures: end the evaluation that was stopped there first";
+                return Err(Usage(format!("{} {words}", path.display())).into());
+            }
+            return Ok(Some(Reference::Features(kept)));
         }
         if ends_in(path, "npz") {
             let name = path.display().to_string();

@@ -11,6 +11,9 @@ use shards::bucket::BucketSize;
 use shards::digest::DigestBuilder;
 use shards::index::BucketIndex;
 use trainer::loader::{Loader, LoaderOptions};
+use trainer::order::Part;
+
+use crate::errors::Usage;
 
 /// Pictures that are looked at, or made, at a time.
 pub(crate) const BATCH: usize = 64;
@@ -106,19 +109,33 @@ impl Pictures for Files {
     }
 }
 
-/// Pictures of a bucket index with their captions, in the order of a training's first pass.
+/// Pictures of a bucket index with their captions: each once, of all buckets in proportion, as they are drawn for a validation.
 pub(crate) struct Bucketed {
     loader: Loader,
-    left: u64,
 }
 
 impl Bucketed {
+    /// `count` of them, without the first `skip`.
     pub(crate) fn open(index: &Path, skip: u64, count: u64, seed: u64) -> Result<Self> {
         let read = BucketIndex::read(index)?;
-        let batch = BATCH as u64;
-        let options =
-            LoaderOptions { seed, batch_size: batch, steps: skip / batch..u64::MAX, ..LoaderOptions::default() };
-        Ok(Self { loader: Loader::over(index, read, options)?, left: count.saturating_sub(skip) })
+        let images: u64 = read.buckets().iter().map(|bucket| bucket.rows).sum();
+        if count >= images {
+            let words =
+                format!("{} holds {images} pictures: a count below that is needed, not {count}", index.display());
+            return Err(Usage(words).into());
+        }
+        let (batch_size, part) = (BATCH as u64, Part::Validation);
+        let options = LoaderOptions { seed, batch_size, validation_images: count, part, ..LoaderOptions::default() };
+        let mut pictures = Self { loader: Loader::over(index, read, options)? };
+        let mut skipped = 0;
+        while skipped < skip {
+            let shown = pictures.next()?;
+            if shown.pictures.is_empty() {
+                break;
+            }
+            skipped += shown.pictures.len() as u64;
+        }
+        Ok(pictures)
     }
 
     /// What tells this set from others.
@@ -131,15 +148,11 @@ impl Bucketed {
 impl Pictures for Bucketed {
     fn next(&mut self) -> Result<Shown> {
         let mut shown = Shown::default();
-        if self.left == 0 {
-            return Ok(shown);
-        }
         let Some(batch) = self.loader.next_batch() else { return Ok(shown) };
-        for sample in batch?.samples.into_iter().take(usize::try_from(self.left).unwrap_or(usize::MAX)) {
+        for sample in batch?.samples {
             shown.pictures.extend(sample.content.picture().cloned());
             shown.captions.push(Some(sample.caption));
         }
-        self.left -= shown.pictures.len() as u64;
         Ok(shown)
     }
 }
