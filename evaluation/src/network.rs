@@ -29,6 +29,8 @@ pub struct Networks {
     name: NetworkName,
     inception: Option<Inception>,
     clip: Option<ClipSimilarity>,
+    /// Of the CLIP's folder.
+    clip_digest: Option<String>,
 }
 
 /// What networks say of some pictures.
@@ -70,16 +72,17 @@ impl Networks {
                 return Err(EvaluationError::Setting { what: "feature network", value, expected });
             }
         };
-        let (inception, clip) = (of_inception.map(|(network, _)| network), of_clip.map(|(network, _)| network));
-        Ok(Self { name, inception, clip })
+        let (clip, clip_digest) = of_clip.unzip();
+        Ok(Self { name, inception: of_inception.map(|(network, _)| network), clip, clip_digest })
     }
 
     pub fn name(&self) -> &NetworkName {
         &self.name
     }
 
-    pub fn has_clip(&self) -> bool {
-        self.clip.is_some()
+    /// Digest of the CLIP that scores captions, where there is one.
+    pub fn scored_by(&self) -> Option<&str> {
+        self.clip_digest.as_deref()
     }
 
     /// Looks at pictures of any sizes and their captions.

@@ -78,6 +78,18 @@ impl FeatureStore {
 
     /// Reads a store as it is.
     pub fn read(folder: &Path) -> Result<Self, EvaluationError> {
+        let description = Self::describe_at(folder)?;
+        let mut store = Self { folder: folder.to_owned(), description, features: Vec::new(), scores: Vec::new() };
+        loop {
+            let path = store.block(store.count());
+            if !path.exists() {
+                return Ok(store);
+            }
+            store.add(&path)?;
+        }
+    }
+
+    fn describe_at(folder: &Path) -> Result<StoreDescription, EvaluationError> {
         let damaged = |detail: String| EvaluationError::Store { folder: folder.to_owned(), detail };
         let text = bytes(&folder.join(DESCRIPTION), LONGEST)?;
         let description: StoreDescription =
@@ -89,14 +101,12 @@ impl FeatureStore {
         if description.network.dimensions == 0 {
             return Err(damaged("it says that features have no dimensions".to_owned()));
         }
-        let mut store = Self { folder: folder.to_owned(), description, features: Vec::new(), scores: Vec::new() };
-        loop {
-            let path = store.block(store.count());
-            if !path.exists() {
-                return Ok(store);
-            }
-            store.add(&path)?;
-        }
+        Ok(description)
+    }
+
+    /// What tells a store from others, without its features: network, source, whether it is complete.
+    pub fn identity(folder: &Path) -> Result<Value, EvaluationError> {
+        Ok(serde_json::to_value(Self::describe_at(folder)?).unwrap_or_default())
     }
 
     fn block(&self, first: u64) -> PathBuf {

@@ -128,7 +128,8 @@ pub(crate) use adapter::{SUMMARY, TABLE};
 
 #[cfg(feature = "pipeline")]
 mod adapter {
-    use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
+    use pipeline::manifest::Parameters;
+    use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
     use schemars::schema_for;
     use serde_json::Value;
     use shards::sidecar::Section;
@@ -143,6 +144,11 @@ mod adapter {
     /// The title of the section that holds the table.
     pub(crate) const TABLE: &str = "Colours, prompt by prompt";
 
+    /// Whether it compares pictures with real ones or with their prompts, not backgrounds with colours.
+    fn is_of_images(parameters: &Parameters) -> bool {
+        parameters.has("inception") || parameters.has("clip_score")
+    }
+
     pub(in super::super) fn kind() -> StageKind {
         StageKind {
             name: "evaluate",
@@ -151,9 +157,12 @@ mod adapter {
                     compares pictures with real ones and with their prompts (FID, KID, precision, recall, CLIP score).",
             inputs: (1, 1),
             schemas: || vec![schema_for!(ColorTest), schema_for!(Quality), schema_for!(Making)],
-            rehearse: as_it_is,
+            rehearse: |parameters, rows| match parameters.read::<Quality>() {
+                Ok(quality) if is_of_images(parameters) => vec![("count", quality.count().min(rows).into())],
+                _ => Vec::new(),
+            },
             build: |parameters| {
-                if !parameters.has("inception") && !parameters.has("clip_score") {
+                if !is_of_images(parameters) {
                     return parameters.read::<ColorTest>().map(|test| Box::new(test) as Box<dyn Stage>);
                 }
                 let (quality, making): (Quality, Making) = (parameters.read()?, parameters.read()?);

@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use evaluation::FeatureStore;
 use image::{Rgb, RgbImage};
 use serde_json::Value;
+use tch::Tensor;
 
 use crate::support::{bucketed, folder, run, text, trained};
 
@@ -81,6 +83,23 @@ fn pictures_in_folders_are_compared_and_what_was_seen_is_kept() {
     let again = evaluate(&other, &kept, "again", &[]);
     assert!(again.status.success(), "{}", text(&again.stderr));
     assert_eq!(report(&at("again"))["metrics"], found["metrics"]);
+    // Their mean and covariance alone, as others publish them, make the same Fréchet distance and nothing else.
+    let statistics = FeatureStore::read(kept.as_ref()).unwrap().statistics().unwrap();
+    let arrays = [("mu", statistics.mean().unwrap()), ("sigma", statistics.covariance().unwrap())];
+    let [mean, covariance] = arrays.map(|(name, values)| (name, Tensor::from_slice(&values)));
+    let covariance = (covariance.0, covariance.1.view([24, 24]));
+    Tensor::write_npz(&[mean, covariance], at("published.npz")).unwrap();
+    let published = evaluate(&other, &at("published.npz").to_string_lossy(), "published", &[]);
+    assert!(published.status.success(), "{}", text(&published.stderr));
+    let of_moments = report(&at("published"));
+    let (one, other_one) = (value(&of_moments, "Fréchet distance"), value(&found, "Fréchet distance"));
+    assert!((one - other_one).abs() <= 1e-9 * one.abs(), "{one} {other_one}");
+    assert_eq!((of_moments["refused"].as_array().unwrap().len(), &of_moments["reference"]), (3, &Value::Null));
+    // Scores of another CLIP are never taken for this one's.
+    fs::write(Path::new(&clip).join("generation_config.json"), "{}").unwrap();
+    let rescored = evaluate(&other, &kept, "again", &[]);
+    assert_eq!(rescored.status.code(), Some(1), "{}", text(&rescored.stdout));
+    fs::remove_file(Path::new(&clip).join("generation_config.json")).unwrap();
     // What an interruption left is gone on with: the blocks that are there stay as they are.
     let blocks = || {
         let names = fs::read_dir(at("again/generated")).unwrap().map(|entry| entry.unwrap().path());

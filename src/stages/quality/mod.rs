@@ -74,7 +74,8 @@ impl Quality {
         self.prompts.is_empty()
     }
 
-    fn count(&self) -> u64 {
+    /// Pictures to make.
+    pub(super) fn count(&self) -> u64 {
         self.count.unwrap_or(if self.is_of_captions() { COUNT } else { self.prompts.len() as u64 })
     }
 
@@ -98,18 +99,15 @@ impl Quality {
                 return Err(Usage(words.to_owned()).into());
             }
         };
+        // Weights of the reference system do not say themselves with which encoders they are used, nor how texts are padded.
         let source = json!({
-            "checkpoint": model.digest, "settings": settings, "seed": self.seed, "count": count, "prompts": prompted,
+            "checkpoint": model.digest, "latents": model.state.latents, "text": model.state.text, "settings": settings,
+            "seed": self.seed, "count": count, "prompts": prompted,
         });
         // Asked at every step too, so that nobody waits for a whole batch to stop.
-        let stopped = std::cell::Cell::new(false);
         let looked = std::cell::Cell::new(0);
         let watch = std::cell::RefCell::new(watch);
-        let go_on = || {
-            let flow = (watch.borrow_mut())("generated", looked.get());
-            stopped.set(stopped.get() || flow.is_break());
-            flow
-        };
+        let go_on = || (watch.borrow_mut())("generated", looked.get());
         let each_step = |_: &Progress| go_on();
         let open = |skip: u64| {
             let prompts = match &self.reference {
@@ -122,7 +120,7 @@ impl Quality {
             let (settings, seed) = (settings.clone(), self.seed);
             Ok(Box::new(Made { model, prompts, settings, seed, done: skip, count, watch }) as Box<dyn Pictures>)
         };
-        let generated = look(networks, &folder.join("generated"), source, open, &mut |seen| {
+        let generated = look(networks, &folder.join("generated"), scored(source, networks), open, &mut |seen| {
             looked.set(seen);
             told(go_on())
         })?;
@@ -139,7 +137,7 @@ impl Quality {
     ) -> Result<Report> {
         let reference = self.reference(networks, folder, watch)?;
         let mut files = Files::in_folder(images, self.count)?;
-        let source = files.source();
+        let source = scored(files.source(), networks);
         let open = move |skip| {
             files.skip(skip);
             Ok(Box::new(files) as Box<dyn Pictures>)
@@ -147,6 +145,20 @@ impl Quality {
         let generated =
             look(networks, &folder.join("generated"), source, open, &mut |seen| told(watch("generated", seen)))?;
         Ok(Report::of(&generated, reference.as_ref(), &self.settings())?)
+    }
+
+    /// What tells a reference from others: of features that were kept what they say of themselves, of a folder of pictures names, sizes
+    /// and times, of a file its contents. `None` where there is none, or none that can be read.
+    #[cfg(feature = "pipeline")]
+    fn reference_identity(&self) -> Option<Value> {
+        let path = self.reference.as_deref()?;
+        if FeatureStore::is_at(path) {
+            return FeatureStore::identity(path).ok();
+        }
+        if path.is_dir() {
+            return Files::in_folder(path, None).ok().map(|files| files.source());
+        }
+        models::settings::folder_digest(path).ok().map(Value::from)
     }
 
     fn settings(&self) -> ReportSettings {
@@ -217,6 +229,16 @@ fn told(flow: ControlFlow<()>) -> Result<()> {
     if flow.is_break() { Err(SampleError::Stopped.into()) } else { Ok(()) }
 }
 
+/// The key of a source whose pictures are scored with their captions, by the CLIP of that digest.
+const SCORED_BY: &str = "scored_by";
+
+fn scored(mut source: Value, networks: &Networks) -> Value {
+    if let Some(digest) = networks.scored_by() {
+        source[SCORED_BY] = digest.into();
+    }
+    source
+}
+
 /// Features of all pictures of a source, kept in `folder`; goes on where an earlier look ended. `seen` hears how many there are.
 fn look<'a>(
     networks: &Networks,
@@ -225,6 +247,7 @@ fn look<'a>(
     open: impl FnOnce(u64) -> Result<Box<dyn Pictures + 'a>>,
     seen: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<FeatureStore> {
+    let is_scored = source.get(SCORED_BY).is_some();
     let mut store = FeatureStore::open(folder, networks.name(), source)?;
     if store.is_complete() {
         return Ok(store);
@@ -232,9 +255,12 @@ fn look<'a>(
     let mut pictures = open(store.count())?;
     loop {
         seen(store.count())?;
-        let shown = pictures.next()?;
+        let mut shown = pictures.next()?;
         if shown.pictures.is_empty() {
             break;
+        }
+        if !is_scored {
+            shown.captions.fill(None);
         }
         store.append(&networks.look(&shown.pictures, &shown.captions)?)?;
     }

@@ -1,6 +1,7 @@
 //! The engine's side of it.
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, Task};
 use sampler::guidance::Guidance;
@@ -54,21 +55,15 @@ impl Stage for Measure {
         if let (Some(all), Ok(Value::Object(making))) = (semantics.as_object_mut(), serde_json::to_value(&self.making))
         {
             all.extend(making);
-            // Networks count by their contents; so does a reference, as far as that is a file or what a store says of itself.
-            for (key, path) in [
-                ("inception", self.quality.inception.clone()),
-                ("clip_score", self.quality.clip_score.clone()),
-                (
-                    "reference",
-                    self.quality.reference.clone().map(|path| {
-                        if path.join("features.json").is_file() { path.join("features.json") } else { path }
-                    }),
-                ),
-            ] {
-                if let Some(digest) = path.and_then(|path| models::settings::folder_digest(&path).ok()) {
-                    all.insert(key.to_owned(), digest.into());
-                }
-            }
+            // Where one cannot be read its path counts, and the run says what is wrong with it.
+            let of = |path: &Option<PathBuf>| models::settings::folder_digest(path.as_deref()?).ok().map(Value::from);
+            let Quality { inception, clip_score, .. } = &self.quality;
+            let identities = [
+                ("inception", of(inception)),
+                ("clip_score", of(clip_score)),
+                ("reference", self.quality.reference_identity()),
+            ];
+            all.extend(identities.into_iter().filter_map(|(key, identity)| Some((key.to_owned(), identity?))));
         }
         semantics
     }
