@@ -12,7 +12,7 @@ IMAGES_CLIENT := $(CACHE)/images-client
 CAPTION_SERVER := $(CACHE)/caption-server
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium bench bench-engine bench-peers bench-buckets bench-captions bench-loader bench-train bench-sample
+.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium bench bench-engine bench-peers bench-buckets bench-merge bench-captions bench-loader bench-train bench-sample
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -114,6 +114,9 @@ bench-peers: build $(CACHE)/peers-data/ready
 # Buckets and their index beside Pillow, libvips, DuckDB and numpy: the same pictures and rows, in turn, five times.
 bench-buckets: build $(CACHE)/peers-data/ready
 	$(CACHE)/peers-data/bin/python tools/bench_buckets.py $(BINARY)
+# The merge of captions beside DuckDB's join of the same files, with the same limit of memory.
+bench-merge: build $(CACHE)/peers-data/ready
+	$(CACHE)/peers-data/bin/python tools/bench_merge.py $(BINARY)
 # What asking a caption server costs the one who asks.
 bench-captions: .cargo/config.toml
 	$(CARGO) bench -p ferrotype-recaption --locked --bench client

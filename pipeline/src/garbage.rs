@@ -89,7 +89,8 @@ fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, ga
             }
             // What a shard was abandoned with, in the folder of the present configuration, is written over by the next try.
             Some((folder, _)) if folder.starts_with("webdataset-") && is_of_none(folder) => add(file, EARLIER),
-            Some(("quarantine" | "lease", _)) => add(file, LEFT),
+            // Parts of files that a fetch would go on with, too.
+            Some(("quarantine" | "lease" | "partial", _)) => add(file, LEFT),
             // Lists of rows to try again belong to the partitions that refused them.
             Some(("retry", _)) if !stage.retries.iter().any(|list| shares_stem(&list.file().file, file)) => {
                 add(file, EARLIER);

@@ -96,9 +96,14 @@ impl Ledger {
 
     /// The most recent record of `partition`, of whatever configuration.
     pub fn newest(&self, partition: &str) -> Option<&Arc<Sidecar>> {
+        self.newest_that(partition, |_| true)
+    }
+
+    /// The most recent record of `partition` among those that are meant.
+    pub fn newest_that(&self, partition: &str, is_meant: impl Fn(&Sidecar) -> bool) -> Option<&Arc<Sidecar>> {
         let prefix = format!("{partition}.");
         let of_partition = self.sidecars.range(prefix.clone()..).take_while(|(name, _)| name.starts_with(&prefix));
-        of_partition.map(|(_, sidecar)| sidecar).max_by_key(|s| s.finished_at)
+        of_partition.map(|(_, sidecar)| sidecar).filter(|s| is_meant(s)).max_by_key(|s| s.finished_at)
     }
 
     /// Whether a record's data is still there.

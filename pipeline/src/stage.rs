@@ -15,6 +15,7 @@ use shards::ShardError;
 use shards::commit::{Attempt, StageFolder};
 use shards::digest::Digest;
 use shards::event::EventSink;
+pub use shards::sidecar::NAMES;
 use shards::sidecar::{DataFile, Section, Sidecar};
 
 use crate::ledger::Ledger;
@@ -23,8 +24,15 @@ use crate::manifest::{Diagnostic, FailIf, OnBadRow, Parameters, nearest};
 /// Values that a stage states about its output, for checks further down (`patch_size`, `max_resolution`).
 pub type Facts = BTreeMap<String, Value>;
 
-/// The fact that a stage's output is for other programs: what it is (`webdataset`). No stage can read it.
+/// The fact that a stage's output is no shards of samples: what it is (`webdataset`, [`FILES`], [`PUBLISHED`]). Only stages
+/// that say so ([`Stage::reads`]) can read it.
 pub const NOT_SHARDS: &str = "not_shards";
+
+/// Output of the form in which files came from elsewhere: see [`Input::named_files`].
+pub const FILES: &str = "files";
+
+/// No output here: it is elsewhere, and nothing reads from it.
+pub const PUBLISHED: &str = "published";
 
 /// A stage with its parameters, ready to be planned and run.
 pub trait Stage: Send + Sync {
@@ -40,6 +48,11 @@ pub trait Stage: Send + Sync {
     /// What is known about the output before anything runs. Facts of the inputs are passed on by the engine.
     fn facts(&self) -> Facts {
         Facts::new()
+    }
+
+    /// Whether it can read output that is no shards of samples, by what [`NOT_SHARDS`] says it is.
+    fn reads(&self, _format: &str) -> bool {
+        false
     }
 
     /// The variants in which each partition comes, each a data file of its own with the same rows, and what is known about it;
@@ -77,7 +90,7 @@ pub trait Stage: Send + Sync {
         Ok(())
     }
 
-    /// Of [`Partitioning::Surveyed`]: looks at all inputs once, at everything but images. Leaves one file for each input, in
+    /// Of a surveyed [`Partitioning`]: looks at all inputs once, at everything but images. Leaves one file for each partition, in
     /// their order ([`shards::commit::Attempt::numbered`]): what the partition made from it needs to know of the whole.
     fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
         Err(StageError::failed(format!("{} has no survey; this is a fault in the program", task.stage)))
@@ -92,6 +105,11 @@ pub trait Stage: Send + Sync {
     /// The rows it will read, where that does not follow from its input (a training's updates).
     fn rows_to_read(&self) -> Option<u64> {
         None
+    }
+
+    /// Whether what an earlier configuration made is good enough where a run makes only what is missing.
+    fn accepts(&self, _earlier: &Sidecar) -> bool {
+        true
     }
 
     /// Whether rows that it refused may pass another time, so that `retry` makes sense.
@@ -115,6 +133,15 @@ pub enum Partitioning {
     /// One for each input partition, each knowing what a survey of all of them left for it. A partition is stale only when its
     /// own input or its own part of the survey changed.
     Surveyed,
+    /// As [`Partitioning::Surveyed`], for the partitions of the first input only; the survey sees those of all inputs.
+    Joined,
+}
+
+impl Partitioning {
+    /// Whether a survey comes before the partitions.
+    pub fn is_surveyed(self) -> bool {
+        matches!(self, Self::Surveyed | Self::Joined)
+    }
 }
 
 /// How much of the machine one partition takes.
@@ -135,15 +162,25 @@ pub enum Law {
     /// in = out + not chosen: rows are left out because fewer are wanted, not because they are bad. They are counted, but
     /// neither kept in quarantine nor taken for losses.
     Chooses,
+    /// out = Σ in: every row of every input.
+    Union,
+    /// in = matched + unmatched, as the outcome's `observed` counts them; in = out + Σ dropped.
+    Joins,
     /// Rows are read, and not passed on.
     Reads,
 }
 
+/// What [`Law::Joins`] counts.
+pub const MATCHED: &str = "matched";
+pub const UNMATCHED: &str = "unmatched";
+
 impl Law {
     /// Whether an outcome obeys.
-    pub fn holds(self, rows_in: u64, rows_out: u64, dropped: u64) -> bool {
+    pub fn holds(self, rows_in: u64, rows_out: u64, dropped: u64, observed: &BTreeMap<String, u64>) -> bool {
         match self {
             Self::RowWise | Self::Chooses => rows_in == rows_out + dropped,
+            Self::Union => rows_in == rows_out && dropped == 0,
+            Self::Joins => rows_in == rows_out + dropped && rows_in == joined(observed).iter().sum::<u64>(),
             Self::Reads => true,
         }
     }
@@ -151,20 +188,31 @@ impl Law {
     /// Whether the rows that come out are the rows that went in, or some of them.
     pub fn passes_rows_on(self) -> bool {
         match self {
-            Self::RowWise | Self::Chooses => true,
+            Self::RowWise | Self::Chooses | Self::Union | Self::Joins => true,
             Self::Reads => false,
         }
     }
 
     /// The law with its numbers.
-    pub fn in_words(self, rows_in: u64, rows_out: u64, dropped: u64) -> String {
+    pub fn in_words(self, rows_in: u64, rows_out: u64, dropped: u64, observed: &BTreeMap<String, u64>) -> String {
         match self {
+            Self::Joins => {
+                let [matched, unmatched] = joined(observed);
+                let lost = if dropped == 0 { String::new() } else { format!(" = {rows_out} out + {dropped} dropped") };
+                format!("{rows_in} in = {matched} matched + {unmatched} unmatched{lost}")
+            }
+            Self::Union => format!("{rows_in} in = {rows_out} out"),
             Self::RowWise | Self::Chooses if dropped == 0 => format!("{rows_in} in = {rows_out} out"),
             Self::RowWise => format!("{rows_in} in = {rows_out} out + {dropped} dropped"),
             Self::Chooses => format!("{rows_in} in = {rows_out} out + {dropped} not chosen"),
             Self::Reads => format!("{rows_in} read"),
         }
     }
+}
+
+/// The matched rows, and the others.
+fn joined(observed: &BTreeMap<String, u64>) -> [u64; 2] {
+    [MATCHED, UNMATCHED].map(|name| observed.get(name).copied().unwrap_or(0))
 }
 
 /// A partition that comes from outside.
@@ -252,15 +300,32 @@ pub struct Task<'a> {
 #[derive(Clone, Debug)]
 pub struct Input {
     pub stage: String,
+    /// Which of the stages that are read from it is, from 0.
+    pub position: usize,
     pub folder: StageFolder,
     pub sidecar: Arc<Sidecar>,
 }
 
 impl Input {
+    /// `bucket/part-00012`
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.stage, self.sidecar.partition)
+    }
+
     /// Paths of its data files on this machine.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> + '_ {
         let folder = self.folder.path();
         self.sidecar.data.iter().map(move |file| folder.join(&file.file))
+    }
+
+    /// Its data files with the names by which they are known where they came from (`data/train-00000.parquet`); of other
+    /// partitions than those of [`FILES`], their names here.
+    pub fn named_files(&self) -> impl Iterator<Item = (String, PathBuf)> + '_ {
+        let names = self.sidecar.details.get(NAMES).and_then(Value::as_array);
+        self.sidecar.data.iter().zip(self.files()).enumerate().map(move |(n, (file, path))| {
+            let name = names.and_then(|names| names.get(n)?.as_str());
+            (name.unwrap_or(&file.file).to_owned(), path)
+        })
     }
 }
 

@@ -6,7 +6,8 @@
 //! - [`captioner`]: one question, one answer, and why there may be none.
 //! - [`server`]: a captioner: a fleet of OpenAI-compatible servers.
 //! - [`in_process`]: another: LLaVA-NeXT or a Llama on libtorch.
-//! - [`prompt`]: what is asked. [`clean`], [`checks`]: what is mended in an answer, what is wrong with it, and what is done then.
+//! - [`prompt`]: what is asked. [`checks`]: what is wrong with an answer, and what is done then; what is mended is in the room
+//!   [`captions`].
 //! - [`journal`]: what was answered, kept as it comes, and found again.
 //! - [`job`]: both captions of all rows of a partition. [`trial`]: of single pictures, to see what a prompt gives.
 //! - [`batch_file`]: requests and results as files. [`ready`]: captions that others have made.
@@ -14,7 +15,6 @@
 pub mod batch_file;
 pub mod captioner;
 pub mod checks;
-pub mod clean;
 pub mod in_process;
 pub mod job;
 pub mod journal;

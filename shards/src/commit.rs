@@ -210,8 +210,7 @@ impl StageFolder {
             staging.extend(here.iter().filter(|name| name.starts_with(".part-")).map(|name| format!("{folder}{name}")));
             let here = if self.workdir.is_remote() { here } else { Vec::new() };
             let names: BTreeSet<String> = listed.into_iter().map(|entry| entry.name).chain(here).collect();
-            let is_data =
-                |name: &String| name.starts_with("part-") && (name.ends_with(".parquet") || name.ends_with(".tar"));
+            let is_data = |name: &String| name.starts_with("part-") && !name.ends_with(".json");
             let names = names.into_iter().filter(is_data).map(|name| format!("{folder}{name}"));
             orphans.extend(names.filter(|name| !kept.contains(name.as_str())));
         }
@@ -295,6 +294,11 @@ impl Attempt {
     /// Where this attempt's tar goes: `part-00012.<attempt>.tar`.
     pub fn tar(&self) -> PathBuf {
         self.data().with_extension("tar")
+    }
+
+    /// Where this attempt's `n`th file of another kind goes: `part-00012.<attempt>.n.ENDING`. No ending may be that of records.
+    pub fn with_ending(&self, n: usize, ending: &str) -> PathBuf {
+        self.numbered(n).with_extension(ending)
     }
 
     /// Where this attempt's `n`th file goes, for partitions of several: `part-00012.<attempt>.n.parquet`.

@@ -64,6 +64,11 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), ShardError> {
     point(Operation::Rename).and_then(|()| fs::rename(from, to)).map_err(ShardError::io("replace", to))
 }
 
+/// Gives a file of this file system another name, which must not exist. Durable once the folder is synced.
+pub fn link(from: &Path, to: &Path) -> Result<(), ShardError> {
+    point(Operation::Link).and_then(|()| fs::hard_link(from, to)).map_err(ShardError::io("link", to))
+}
+
 /// Removes a file; one that is gone already is no error.
 pub fn remove(path: &Path) -> Result<(), ShardError> {
     match point(Operation::Remove).and_then(|()| fs::remove_file(path)) {

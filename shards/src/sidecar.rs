@@ -13,6 +13,9 @@ use crate::digest::{Digest, DigestBuilder};
 /// The format this version writes; a reader refuses newer ones.
 pub const FORMAT: u32 = 1;
 
+/// In a record's details: the names that its files had where they came from.
+pub const NAMES: &str = "names";
+
 /// Written once for each finished partition, under a name that appears only when everything it names is on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sidecar {
@@ -53,9 +56,14 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// One digest for the whole output: what a downstream fingerprint depends on.
+    /// One digest for the whole output: what a downstream fingerprint depends on. Of files that keep the names that they had
+    /// elsewhere, these are part of it: readers go by them.
     pub fn output_digest(&self) -> Digest {
-        self.data.iter().fold(DigestBuilder::new(), |b, file| b.part(file.digest.to_string())).finish()
+        let mut digest = self.data.iter().fold(DigestBuilder::new(), |b, file| b.part(file.digest.to_string()));
+        for name in self.details.get(NAMES).and_then(Value::as_array).into_iter().flatten() {
+            digest.add(name.as_str().unwrap_or_default());
+        }
+        digest.finish()
     }
 
     /// The record as a reader of one variant sees it: with that variant's data only.

@@ -83,7 +83,7 @@ impl ShardWriter {
 }
 
 /// The digest of a parquet file's footer, its length and "PAR1" included.
-fn footer(path: &Path) -> io::Result<Digest> {
+pub(crate) fn footer(path: &Path) -> io::Result<Digest> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::End(-8))?;
     let mut length = [0; 4];

@@ -13,6 +13,8 @@ mod doctor;
 mod encode;
 mod evaluate;
 #[cfg(feature = "pipeline")]
+mod fetch;
+#[cfg(feature = "pipeline")]
 mod init;
 #[cfg(feature = "pipeline")]
 mod inspect;
@@ -76,6 +78,9 @@ enum Command {
     /// List, and delete if asked, what the manifest no longer needs.
     #[cfg(feature = "pipeline")]
     Gc(inspect::Gc),
+    /// Bring a model's files, or any others, from the Hugging Face Hub, a URL or a store.
+    #[cfg(feature = "pipeline")]
+    Fetch(fetch::Fetch),
     /// Say which buckets images would fall into, before any is resized.
     #[cfg(feature = "pipeline")]
     Buckets(buckets::Buckets),
@@ -139,6 +144,8 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Gc(gc) => gc.run(),
         #[cfg(feature = "pipeline")]
         Command::Buckets(buckets) => buckets.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Fetch(fetch) => fetch.run(),
         #[cfg(feature = "pipeline")]
         Command::Query(query) => query.run(),
         #[cfg(feature = "pipeline")]

@@ -69,7 +69,8 @@ impl Status {
         let mut rows = Vec::new();
         for stage in &plan.stages {
             let totals = stage.totals();
-            let law = stage.stage.law().in_words(totals.rows_in, totals.rows_out, totals.rows_dropped());
+            let dropped = totals.rows_dropped();
+            let law = stage.stage.law().in_words(totals.rows_in, totals.rows_out, dropped, &totals.observed);
             let mut refused: Vec<(String, u64)> = totals.dropped.into_iter().collect();
             refused.sort_by_key(|(_, rows)| std::cmp::Reverse(*rows));
             rows.push(Row { stage, committed: stage.committed().count(), law, refused });

@@ -1,6 +1,6 @@
 //! `train`: a bucket index to a checkpoint.
 //!
-//! - in: the bucket index
+//! - in: the bucket index; and, to begin from its checkpoint, another train stage
 //! - out: a checkpoint, in `run-<fingerprint>/step-…`; a killed training goes on from its last one
 //! - stale when: a setting of [`trainer::config::TrainConfig`] or the index changed
 //! - law: rows read
@@ -17,18 +17,22 @@ use shards::sidecar::Section;
 use trainer::TrainError;
 use trainer::config::{Encode, TrainConfig, TrainOperations};
 use trainer::metrics::Record;
+use trainer::start::Start;
 
 use super::{data_file, encode, in_a_line};
 
 /// The detail that names the committed checkpoint's folder, relative to the stage's.
 pub(super) const CHECKPOINT: &str = "checkpoint";
 
+/// The fact that there is a checkpoint among what a stage reads.
+const TRAINED: &str = "trained";
+
 pub(super) fn kind() -> StageKind {
     StageKind {
         name: "train",
         version: 1,
         about: "Trains a text-to-image model on an index of buckets.",
-        inputs: (1, 1),
+        inputs: (1, 2),
         schemas: || vec![schema_for!(TrainConfig), schema_for!(TrainOperations)],
         rehearse: |parameters, rows| {
             let config = parameters.read::<TrainConfig>().unwrap_or_default();
@@ -107,6 +111,32 @@ struct Train {
 }
 
 impl Train {
+    /// How where it begins does not fit what it reads.
+    fn misfit_of_start(&self, reads_checkpoint: bool) -> Option<(&'static str, String)> {
+        let names_folder = self.config.start.as_ref().map(|start| !start.folder.as_os_str().is_empty());
+        match (names_folder, reads_checkpoint) {
+            (Some(true), true) => Some((
+                "start",
+                "start.folder names a checkpoint, and `from` a train stage as well: keep one".to_owned(),
+            )),
+            (Some(false), false) => {
+                let text = "start names no folder: give one, or name a train stage in from = [\"INDEX\", \"TRAIN\"]";
+                Some(("start", text.to_owned()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The configuration with the checkpoint that it begins from, where that is an input's.
+    fn begun_from_inputs(&self, task: &Task) -> Result<TrainConfig, StageError> {
+        let mut config = self.config.clone();
+        if task.inputs.len() > 1 {
+            let folder = super::checkpoint_of(task)?;
+            config.start = Some(Start { folder, ..config.start.unwrap_or_default() });
+        }
+        Ok(config)
+    }
+
     /// How what was encoded ahead, or was not, does not fit this training.
     fn misfit_of_encoding(&self, encoded: Option<&Value>) -> Option<(&'static str, String)> {
         let encoded = match (self.config.encode, encoded) {
@@ -179,7 +209,14 @@ impl Stage for Train {
         Some(self.config.steps.saturating_mul(self.config.batch_size))
     }
 
+    fn facts(&self) -> Facts {
+        [(TRAINED.to_owned(), true.into())].into()
+    }
+
     fn check(&self, upstream: &Facts) -> Vec<(&'static str, String)> {
+        if let Some(fault) = self.misfit_of_start(upstream.contains_key(TRAINED)) {
+            return vec![fault];
+        }
         let multiple = match self.config.pixel_multiple() {
             Ok(multiple) => multiple,
             Err(error) => return vec![("latents", in_a_line(error))],
@@ -202,8 +239,9 @@ impl Stage for Train {
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
         let index = task.files().next().ok_or_else(|| StageError::failed("its input has no index"))?;
         let run = task.folder.path().join(format!("run-{}", task.fingerprint.short()));
+        let config = self.begun_from_inputs(task)?;
         let finished = trainer::train(&trainer::Job {
-            config: &self.config,
+            config: &config,
             operations: &self.operations,
             index: &index,
             workdir: Some(task.folder.workdir()),

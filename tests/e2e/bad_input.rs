@@ -181,6 +181,11 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
             "text = { pretrained = { gemma = \"nowhere\", modernbert = \"x\", clip = \"x\" } }",
             "cannot open nowhere/config.json: No such file or directory (os error 2)",
         ),
+        (
+            "train",
+            "start = { average = true }",
+            "start names no folder: give one, or name a train stage in from = [\"INDEX\", \"TRAIN\"]",
+        ),
         ("sample", "", "missing key `prompts`"),
         ("sample", "prompts = []", "prompts is empty: give at least one"),
         ("sample", "prompts = \"a cat\"", "prompts: found text \"a cat\", expected a list: [ … ]"),

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use captions::clean;
 use chaos::captions::{CaptionServer, Manner, Options, POISON, Served, caption, identity};
-use recaption::clean::clean;
 use recaption::prompt::Prompt;
 use serde_json::Value;
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use captions::clean;
 use chaos::captions::{CaptionServer, Manner, Options, caption, completion_of, identity};
-use recaption::clean::clean;
 use serde_json::{Value, json};
 
 use crate::support::{folder, run, text};

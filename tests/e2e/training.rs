@@ -160,3 +160,35 @@ fn a_training_that_is_killed_comes_to_the_same_bits() {
 fn soak_a_training_that_is_killed_twenty_times_comes_to_the_same_bits() {
     killed(20, 600);
 }
+
+#[test]
+fn a_fine_tuning_begins_from_the_training_before_it_and_follows_it() {
+    let folder = folder();
+    let train = |name: &str, from: &str, more: &str| {
+        format!(
+            "[stage.{name}]\nuses = \"train\"\nfrom = {from}\nsteps = 3\nwidth = 32\nheads = 2\nblocks = 1\nbatch_size = 4\n\
+             warmup_steps = 0\nzero_gates = false\ndevice = \"cpu\"\n{more}\n"
+        )
+    };
+    let stages = [
+        "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n".to_owned(),
+        train("train", "\"index\"", ""),
+        train("fine", "[\"index\", \"train\"]", "start = { average = true }"),
+    ];
+    let manifest = bucketed(folder.path(), &[(32, 32); 8], &stages.concat());
+    let made = run(&["run", &manifest, "--json"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let notes: Vec<Value> = text(&made.stdout).lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let begun = notes.iter().find(|note| note["stage"] == "fine" && note["event"] == "note");
+    let begun = begun.and_then(|note| note["text"].as_str()).unwrap_or_default();
+    assert!(begun.starts_with("beginning from") && begun.contains("step-000000003"), "{begun:?} {notes:?}");
+    let plan = |set: &str| {
+        let output = run(&["plan", &manifest, "--set", set]);
+        text(&output.stdout).lines().find(|line| line.trim_start().starts_with("fine")).unwrap_or_default().to_owned()
+    };
+    assert!(plan("stage.fine.log_every=2").contains("up to date"), "{}", plan("stage.fine.log_every=2"));
+    assert!(!plan("stage.train.seed=9").contains("up to date"), "{}", plan("stage.train.seed=9"));
+    let twice = run(&["plan", &manifest, "--set", "stage.fine.start={ folder = \"x\" }"]);
+    let (status, words) = (twice.status.code(), text(&twice.stderr));
+    assert!(status == Some(2) && words.contains("`from` a train stage as well: keep one"), "{words}");
+}

@@ -20,11 +20,12 @@ use crate::config::TrainConfig;
 use crate::learner::Learner;
 
 /// A checkpoint to begin from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Start {
     /// A checkpoint, a run's folder, or a folder with the reference's `model_…s.pkl`, `model_ema_…s.pkl`, `optim_…s.pkl` and
-    /// `model_params_…s.json`.
+    /// `model_params_…s.json`. In a manifest it may be left out: then it is the checkpoint of the train stage that `from` names.
+    #[serde(default)]
     pub folder: PathBuf,
     /// Begin from the moving average of its weights.
     #[serde(default)]
@@ -58,6 +59,13 @@ impl Start {
 
     /// The learner, the updates that count as made, and what differs from where it comes from, in words.
     pub(crate) fn begin(&self, config: &TrainConfig, device: Device) -> Result<(Learner, u64, String), TrainError> {
+        if self.folder.as_os_str().is_empty() {
+            return Err(TrainError::Configuration {
+                what: "start",
+                value: "no folder".to_owned(),
+                expected: "the folder of a checkpoint".to_owned(),
+            });
+        }
         let model = config.model()?;
         let source = Source::find(&self.folder)?;
         let (found, mut text) = source.describe()?;

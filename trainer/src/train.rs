@@ -254,7 +254,8 @@ pub(crate) fn difference(saved: &serde_json::Value, config: &TrainConfig) -> Opt
     let (saved, current) = (saved.as_object()?, current.as_object()?);
     let changed: Vec<String> = current
         .iter()
-        .filter(|(key, value)| saved.get(*key) != Some(value))
+        // Where a training began is past.
+        .filter(|(key, value)| *key != "start" && saved.get(*key) != Some(value))
         .map(|(key, value)| format!("{key} {} → {value}", saved.get(key).unwrap_or(&serde_json::Value::Null)))
         .collect();
     (!changed.is_empty()).then(|| changed.join(", "))

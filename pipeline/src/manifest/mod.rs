@@ -299,7 +299,8 @@ fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
     let own =
         entries.iter().filter(|(key, _)| !common_keys.contains(key)).map(|(key, n)| (key.clone(), n.clone())).collect();
     let parameters =
-        Parameters::new(format!("[stage.{name}]"), Node { place: node.place.clone(), value: Value::Table(own) });
+        Parameters::new(format!("[stage.{name}]"), Node { place: node.place.clone(), value: Value::Table(own) })
+            .reading_from(from.iter().map(|read| read.stage.clone()).collect());
     Ok(StageTable {
         name: name.to_owned(),
         place: node.place.clone(),

@@ -30,12 +30,25 @@ impl OneOrMore {
 pub struct Parameters {
     owner: String,
     node: Node,
+    /// Of a stage: the stages that it reads from.
+    inputs: Vec<String>,
 }
 
 impl Parameters {
     /// `owner` names the table in messages.
     pub fn new(owner: impl Into<String>, node: Node) -> Self {
-        Self { owner: owner.into(), node }
+        Self { owner: owner.into(), node, inputs: Vec::new() }
+    }
+
+    /// As those of a stage that reads from these.
+    #[must_use]
+    pub fn reading_from(self, inputs: Vec<String>) -> Self {
+        Self { inputs, ..self }
+    }
+
+    /// The stages that its stage reads from, by name.
+    pub fn inputs(&self) -> &[String] {
+        &self.inputs
     }
 
     /// Reads the keys that `T` has; others are left to other types.

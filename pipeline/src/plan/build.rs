@@ -1,7 +1,7 @@
 //! One stage table to a stage: kind, keys, parameters, and how it fits its inputs.
 
 use crate::manifest::{Diagnostic, Read, StageTable, nearest, with_variant};
-use crate::stage::{Facts, NOT_SHARDS, Partitioning, Registry, Stage};
+use crate::stage::{FILES, Facts, NOT_SHARDS, PUBLISHED, Partitioning, Registry, Stage};
 
 /// A stage without faults: its table, itself, its kind with version, and the positions of its inputs.
 pub(super) type Checked<'a> = (&'a StageTable, Box<dyn Stage>, String, Vec<usize>);
@@ -33,6 +33,7 @@ pub(super) fn build(
         faults.push(fault.hint(match (least, most) {
             (0, 0) => "it reads from outside: remove `from`".to_owned(),
             (1, 1) => "write from = \"STAGE\"".to_owned(),
+            (least, most) if least == most => format!("it needs {least}: write from = [\"STAGE\", …]"),
             _ => format!("it needs {least} to {most}: write from = [\"STAGE\", …]"),
         }));
     }
@@ -60,23 +61,46 @@ pub(super) fn build(
     }
     // A stage whose input could not be built is not checked further: the input's own faults come first.
     let mut inputs = Vec::new();
-    let mut upstream = Facts::new();
-    for from in &table.from {
+    let mut upstream: Option<Facts> = None;
+    for (n, from) in table.from.iter().enumerate() {
+        if table.from.iter().take(n).any(|before| before.to_string() == from.to_string()) {
+            let message = format!("stage.{} reads from {from} twice", table.name);
+            faults.push(Diagnostic::new(from.place.clone(), message).hint("name each stage once"));
+        }
         let Some(position) = built.iter().position(|(other, ..)| other.name == from.stage) else { continue };
         inputs.push(position);
-        upstream.extend(facts.get(position).cloned().unwrap_or_default());
+        let mut known = facts.get(position).cloned().unwrap_or_default();
         if let Some((_, input, ..)) = built.get(position) {
             match chosen(table, from, input.as_ref()) {
-                Ok(known) => upstream.extend(known),
+                Ok(of_variant) => known.extend(of_variant),
                 Err(fault) => faults.push(fault),
             }
         }
+        // What it reads, it turns into something else.
+        let form = known.remove(NOT_SHARDS);
+        if let Some(format) = form.as_ref().and_then(|form| form.as_str())
+            && !stage.reads(format)
+        {
+            let message = format!("stage.{} cannot read from {from}, whose output is {format}", table.name);
+            let hint = match format {
+                PUBLISHED => "read from the stage that it publishes",
+                FILES => "tars become samples by `uses = \"extract\"`, tables by `uses = \"import\"`",
+                _ => "write output = \"parquet\" there, or make samples of its tars by `uses = \"extract\"`",
+            };
+            faults.push(Diagnostic::new(from.place.clone(), message).hint(hint));
+        }
+        upstream = Some(match (upstream, stage.partitioning()) {
+            (None, _) => known,
+            // Of rows from several stages is known what holds for all of them.
+            (Some(mut before), Partitioning::EachInput | Partitioning::Surveyed) => {
+                before.retain(|fact, value| known.get(fact) == Some(value));
+                before
+            }
+            // The first is what the stage works on; of the others it learns what that does not say.
+            (Some(first), _) => known.into_iter().chain(first).collect(),
+        });
     }
-    if let (Some(format), Some(from)) = (upstream.get(NOT_SHARDS).and_then(|f| f.as_str()), table.from.first()) {
-        let message = format!("stage.{} cannot read from {from}, whose output is {format}", table.name);
-        let hint = "write output = \"parquet\" there, or read the files it leaves with `uses = \"extract\"`";
-        faults.push(Diagnostic::new(from.place.clone(), message).hint(hint));
-    }
+    let mut upstream = upstream.unwrap_or_default();
     faults.extend(stage.check(&upstream).into_iter().map(|(key, message)| table.parameters.fault(key, message)));
     upstream.extend(stage.facts());
     if faults.is_empty() { Ok((stage, kind.versioned_name(), inputs, upstream)) } else { Err(faults) }

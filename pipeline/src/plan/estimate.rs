@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shards::sidecar::Sidecar;
 
-use super::{Plan, PlannedStage};
+use super::{Plan, PlannedStage, SURVEY};
 use crate::retry::RetryList;
 use crate::stage::{Load, Partitioning};
 
@@ -84,7 +84,9 @@ fn to_read(stage: &PlannedStage, missing: usize, outputs: &[Volume]) -> Volume {
         return Volume { rows: Some(rows.sum::<u64>() as f64), bytes: None };
     }
     let share = missing as f64 / stage.partitions.len().max(1) as f64;
-    let inputs = || stage.inputs.iter().map(|&i| outputs.get(i).copied().unwrap_or_default());
+    // A join is counted by the rows of its first input.
+    let counted = if stage.stage.partitioning() == Partitioning::Joined { 1 } else { stage.inputs.len() };
+    let inputs = || stage.inputs.iter().take(counted).map(|&i| outputs.get(i).copied().unwrap_or_default());
     let total = |of: fn(Volume) -> Option<f64>| inputs().map(of).sum::<Option<f64>>().map(|sum| sum * share);
     Volume {
         rows: stage.stage.rows_to_read().map(|rows| rows as f64).or_else(|| total(|v| v.rows)),
@@ -111,10 +113,14 @@ impl Rates {
     fn of<'a>(sidecars: impl Iterator<Item = &'a Sidecar>) -> Self {
         let (mut rows_in, mut rows_out, mut bytes, mut seconds) = (0, 0, 0, 0.0);
         for sidecar in sidecars {
+            seconds += sidecar.seconds;
+            // A survey's rows are those of the partitions, and its files are not the stage's output.
+            if sidecar.partition == SURVEY {
+                continue;
+            }
             rows_in += sidecar.rows_in;
             rows_out += sidecar.rows_out;
             bytes += sidecar.data.iter().map(|file| file.bytes).sum::<u64>();
-            seconds += sidecar.seconds;
         }
         if rows_in == 0 {
             return Self::default();

@@ -61,7 +61,7 @@ pub struct PlannedStage {
     pub folder: StageFolder,
     pub ledger: Ledger,
     pub partitions: Vec<PlannedPartition>,
-    /// The survey that the partitions need, for [`Partitioning::Surveyed`].
+    /// The survey that the partitions need, where they need one.
     pub survey: Option<PlannedPartition>,
     /// Whether a run may make its partitions.
     pub selected: bool,
@@ -140,8 +140,11 @@ pub enum PlanError {
 
 /// The name of a partition.
 pub fn partition_name(number: usize) -> String {
-    format!("part-{number:05}")
+    format!("{PREFIX}{number:05}")
 }
+
+/// What every partition's name begins with.
+const PREFIX: &str = "part-";
 
 /// Objects with their keys sorted, at every depth.
 fn canonical(value: &Value) -> Value {
@@ -276,7 +279,7 @@ impl Plan {
         if planned.stage.may_retry() {
             planned.retries = retry::lists(&planned)?;
         }
-        if planned.stage.partitioning() == Partitioning::Surveyed {
+        if planned.stage.partitioning().is_surveyed() {
             planned.survey = Some(self.look_at_partition(&planned, SURVEY.to_owned(), None));
         }
         for (number, name) in self.partition_names(&planned).into_iter().enumerate() {
@@ -286,7 +289,8 @@ impl Plan {
         Ok(planned)
     }
 
-    /// A partition takes the name of the one it is made from, so that one more input partition renames no others.
+    /// A partition takes the name of the one it is made from, so that one more input partition renames no others; of several inputs,
+    /// with the name of the one it comes from.
     fn partition_names(&self, stage: &PlannedStage) -> Vec<String> {
         match (stage.stage.partitioning(), stage.inputs.as_slice()) {
             (Partitioning::Source, _) => {
@@ -294,12 +298,16 @@ impl Plan {
                 sources.chain(stage.retries.iter().map(|list| list.name.clone())).collect()
             }
             (Partitioning::Whole, _) => vec![partition_name(0)],
-            (_, &[one]) => {
+            (_, &[one]) | (Partitioning::Joined, &[one, ..]) => {
                 self.stages.get(one).into_iter().flat_map(|s| &s.partitions).map(|p| p.name.clone()).collect()
             }
-            (_, many) => {
-                let count = many.iter().filter_map(|&i| self.stages.get(i)).map(|s| s.partitions.len()).sum();
-                (0..count).map(partition_name).collect()
+            (_, _) => {
+                let named = |(input, variant): ReadStage, partition: &PlannedPartition| {
+                    let rest = partition.name.strip_prefix(PREFIX).unwrap_or(&partition.name);
+                    let variant = variant.map_or_else(String::new, |variant| format!("-{variant}"));
+                    format!("{PREFIX}{}{variant}-{rest}", input.name)
+                };
+                self.read_by(stage).flat_map(|read| read.0.partitions.iter().map(move |p| named(read, p))).collect()
             }
         }
     }
@@ -323,19 +331,20 @@ impl Plan {
             return Some(Made { inputs: Vec::new(), survey: None, digests: vec![digest] });
         }
         let one = number.filter(|_| stage.stage.partitioning() != Partitioning::Whole);
-        let read: Vec<(ReadStage, &PlannedPartition)> = if let Some(number) = one {
+        let read: Vec<(usize, ReadStage, &PlannedPartition)> = if let Some(number) = one {
             vec![self.nth_input(stage, number)?]
         } else {
-            self.read_by(stage).flat_map(|read| read.0.partitions.iter().map(move |p| (read, p))).collect()
+            let all = self.read_by(stage).enumerate();
+            all.flat_map(|(position, read)| read.0.partitions.iter().map(move |p| (position, read, p))).collect()
         };
         let mut made = Made { inputs: Vec::new(), survey: None, digests: Vec::new() };
-        for ((upstream, variant), partition) in read {
+        for (position, (upstream, variant), partition) in read {
             let sidecar = partition.sidecar()?;
             let sidecar = variant.map_or_else(|| Arc::clone(sidecar), |name| Arc::new(sidecar.narrowed(name)));
             let name = format!("{}/{}", with_variant(&upstream.name, variant), partition.name);
             made.digests.push(InputDigest { name, digest: sidecar.output_digest() });
             let (stage, folder) = (upstream.name.clone(), upstream.folder.clone());
-            made.inputs.push(Input { stage, folder, sidecar });
+            made.inputs.push(Input { stage, position, folder, sidecar });
         }
         if let (Some(survey), Some(number)) = (&stage.survey, number) {
             let file = survey.sidecar()?.data.get(number)?.clone();
@@ -351,15 +360,15 @@ impl Plan {
         read.filter_map(|(&at, variant)| Some((self.stages.get(at)?, variant.as_deref())))
     }
 
-    /// The input partition of this number, counted through all input stages.
+    /// The input partition of this number, counted through all input stages, and the position of its stage among them.
     fn nth_input<'a>(
         &'a self,
         stage: &'a PlannedStage,
         mut number: usize,
-    ) -> Option<(ReadStage<'a>, &'a PlannedPartition)> {
-        for read in self.read_by(stage) {
+    ) -> Option<(usize, ReadStage<'a>, &'a PlannedPartition)> {
+        for (position, read) in self.read_by(stage).enumerate() {
             match read.0.partitions.get(number) {
-                Some(partition) => return Some((read, partition)),
+                Some(partition) => return Some((position, read, partition)),
                 None => number -= read.0.partitions.len(),
             }
         }

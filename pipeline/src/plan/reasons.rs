@@ -48,7 +48,8 @@ impl PlannedStage {
     /// With `--only-missing`, whatever was made under an earlier configuration is good enough, if it comes in the variants that
     /// readers may ask for.
     fn state_of_earlier(&self, partition: &str) -> Option<PartitionState> {
-        let earlier = self.ledger.newest(partition).filter(|s| self.only_missing && self.ledger.is_complete(s))?;
+        let earlier = self.ledger.newest_that(partition, |s| self.stage.accepts(s));
+        let earlier = earlier.filter(|s| self.only_missing && self.ledger.is_complete(s))?;
         let variants: BTreeSet<Option<&str>> = earlier.data.iter().map(|file| file.variant.as_deref()).collect();
         let names = self.variant_names();
         if !earlier.data.is_empty() && variants != names.iter().map(Option::as_deref).collect() {

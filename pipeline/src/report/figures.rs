@@ -10,7 +10,7 @@ use super::flow::{Flow, flows};
 use super::histogram::Histogram;
 use super::pictures::Shown;
 use crate::plan::{Plan, PlannedStage};
-use crate::stage::Law;
+use crate::stage::{Law, Partitioning};
 
 /// The format of the embedded JSON.
 const FORMAT: u32 = 1;
@@ -59,6 +59,9 @@ pub(super) struct StageFigures {
     /// Their positions.
     #[serde(skip)]
     pub(super) inputs: Vec<usize>,
+    /// Those of them whose rows it takes; from the others it takes columns.
+    #[serde(skip)]
+    pub(super) rows_from: Vec<usize>,
     /// Whether its rows go on to other stages; otherwise they are only read.
     pub(super) passes_on: bool,
     pub(super) partitions: usize,
@@ -80,6 +83,10 @@ impl StageFigures {
             kind: stage.kind.clone(),
             from: from.collect(),
             inputs: stage.inputs.clone(),
+            rows_from: match stage.stage.partitioning() {
+                Partitioning::Joined => stage.inputs.iter().copied().take(1).collect(),
+                _ => stage.inputs.clone(),
+            },
             passes_on: stage.stage.law() != Law::Reads,
             partitions: stage.partitions.len(),
             ..Self::default()

@@ -45,8 +45,8 @@ pub(super) struct Branch {
     pub(super) rows: u64,
 }
 
-/// The ways through the stages that pass rows on, one for each end. Where a stage has several inputs, the way follows the
-/// largest and counts the others as joining; it ends where the rows are that have come furthest.
+/// The ways through the stages that pass rows on, one for each end. Where a stage takes the rows of several, the way follows
+/// the largest and counts the others as joining; it ends where the rows are that have come furthest.
 pub(super) fn flows(stages: &[StageFigures]) -> Vec<Flow> {
     ends(stages)
         .take(FLOWS)
@@ -61,7 +61,7 @@ fn flow(stages: &[StageFigures], end: usize) -> Flow {
     // Inputs come before their readers, so this ends.
     while let Some((at, stage)) = position.and_then(|at| Some((at, stages.get(at)?))) {
         way.push((at, stage));
-        let inputs = stage.inputs.iter().copied().filter(|&i| i < at && stages.get(i).is_some_and(|s| s.passes_on));
+        let inputs = stage.rows_from.iter().copied().filter(|&i| i < at && stages.get(i).is_some_and(|s| s.passes_on));
         position = inputs.max_by_key(|&i| (stages.get(i).map(|s| s.rows_out), std::cmp::Reverse(i)));
     }
     // What no row has reached yet is not on the way.
@@ -277,6 +277,7 @@ mod tests {
         StageFigures {
             name: name.to_owned(),
             inputs: inputs.to_vec(),
+            rows_from: inputs.to_vec(),
             passes_on: true,
             rows_in: rows[0],
             rows_out: rows[1],

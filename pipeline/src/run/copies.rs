@@ -24,6 +24,15 @@ impl Scheduler<'_> {
         }
     }
 
+    /// The same, of what only a survey reads.
+    pub(super) fn let_go_after_survey(&self, stage: usize) {
+        let Some(planned) = self.plan.stages.get(stage) else { return };
+        for &input in &planned.inputs {
+            let count = self.plan.stages.get(input).map_or(0, |s| s.partitions.len());
+            (0..count).filter(|&n| !self.is_wanted(input, n)).for_each(|n| self.remove_copies(input, n));
+        }
+    }
+
     /// Whether a partition that is not there yet reads this one, itself or through its own input.
     fn is_wanted(&self, stage: usize, number: usize) -> bool {
         let is_missing = |stage: usize, number: usize| {
@@ -32,12 +41,14 @@ impl Scheduler<'_> {
         };
         self.readers.get(stage).into_iter().flatten().any(|&(reader, first)| {
             let Some(planned) = self.plan.stages.get(reader) else { return false };
-            let read = if planned.stage.partitioning() == Partitioning::Whole { 0 } else { first + number };
+            let partitioning = planned.stage.partitioning();
+            let read = if partitioning == Partitioning::Whole { 0 } else { first + number };
             let through = self.readers.get(reader).into_iter().flatten().any(|&(further, _)| {
                 let planned = self.plan.stages.get(further);
                 planned.is_some_and(|s| s.stage.reads_through() && s.selected && s.missing() > 0)
             });
-            through || is_missing(reader, read)
+            let survey = planned.survey.as_ref().is_some_and(|survey| survey.sidecar().is_none());
+            through || is_missing(reader, read) || (partitioning == Partitioning::Joined && survey && planned.selected)
         })
     }
 

@@ -203,6 +203,7 @@ impl<'a> Scheduler<'a> {
             stage: Arc::clone(&stage.stage),
             semantics: Arc::clone(&stage.semantics),
             folder: stage.folder.clone(),
+            partitions: stage.partitions.len(),
             memory: stage.memory,
             on_bad_row: stage.on_bad_row,
             tally,
@@ -272,6 +273,9 @@ impl<'a> Scheduler<'a> {
         }
         let Some(number) = node.number else {
             (0..partitions).for_each(|number| self.one_less(node.stage, Some(number)));
+            if self.plan.workdir.is_remote() {
+                self.let_go_after_survey(node.stage);
+            }
             return;
         };
         if self.plan.workdir.is_remote() {
@@ -286,6 +290,13 @@ impl<'a> Scheduler<'a> {
                 Some(Partitioning::Whole) => self.one_less(reader, Some(0)),
                 Some(Partitioning::Surveyed) => {
                     self.one_less(reader, Some(first + number));
+                    self.one_less(reader, None);
+                }
+                // Those of the first input have the same numbers there.
+                Some(Partitioning::Joined) => {
+                    if first == 0 && self.plan.stages.get(reader).is_some_and(|s| number < s.partitions.len()) {
+                        self.one_less(reader, Some(number));
+                    }
                     self.one_less(reader, None);
                 }
                 Some(Partitioning::Source) | None => {}

@@ -60,7 +60,9 @@ impl StageRun {
         let survey = usize::from(stage.survey.as_ref().is_some_and(|survey| survey.sidecar().is_none()));
         let of = |number: usize| match stage.stage.partitioning() {
             Partitioning::Source => 0,
-            Partitioning::EachInput | Partitioning::Surveyed => usize::from(absent.get(number) == Some(&true)) + survey,
+            Partitioning::EachInput | Partitioning::Surveyed | Partitioning::Joined => {
+                usize::from(absent.get(number) == Some(&true)) + survey
+            }
             Partitioning::Whole => all,
         };
         run.waits_for = (0..stage.partitions.len()).map(of).chain([all]).collect();
@@ -96,7 +98,8 @@ impl PlannedStage {
     /// The event that sums up a complete stage.
     pub fn finished(&self, up_to_date: bool, seconds: f64) -> Event {
         let totals = self.totals();
-        let law = self.stage.law().in_words(totals.rows_in, totals.rows_out, totals.rows_dropped());
+        let dropped = totals.rows_dropped();
+        let law = self.stage.law().in_words(totals.rows_in, totals.rows_out, dropped, &totals.observed);
         let Totals { dropped, observed, .. } = totals;
         Event::StageFinished { stage: self.name.clone(), up_to_date, law, dropped, observed, seconds }
     }

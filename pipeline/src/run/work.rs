@@ -42,6 +42,8 @@ pub(super) struct Work {
     pub(super) stage: Arc<dyn Stage>,
     pub(super) semantics: Arc<Value>,
     pub(super) folder: StageFolder,
+    /// How many the stage has.
+    pub(super) partitions: usize,
     pub(super) memory: Option<u64>,
     pub(super) on_bad_row: OnBadRow,
     pub(super) tally: Arc<Tally>,
@@ -146,12 +148,12 @@ impl Work {
         let Outcome { data, quarantine, rows_in, rows_out, dropped, observed, sections, details } = outcome;
         let lost = dropped.values().sum();
         let law = if self.node.number.is_some() { self.stage.law() } else { Law::Reads };
-        if !law.holds(rows_in, rows_out, lost) {
+        if !law.holds(rows_in, rows_out, lost, &observed) {
             return Err(StageError::LawBroken(format!("{rows_in} rows in, but {rows_out} out and {lost} dropped")));
         }
-        if self.node.number.is_none() && data.len() != self.made.inputs.len() {
-            let (files, inputs) = (data.len(), self.made.inputs.len());
-            return Err(StageError::LawBroken(format!("a survey of {inputs} inputs left {files} files")));
+        if self.node.number.is_none() && data.len() != self.partitions {
+            let (files, partitions) = (data.len(), self.partitions);
+            return Err(StageError::LawBroken(format!("a survey for {partitions} partitions left {files} files")));
         }
         let sidecar = Sidecar {
             format: FORMAT,

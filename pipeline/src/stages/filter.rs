@@ -1,11 +1,13 @@
 //! `filter`: keeps the rows that meet all conditions.
 //!
 //! - in: shards with key, image, caption, url, width, height and any other column
-//! - out: the same columns, rows in the same order
+//! - out: the same columns, rows in the same order; texts of the columns in `clean` without openings that say nothing
 //! - stale when: a condition or its input changed
 //! - law: in = out + Σ dropped (`below_min_side`, `short_caption`, `where`)
 //!
 //! `where` is a DataFusion SQL condition over all columns but the image, which is never read for it.
+
+use std::sync::Arc;
 
 use arrow::array::{Array, BooleanArray, RecordBatch, StringArray, UInt32Array};
 use schemars::{JsonSchema, schema_for};
@@ -27,6 +29,10 @@ struct Filter {
     /// Shortest caption, in letters [0].
     #[serde(default)]
     min_caption: u32,
+    /// Columns of captions that lose what says nothing of the picture ("The image shows …") at their start, and begin with a
+    /// capital, before anything is judged [none].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    clean: Vec<String>,
     /// An SQL condition over the columns, such as "width < 4 * height".
     #[serde(default, rename = "where")]
     condition: Option<String>,
@@ -76,12 +82,15 @@ impl Stage for Filter {
             if writer.is_none() {
                 writer = Some(ShardWriter::create(&path, shard.schema())?);
             }
-            let keep = self.judge(&shard, task, &mut quarantine)?;
+            let (keep, cleaned) = self.judge(&shard, task, &mut quarantine)?;
             outcome.rows_in += keep.len() as u64;
+            if cleaned > 0 {
+                *outcome.observed.entry("captions cleaned".to_owned()).or_default() += cleaned;
+            }
             let mut start = 0;
             for batch in shard.batches(None, 256)? {
                 task.check_cancelled()?;
-                let batch = batch?;
+                let (batch, _) = self.cleaned(&shard, batch?)?;
                 let mask = keep.slice(start, batch.num_rows());
                 start += batch.num_rows();
                 let kept = arrow::compute::filter_record_batch(&batch, &mask).map_err(ShardError::arrow(&file))?;
@@ -101,11 +110,42 @@ impl Stage for Filter {
 }
 
 impl Filter {
-    /// Which rows stay. Reads everything but the image.
-    fn judge(&self, shard: &Shard, task: &Task, quarantine: &mut Quarantine) -> Result<BooleanArray, StageError> {
+    /// A batch with clean captions, and how many there are that were not.
+    fn cleaned(&self, shard: &Shard, batch: RecordBatch) -> Result<(RecordBatch, u64), StageError> {
+        if self.clean.is_empty() {
+            return Ok((batch, 0));
+        }
+        let mut arrays = batch.columns().to_vec();
+        let mut changed = 0;
+        for name in &self.clean {
+            let texts = shard.text(&batch, name)?;
+            let clean: StringArray = texts.iter().map(|text| Some(captions::tidy(text?))).collect();
+            changed += texts.iter().zip(clean.iter()).filter(|(before, after)| before != after).count() as u64;
+            if let Some((at, _)) = batch.schema_ref().column_with_name(name)
+                && let Some(array) = arrays.get_mut(at)
+            {
+                *array = Arc::new(clean);
+            }
+        }
+        let batch = RecordBatch::try_new(batch.schema(), arrays).map_err(ShardError::arrow(shard.path()))?;
+        Ok((batch, changed))
+    }
+
+    /// Which rows stay, and how many captions were cleaned. Reads everything but the image.
+    fn judge(
+        &self,
+        shard: &Shard,
+        task: &Task,
+        quarantine: &mut Quarantine,
+    ) -> Result<(BooleanArray, u64), StageError> {
         let names: Vec<&str> =
             shard.schema().fields().iter().map(|f| f.name().as_str()).filter(|n| *n != columns::IMAGE).collect();
-        let batches = shard.batches(Some(&names), 65_536)?.collect::<Result<Vec<_>, _>>()?;
+        let (mut batches, mut cleaned) = (Vec::new(), 0);
+        for batch in shard.batches(Some(&names), 65_536)? {
+            let (batch, changed) = self.cleaned(shard, batch?)?;
+            batches.push(batch);
+            cleaned += changed;
+        }
         let meets = self.meets_condition(shard, &batches)?;
         let mut keep = Vec::with_capacity(meets.len());
         for batch in &batches {
@@ -133,7 +173,7 @@ impl Filter {
                 }
             }
         }
-        Ok(BooleanArray::from(keep))
+        Ok((BooleanArray::from(keep), cleaned))
     }
 
     fn meets_condition(&self, shard: &Shard, batches: &[RecordBatch]) -> Result<Vec<bool>, StageError> {

@@ -31,7 +31,7 @@ pub(super) struct FileKind {
 }
 
 impl FileKind {
-    fn is_one(&self, name: &str) -> bool {
+    pub(super) fn is_one(&self, name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         self.endings.iter().any(|ending| name.ends_with(ending))
     }
@@ -142,6 +142,13 @@ impl Places {
     /// The name of the first folder.
     pub(super) fn name(&self) -> String {
         self.0.first().map_or("files", |place| place.name.as_str()).to_owned()
+    }
+
+    /// A file's name below its folder, where all places are in folders of one name; else as it is.
+    pub(super) fn within<'name>(&self, name: &'name str) -> &'name str {
+        let folder = self.0.first().map_or("", |place| place.name.as_str());
+        let below = name.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/'));
+        below.filter(|_| self.0.iter().all(|place| place.name == folder)).unwrap_or(name)
     }
 
     /// All files that are there, by name.
@@ -276,7 +283,7 @@ fn walk(
 }
 
 /// Whether `name` is as `pattern` says, in which `*` stands for any letters and `?` for one.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let [pattern, name] = [pattern, name].map(|text| text.chars().collect::<Vec<_>>());
     let (mut p, mut n) = (0, 0);
     // After the last star, and what it stands for up to now.

@@ -1,4 +1,4 @@
-//! Images that have just come in, as rows: what `download` and `import` write.
+//! Images that have just come in, as rows: what `download`, `extract` and `import` write.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BinaryArray, BinaryBuilder, RecordBatch, StringArray, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
+use picture::{Check, DecodeError, decode, header};
 use sha2::{Digest, Sha256};
 use shards::sidecar::DataFile;
 use shards::writer::ShardWriter;
@@ -157,6 +158,14 @@ fn images(rows: &[Sample]) -> BinaryArray {
         images.append_value(&row.bytes);
     }
     images.finish()
+}
+
+/// The size, upright, of an image that is kept as it is.
+pub(super) fn size(bytes: &[u8], check: Check, max_pixels: u64) -> Result<(u32, u32), DecodeError> {
+    match check {
+        Check::Decode => decode(bytes, max_pixels).map(|image| image.dimensions()),
+        Check::Header => header(bytes, max_pixels).map(|header| (header.width, header.height)),
+    }
 }
 
 /// SHA-256 in lower-case hexadecimal.

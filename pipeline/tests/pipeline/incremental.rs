@@ -18,7 +18,8 @@ fn identities(dag: &Dag) -> Vec<Identity> {
     let mut found = Vec::new();
     for (i, kind) in dag.0.iter().enumerate() {
         let inputs = |from: &[usize]| from.iter().flat_map(|&i| stages[i].clone()).collect::<Vec<_>>();
-        let name = |n: usize| format!("part-{n:05}");
+        let own = names(dag, i);
+        let name = |n: usize| own[n].clone();
         match kind {
             Kind::Numbers { rows, .. } => {
                 for (n, partition) in stages[i].iter().enumerate() {
@@ -41,6 +42,25 @@ fn identities(dag: &Dag) -> Vec<Identity> {
         }
     }
     found
+}
+
+/// The partitions of a stage: numbered, or as those that they are made from, of several stages with theirs.
+fn names(dag: &Dag, stage: usize) -> Vec<String> {
+    match &dag.0[stage] {
+        Kind::Numbers { partitions, .. } => (0..*partitions).map(|n| format!("part-{n:05}")).collect(),
+        Kind::Sum { .. } => vec!["part-00000".to_owned()],
+        Kind::Distinct { from, .. } => names(dag, *from),
+        Kind::Map { from, .. } if from.len() == 1 => names(dag, from[0]),
+        Kind::Map { from, .. } => {
+            let of = |from: &usize| {
+                names(dag, *from)
+                    .into_iter()
+                    .map(move |name| name.replacen("part-", &format!("part-s{from}-"), 1))
+                    .collect::<Vec<_>>()
+            };
+            from.iter().flat_map(of).collect()
+        }
+    }
 }
 
 fn dags() -> impl Strategy<Value = Dag> {
@@ -104,7 +124,12 @@ proptest! {
             prop_assert_eq!(contents(&plan), dag.expected());
             for sidecar in plan.stages.iter().flat_map(|stage| stage.committed().map(move |s| (stage, s))) {
                 let (stage, sidecar) = sidecar;
-                prop_assert!(stage.stage.law().holds(sidecar.rows_in, sidecar.rows_out, sidecar.rows_dropped()));
+                prop_assert!(stage.stage.law().holds(
+                    sidecar.rows_in,
+                    sidecar.rows_out,
+                    sidecar.rows_dropped(),
+                    &sidecar.observed
+                ));
             }
             prop_assert_eq!(drive(&mut dag.plan(folder.path())).started, Vec::new());
             if let Some((at, by)) = edits.get(step) {

@@ -235,7 +235,26 @@ const IMPORT: &[Case] = &[
         "uses = \"download\"\nurls = \"FOLDER/pets.tsv\"",
         "uses = \"import\"\nfolder = \"FOLDER\"\ncaption = \"txt\"",
     ),
+    Change(URLS, "uses = \"import\"\nfolder = \"FOLDER\"\ncaption = \"class\""),
+    Change(URLS, "uses = \"import\"\nfolder = \"FOLDER\"\nclasses = \"FOLDER/nowhere.json\""),
+    Change(URLS, "uses = \"import\"\nfolder = \"FOLDER\"\nclasses = \"FOLDER/pets.tsv\""),
+    Change(URLS, "uses = \"import\"\nfolder = \"FOLDER\"\nfiles = \"FOLDER\""),
+    Change(URLS, "uses = \"import\"\nfolder = \"FOLDER\"\ncolumns = { key = \"id\" }"),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\"\nrows_per_shard = 100\nkeep = [\"url\"]"),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\""),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER/nowhere/*.parquet\"\nkeep = [\"url\"]"),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\"\ninclude = \"*.tsv\"\nkeep = [\"url\"]"),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\"\nrows_per_file = 0\nkeep = [\"url\"]"),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\"\ncolumns = { key = \"id\", caption = \"said[one]\" }"),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\"\ncolumns = { image = \"image\", width = \"w\" }"),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\"\ncolumns = { key = \"id\" }\nkeep = { score = \"float\" }"),
+    Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\"\nkeep = [\"class\"]\nconstants = { class = \"pet\" }"),
+    Change(FILTER, "uses = \"import\"\nfrom = \"download\"\nkeep = [\"url\"]\nlimit = 5"),
+    Change(FILTER, "uses = \"import\"\nfrom = \"download\"\nfiles = \"FOLDER\"\nkeep = [\"url\"]"),
 ];
+
+/// What reads from outside in the good manifest.
+const URLS: &str = "uses = \"download\"\nurls = \"FOLDER/pets.tsv\"";
 
 const EXTRACT: &[Case] = &[
     Change("uses = \"download\"\nurls = \"FOLDER/pets.tsv\"", "uses = \"extract\""),
@@ -264,9 +283,68 @@ const EXTRACT: &[Case] = &[
         "uses = \"download\"\nurls = \"FOLDER/pets.tsv\"",
         "uses = \"extract\"\ntars = \"FOLDER\"\ndelete_inputs = true\nsamples_per_tar = 5",
     ),
+    Change(URLS, "uses = \"extract\"\ntars = \"FOLDER\"\nclasses = \"FOLDER/nowhere.json\""),
+    Change(
+        URLS,
+        "uses = \"extract\"\ntars = \"FOLDER\"\nclasses = \"FOLDER/c.json\"\nadditional_columns = { class = \"text\" }",
+    ),
+    Change(FILTER, "uses = \"extract\"\nfrom = \"download\"\ndelete_inputs = true"),
+    Change(FILTER, "uses = \"extract\"\nfrom = \"download\"\ntars = \"FOLDER\""),
 ];
 
-const GROUPS: [(&str, &[Case]); 9] = [
+/// What stands for the index in publications; of [`registry`], there is no token.
+const INDEX: &str = "uses = \"index\"\nfrom = \"bucket\"";
+
+const PUBLISH: &[Case] = &[
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"data/pets\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"hf://me/pets\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"hf://datasets/me\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"hf://datasets/me/pets/data\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"hf://datasets/me/pets@refs/convert/parquet\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"hf://datasets/me/pets\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\nlicense = \"CC BY 4.0\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\nlicense_name = \"ours\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\ntitle = \"\""),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\ntags = [\"cats\", \"\"]"),
+    Change(
+        INDEX,
+        "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\ntask_categories = [\"Text to image\"]",
+    ),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\nuploads = 0"),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\nfiles_per_commit = 0"),
+    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\nlicence = \"mit\""),
+    Change(
+        INDEX,
+        "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\n\n[stage.more]\nuses = \"filter\"\nfrom = \"index\"",
+    ),
+];
+
+const JOINING: &[Case] = &[
+    Change(URLS, "uses = \"fetch\""),
+    Change(URLS, "uses = \"fetch\"\nurl = []"),
+    Change(URLS, "uses = \"fetch\"\nurl = \"FOLDER/pets.tsv\""),
+    Change(URLS, "uses = \"fetch\"\nurl = \"hf://datasets/me\""),
+    Change(URLS, "uses = \"fetch\"\nurl = \"ftp://me:SECRET@host/x?SECRET\""),
+    Change(URLS, "uses = \"fetch\"\nurl = \"hf://datasets/me/pets\"\nin_flight = 0"),
+    Change(INDEX, "uses = \"merge\"\nfrom = \"bucket\""),
+    Change(INDEX, "uses = \"merge\"\nfrom = [\"bucket\", \"bucket\"]"),
+    Change(INDEX, "uses = \"merge\"\nfrom = [\"bucket\", \"filter\"]\non = {}"),
+    Change(INDEX, "uses = \"merge\"\nfrom = [\"bucket\", \"filter\"]\ncolumns = []"),
+    Change(INDEX, "uses = \"merge\"\nfrom = [\"bucket\", \"filter\"]\ncolumns = 5"),
+    Change(INDEX, "uses = \"merge\"\nfrom = [\"bucket\", \"filter\"]\ncolumns = [\"image\"]"),
+    Change(
+        INDEX,
+        "uses = \"merge\"\nfrom = [\"bucket\", \"filter\"]\ncolumns = [\"recaption\"]\nfallback = { caption = \"caption\" }",
+    ),
+    Change(INDEX, "uses = \"merge\"\nfrom = [\"bucket\", \"filter\"]\nunmatched = \"lose\""),
+    Change(INDEX, "uses = \"union\"\nfrom = \"bucket\""),
+    Change(INDEX, "uses = \"union\"\nfrom = [\"bucket\", \"filter\"]\ncolumns = \"key\""),
+];
+
+const GROUPS: [(&str, &[Case]); 11] = [
     ("syntax", SYNTAX),
     ("pipeline_table", TOP),
     ("set", SETS),
@@ -276,6 +354,8 @@ const GROUPS: [(&str, &[Case]); 9] = [
     ("extract", EXTRACT),
     ("filter_and_bucket", OTHERS),
     ("choosing", CHOOSING),
+    ("joining", JOINING),
+    ("publish", PUBLISH),
 ];
 
 /// A kind that needs two or three inputs, and one that never fits its input.
@@ -305,6 +385,7 @@ impl Stage for Fussy {
 
 fn registry() -> Registry {
     let mut registry = pipeline::stages::registry();
+    registry.add(crate::publish::kind());
     for (name, inputs) in [("pair", (2, 3)), ("misfit", (1, 1))] {
         let build: fn(&Parameters) -> Result<Box<dyn Stage>, Diagnostic> = |_| Ok(Box::new(Fussy));
         registry.add(StageKind {

@@ -8,7 +8,7 @@ use arrow::array::{Array, BinaryArray, RecordBatch, StringArray, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use image::{ImageFormat, RgbImage};
 use pipeline::manifest::Manifest;
-use pipeline::plan::{Plan, PlanError};
+use pipeline::plan::{Plan, PlanError, Selection};
 use pipeline::run::{Options, RunError, run};
 use pipeline::stage::{
     Cancel, Law, Outcome, Partitioning, Registry, Source, Stage, StageError, StageKind, Task, as_it_is,
@@ -126,6 +126,16 @@ impl Place {
         partitions.iter().enumerate().for_each(|(n, rows)| self.write(n, rows, Columns::All));
     }
 
+    /// Takes partition `n` away; those after it move up.
+    pub(crate) fn remove(&self, n: usize) {
+        std::fs::remove_file(self.shards().join(format!("{n:05}.parquet"))).unwrap();
+    }
+
+    /// Where all of it lies.
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn manifest(&self, table: &str) -> Manifest {
         let (workdir, shards) = (self.folder.path().join("work"), self.shards());
         let (workdir, shards) = (workdir.display(), shards.display());
@@ -141,6 +151,17 @@ impl Place {
         Plan::new(&self.manifest(table), &registry())
     }
 
+    /// As [`Place::plan`], of what a rehearsal would do.
+    pub(crate) fn rehearsal(&self, table: &str) -> Plan {
+        Plan::rehearsal(&self.manifest(table), &registry(), &Selection::default(), 10).unwrap()
+    }
+
+    /// As [`Place::plan`], where whatever is there is good enough.
+    pub(crate) fn only_missing(&self, table: &str) -> Plan {
+        let selection = Selection { only_missing: true, ..Selection::default() };
+        Plan::select(&self.manifest(table), &registry(), &selection).unwrap()
+    }
+
     /// The words in which a table is refused; line 9 is the first of `table`'s.
     pub(crate) fn refusal(&self, table: &str) -> String {
         let error = self.plan(table).err().unwrap();
@@ -151,15 +172,7 @@ impl Place {
 
     pub(crate) fn try_run(&self, table: &str, cores: usize) -> Result<Ran, RunError> {
         let mut plan = self.plan(table).unwrap();
-        let started = Arc::new(Mutex::new(Vec::new()));
-        let sink = EventSink::new({
-            let started = Arc::clone(&started);
-            move |event| {
-                if let Event::PartitionStarted { stage, partition } = event {
-                    started.lock().unwrap().push((stage, partition));
-                }
-            }
-        });
+        let (sink, started) = starts();
         let outcome = run(&mut plan, &Options { cores, ..Options::default() }, &sink, &Cancel::default())?;
         let mut started = std::mem::take(&mut *started.lock().unwrap());
         started.sort();
@@ -175,6 +188,23 @@ impl Place {
         let Err(error) = self.try_run(table, 2) else { panic!("it succeeded") };
         with_causes(&error)
     }
+}
+
+/// Stages and partitions in the order in which they were started.
+pub(crate) type Started = Arc<Mutex<Vec<(String, String)>>>;
+
+/// A sink that keeps what is started.
+pub(crate) fn starts() -> (EventSink, Started) {
+    let started = Arc::new(Mutex::new(Vec::new()));
+    let sink = EventSink::new({
+        let started = Arc::clone(&started);
+        move |event| {
+            if let Event::PartitionStarted { stage, partition } = event {
+                started.lock().unwrap().push((stage, partition));
+            }
+        }
+    });
+    (sink, started)
 }
 
 /// An error's words and those of its causes.
@@ -313,6 +343,7 @@ impl Stage for Shards {
 
 fn registry() -> Registry {
     let mut registry = pipeline::stages::registry();
+    registry.add(crate::publish::kind());
     registry.add(StageKind {
         name: "shards",
         version: 1,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use arrow::array::{RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
@@ -17,7 +17,7 @@ use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shards::digest::Digest;
-use shards::event::{Event, EventSink, RunOutcome};
+use shards::event::RunOutcome;
 use shards::reader::Shard;
 use shards::sidecar::DataFile;
 use shards::storage::Workdir;
@@ -320,15 +320,7 @@ pub(crate) struct Ran {
 
 /// Runs a plan, which must succeed.
 pub(crate) fn drive(plan: &mut Plan) -> Ran {
-    let started = Arc::new(Mutex::new(Vec::new()));
-    let sink = EventSink::new({
-        let started = Arc::clone(&started);
-        move |event| {
-            if let Event::PartitionStarted { stage, partition } = event {
-                started.lock().unwrap().push((stage, partition));
-            }
-        }
-    });
+    let (sink, started) = crate::samples::starts();
     let outcome = run(plan, &Options { cores: 2, ..Options::default() }, &sink, &Cancel::default()).unwrap();
     let started = std::mem::take(&mut *started.lock().unwrap());
     Ran { outcome, started }

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use super::refusal::contains_at_a_word;
 use super::text::{hashed_words, runs};
-use crate::clean::{Mended, clean};
 use crate::prompt::Prompt;
+use captions::{Mended, clean};
 
 /// Words in a row that are a prompt's own and no caption's.
 const ECHO: usize = 8;

@@ -84,7 +84,7 @@ pub struct Context<'a> {
 const NGRAM: usize = 4;
 
 impl Checks {
-    /// All that is wrong with a caption, sorted. To be asked about what [`crate::clean::clean`] left: what it mends is flagged
+    /// All that is wrong with a caption, sorted. To be asked about what [`captions::clean`] left: what it mends is flagged
     /// here, except for openings.
     ///
     /// A caption that is not there at all is only [`Flag::Empty`], and [`Flag::Cut`] if it was.

@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::clean::clean;
 use crate::prompt::Prompt;
+use captions::clean;
 
 const DOG: &str = "A brown dog runs along a sandy beach at sunset, with gentle waves in the background.";
 

@@ -7,9 +7,9 @@ use super::settings::Price;
 use super::{Image, JobError, Texts};
 use crate::captioner::{Captioner, Completion, Finish, Request, Sampling, Usage};
 use crate::checks::{Checks, Context, Flag, Instructions, Kind, Policy};
-use crate::clean::{Mended, clean};
 use crate::journal::{Entry, Question};
 use crate::prompt::Prompt;
+use captions::{Mended, clean};
 
 /// Tokens of a second try are drawn with at least this temperature: the likeliest ones would be the same again.
 const RETRY_TEMPERATURE: f64 = 0.7;

@@ -23,6 +23,9 @@ pub(super) struct Semantics {
     /// Further columns of the list, passed on as they are.
     #[serde(default)]
     additional_columns: Vec<String>,
+    /// The names of all columns, in their order, of a csv or tsv list that does not begin with them [its first line].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    header: Vec<String>,
     /// First part of every key [the list's file name without its ending].
     #[serde(default)]
     source: String,
@@ -333,6 +336,7 @@ impl Semantics {
             hash: verify.map(|verify| verify.column.clone()),
             phash: verify.and_then(|verify| verify.phash_column.clone()),
             extra: self.additional_columns.clone(),
+            header: self.header.clone(),
         };
         let limit = operations.limit.unwrap_or(u64::MAX);
         UrlList::new(locations, operations.input_format, names, &self.source, self.rows_per_shard, limit)

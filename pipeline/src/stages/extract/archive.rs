@@ -5,12 +5,12 @@
 //! data: no member is ever written anywhere. (The reader of the crate `tar` takes in records of any size, and cannot be asked
 //! for PAX sizes without them; its headers are used.)
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, Read};
 use std::path::Path;
 
-use flate2::bufread::MultiGzDecoder;
 use tar::{EntryType, GnuExtSparseHeader, GnuHeader, Header};
+
+use crate::stages::text::decompressed;
 
 const BLOCK: u64 = 512;
 /// The most bytes of a record that gives the next member a name.
@@ -64,11 +64,9 @@ pub(super) struct Member {
     pub(super) kind: Kind,
 }
 
-/// Opens a tar, or one that is compressed by gzip: its first bytes say which.
+/// Opens a tar, or one that is compressed by gzip or zstd: its first bytes say which.
 pub(super) fn open(path: &Path) -> io::Result<Box<dyn Read>> {
-    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
-    let is_gzip = file.fill_buf()?.starts_with(&[0x1f, 0x8b]);
-    Ok(if is_gzip { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) })
+    decompressed(path, 1 << 20)
 }
 
 /// The members of a tar, one after the other.

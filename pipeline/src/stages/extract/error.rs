@@ -21,6 +21,11 @@ pub(super) enum ExtractError {
          that are not made yet are planned anew"
     )]
     DividedOtherwise(String),
+    #[error(
+        "{0} holds no tars: it is made of shards already. Tars come from a download with output = \"webdataset\", from an export, or \
+         from files that were fetched"
+    )]
+    NoTars(String),
     #[error("{0} was not planned; this is a fault in the program")]
     NotPlanned(String),
     #[error(

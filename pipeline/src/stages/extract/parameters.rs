@@ -1,22 +1,26 @@
 //! What a manifest says of an extraction: what determines the result, and how it is done.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use shards::columns;
 
-use super::fields::FieldType;
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
+use crate::stages::classes::{CLASS, CLASS_ID, Classes};
+use crate::stages::fields::FieldType;
 use crate::stages::outside::{FileKind, Places};
 use picture::Check;
 
-const TARS: FileKind = FileKind { key: "tars", one: "tar", endings: &[".tar", ".tar.gz", ".tgz"] };
+pub(super) const TARS: FileKind =
+    FileKind { key: "tars", one: "tar", endings: &[".tar", ".tar.gz", ".tgz", ".tar.zst"] };
 
 /// What determines the result.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Semantics {
-    /// First part of every key [the name of the folder of tars].
+    /// First part of every key [the name of the folder of tars, or of the stage that they come from].
     #[serde(default)]
     pub(super) source: String,
     /// Which fields of a sample's JSON hold what.
@@ -58,8 +62,15 @@ impl Default for Columns {
 /// How it is done; changes nothing about what a shard of given tars becomes.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(super) struct Operations {
-    /// Where the tars lie: a folder (with those below it), a file, or a pattern such as "laion/000*.tar"; or several.
-    tars: OneOrMore,
+    /// In place of `from`, where the tars lie: a folder (with those below it), a file, or a pattern such as "laion/000*.tar";
+    /// or several.
+    #[serde(default)]
+    tars: Option<OneOrMore>,
+    /// A JSON file with the names of classes, such as {"n01440764": "tench, Tinca tinca"}, or in torchvision's form, which has
+    /// class id and name by number: columns class and class_id, and a caption for samples without one. A sample's class is what its
+    /// name starts with, up to the first _, or else the name of its folder or tar.
+    #[serde(default)]
+    classes: Option<PathBuf>,
     /// Tars in one shard [1]. Shards that were begun keep their tars.
     #[serde(default = "default_tars")]
     pub(super) tars_per_shard: usize,
@@ -92,33 +103,65 @@ fn caption_column() -> String {
 pub(super) struct Wanted {
     pub(super) semantics: Semantics,
     pub(super) operations: Operations,
-    pub(super) places: Places,
+    /// Without them, the tars of the stage's input.
+    pub(super) places: Option<Places>,
+    pub(super) classes: Option<Classes>,
 }
 
 /// Columns that every sample has.
 const OURS: [&str; 7] =
     [columns::KEY, columns::IMAGE, columns::CAPTION, columns::URL, columns::WIDTH, columns::HEIGHT, columns::SHA256];
 
+/// Keys that say which tars of a folder make which shard.
+const OF_FOLDERS: [&str; 3] = ["tars_per_shard", "limit", "delete_inputs"];
+
 impl Wanted {
     pub(super) fn read(parameters: &Parameters) -> Result<Self, Diagnostic> {
-        let mut semantics: Semantics = parameters.read()?;
+        let semantics: Semantics = parameters.read()?;
         let operations: Operations = parameters.read()?;
-        let fault = fault(&semantics, &operations);
-        let places = match fault
-            .map_or_else(|| Places::read(operations.tars.as_slice(), &TARS).map_err(|fault| ("tars", fault)), Err)
-        {
-            Ok(places) => places,
-            Err((key, message)) => return Err(parameters.fault(key, message)),
+        let wanted = match fault(&semantics, &operations).or_else(|| fault_of_input(parameters)) {
+            Some(fault) => Err(fault),
+            None => Self::make(semantics, operations, parameters.inputs()),
         };
+        wanted.map_err(|(key, message)| parameters.fault(key, message))
+    }
+
+    fn make(mut semantics: Semantics, operations: Operations, inputs: &[String]) -> Result<Self, Fault> {
+        let places = operations.tars.as_ref().map(|tars| Places::read(tars.as_slice(), &TARS)).transpose();
+        let places = places.map_err(|fault| ("tars", fault))?;
+        let classes = operations.classes.as_deref().map(Classes::read).transpose();
+        let classes = classes.map_err(|fault| ("classes", fault))?;
         if semantics.source.is_empty() {
-            semantics.source = places.name();
+            let input = || inputs.first().cloned().unwrap_or_default();
+            semantics.source = places.as_ref().map_or_else(input, Places::name);
         }
-        Ok(Self { semantics, operations, places })
+        Ok(Self { semantics, operations, places, classes })
+    }
+
+    pub(super) fn semantics(&self) -> Value {
+        let mut semantics = serde_json::to_value(&self.semantics).unwrap_or_default();
+        if let (Value::Object(semantics), Some(classes)) = (&mut semantics, &self.classes) {
+            semantics.insert("classes".to_owned(), classes.digest().to_string().into());
+        }
+        semantics
     }
 }
 
+/// The key, and words.
+type Fault = (&'static str, String);
+
+/// What is written of folders of tars where there are none.
+fn fault_of_input(parameters: &Parameters) -> Option<Fault> {
+    let input = parameters.inputs().first().filter(|_| !parameters.has("tars"))?;
+    let key = OF_FOLDERS.into_iter().find(|key| parameters.has(key))?;
+    Some((
+        key,
+        format!("{key} is for a folder of tars; it reads from {input}, and makes a shard of each partition there"),
+    ))
+}
+
 /// What is wrong with the values by themselves: the key, and words.
-fn fault(semantics: &Semantics, operations: &Operations) -> Option<(&'static str, String)> {
+fn fault(semantics: &Semantics, operations: &Operations) -> Option<Fault> {
     let positive = [
         ("tars_per_shard", operations.tars_per_shard as u64),
         ("limit", operations.limit.map_or(1, |limit| limit as u64)),
@@ -129,7 +172,9 @@ fn fault(semantics: &Semantics, operations: &Operations) -> Option<(&'static str
     if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
         return Some((*key, format!("{key} = 0: expected 1 or more")));
     }
-    if let Some(name) = semantics.additional_columns.keys().find(|name| OURS.contains(&name.as_str())) {
+    let labels: &[&str] = if operations.classes.is_some() { &[CLASS, CLASS_ID] } else { &[] };
+    let is_ours = |name: &&String| OURS.iter().chain(labels).any(|ours| *ours == name.as_str());
+    if let Some(name) = semantics.additional_columns.keys().find(is_ours) {
         let message = format!("additional_columns: `{name}` is a column that every sample has already");
         return Some(("additional_columns", message));
     }

@@ -9,10 +9,10 @@ use std::io::Read;
 use serde_json::{Map, Value};
 
 use super::archive::{Fault, Kind, Member, Members};
-use super::fields::text;
 use super::parameters::Semantics;
-use crate::stages::samples::{Sample, sha256};
-use picture::{Check, DecodeError, decode, header};
+use crate::stages::classes::{CLASS, CLASS_ID, Class, Classes, UNKNOWN};
+use crate::stages::fields::text;
+use crate::stages::samples::{Sample, sha256, size};
 
 const IMAGES: [&str; 5] = ["jpg", "jpeg", "png", "webp", "gif"];
 const TEXT: &str = "txt";
@@ -47,11 +47,29 @@ pub(super) struct Gathered {
     refused: Option<(&'static str, String)>,
 }
 
+/// Names of classes, and the tar that may be one's.
+#[derive(Clone, Copy)]
+pub(super) struct Labels<'a> {
+    pub(super) classes: &'a Classes,
+    /// The name of its file.
+    pub(super) tar: &'a str,
+}
+
+impl<'a> Labels<'a> {
+    /// The class of a sample by its key, or else by its folder's name or its tar's.
+    fn of(self, key: &str) -> Result<Class<'a>, String> {
+        let mut parts = key.rsplit('/');
+        let (stem, folder) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let tar = self.tar.split('.').next().unwrap_or_default();
+        self.classes.of(stem, &[folder, tar])
+    }
+}
+
 /// A sample that passed.
 pub(super) struct Passed {
     /// Without its key.
     pub(super) sample: Sample,
-    /// The fields of its JSON.
+    /// The fields of its JSON, and its class.
     pub(super) fields: Map<String, Value>,
     pub(super) observed: Vec<&'static str>,
 }
@@ -123,10 +141,10 @@ impl Gathered {
     }
 
     /// Looks at it once all its members are there.
-    pub(super) fn judge(self, semantics: &Semantics) -> Result<Passed, Refused> {
+    pub(super) fn judge(mut self, semantics: &Semantics, labels: Option<Labels>) -> Result<Passed, Refused> {
         let mut known = Refused { reason: "", detail: String::new(), caption: String::new(), url: String::new() };
         let mut observed = Vec::new();
-        let fields = match self.json.as_deref().map(serde_json::from_slice::<Map<String, Value>>) {
+        let mut fields = match self.json.as_deref().map(serde_json::from_slice::<Map<String, Value>>) {
             None => Map::new(),
             Some(Ok(fields)) => fields,
             Some(Err(error)) => {
@@ -140,6 +158,11 @@ impl Gathered {
             Some(Ok(caption)) => Some(caption),
             Some(Err(_)) => return Err(known.because("damaged_member", "its .txt is not text in UTF-8".to_owned())),
         };
+        let class = labels.map(|labels| labels.of(&self.key)).transpose().unwrap_or_else(|detail| {
+            self.refused.get_or_insert((UNKNOWN, detail));
+            None
+        });
+        let caption = caption.or_else(|| class.map(Class::caption));
         if caption.is_none() {
             observed.push("without a caption");
         }
@@ -150,12 +173,15 @@ impl Gathered {
         let Some(bytes) = self.image else {
             return Err(known.because("no_image", format!("no member of it ends in .{}", IMAGES.join(", ."))));
         };
-        let (width, height) = match size(&bytes, semantics) {
+        let (width, height) = match size(&bytes, semantics.check, semantics.max_pixels) {
             Ok(size) => size,
             Err(error) => return Err(known.because(error.reason(), error.to_string())),
         };
         if self.more_images {
             observed.push("has more images, of which the first is taken");
+        }
+        for (name, value) in class.iter().flat_map(|class| [(CLASS, class.name), (CLASS_ID, class.id)]) {
+            fields.insert(name.to_owned(), value.into());
         }
         let Refused { caption, url, .. } = known;
         let hash = Some(sha256(&bytes));
@@ -170,14 +196,6 @@ impl Gathered {
 impl Refused {
     pub(super) fn because(self, reason: &'static str, detail: String) -> Self {
         Self { reason, detail, ..self }
-    }
-}
-
-/// The size of an image that is kept as it is.
-fn size(bytes: &[u8], semantics: &Semantics) -> Result<(u32, u32), DecodeError> {
-    match semantics.check {
-        Check::Decode => decode(bytes, semantics.max_pixels).map(|image| image.dimensions()),
-        Check::Header => header(bytes, semantics.max_pixels).map(|header| (header.width, header.height)),
     }
 }
 
@@ -202,5 +220,18 @@ mod tests {
         for name in ["", "README", "a.b/README", "._0001.jpg", "a/.DS_Store", "__meta.json__", "a/"] {
             assert_eq!(split(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_class_is_that_of_the_name_or_else_of_the_folder_or_the_tar() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("classes.json");
+        std::fs::write(&path, r#"{"n01": "tench", "n02": "goldfish"}"#).unwrap();
+        let classes = Classes::read(&path).unwrap();
+        let of = |tar, key| Labels { classes: &classes, tar }.of(key).map(|class| class.id);
+        assert_eq!(of("train.tar", "n01_10026"), Ok("n01"));
+        assert_eq!(of("train.tar", "images/n02/0001"), Ok("n02"));
+        assert_eq!(of("n02.tar.gz", "val_1"), Ok("n02"));
+        assert!(of("train.tar", "0001").unwrap_err().contains("`0001` or `train` is none"));
     }
 }

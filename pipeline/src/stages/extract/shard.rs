@@ -15,11 +15,12 @@ use shards::sidecar::DataFile;
 use super::archive::{self, Fault, Kind, Members};
 use super::division::{DETAIL, Division, TarRecord};
 use super::error::ExtractError;
-use super::fields::Fields;
-use super::parameters::Semantics;
-use super::sample::{Gathered, Passed, Refused, split};
+use super::parameters::{Semantics, Wanted};
+use super::sample::{Gathered, Labels, Passed, Refused, split};
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Outcome, StageError, Task};
+use crate::stages::classes::{CLASS, CLASS_ID, Classes};
+use crate::stages::fields::{FieldType, Fields};
 use crate::stages::outside::{OutsideFile as Tar, look};
 use crate::stages::samples::{Columns, Sample, SampleWriter};
 
@@ -32,6 +33,7 @@ const STATUS: &str = "failed_to_extract";
 /// A shard that is being made.
 pub(super) struct ShardMaker<'a> {
     semantics: &'a Semantics,
+    classes: Option<&'a Classes>,
     task: &'a Task<'a>,
     rows: Rows,
     quarantine: Quarantine<'a>,
@@ -52,11 +54,12 @@ enum Ended {
 }
 
 impl<'a> ShardMaker<'a> {
-    pub(super) fn new(semantics: &'a Semantics, task: &'a Task<'a>) -> Result<Self, StageError> {
+    pub(super) fn new(wanted: &'a Wanted, task: &'a Task<'a>) -> Result<Self, StageError> {
         Ok(Self {
-            semantics,
+            semantics: &wanted.semantics,
+            classes: wanted.classes.as_ref(),
             task,
-            rows: Rows::create(&task.attempt.data(), semantics)?,
+            rows: Rows::create(&task.attempt.data(), wanted)?,
             quarantine: Quarantine::new(task.on_bad_row, task.stage, task.tally),
             keys: HashSet::new(),
             rows_in: 0,
@@ -150,7 +153,8 @@ impl<'a> ShardMaker<'a> {
         let key = self.key(&sample.key);
         let offset = sample.offset;
         let is_new = self.keys.insert(Digest::of(key.as_bytes()));
-        let mut judged = sample.judge(self.semantics);
+        let labels = self.classes.map(|classes| Labels { classes, tar: tar.file_name() });
+        let mut judged = sample.judge(self.semantics, labels);
         if !is_new {
             let detail = "a sample before it in this shard has the same key".to_owned();
             let known = match judged {
@@ -210,7 +214,7 @@ impl<'a> ShardMaker<'a> {
         format!("{}/{within}", self.semantics.source)
     }
 
-    fn note(&mut self, what: &str) {
+    pub(super) fn note(&mut self, what: &str) {
         *self.observed.entry(what.to_owned()).or_default() += 1;
     }
 
@@ -244,8 +248,12 @@ struct Rows {
 }
 
 impl Rows {
-    fn create(path: &Path, semantics: &Semantics) -> Result<Self, StageError> {
-        let mut fields = Fields::new(&semantics.additional_columns);
+    fn create(path: &Path, wanted: &Wanted) -> Result<Self, StageError> {
+        let mut types = wanted.semantics.additional_columns.clone();
+        if wanted.classes.is_some() {
+            types.extend([CLASS, CLASS_ID].map(|name| (name.to_owned(), FieldType::Text)));
+        }
+        let mut fields = Fields::new(&types);
         let additional = if fields.is_empty() { None } else { Some(fields.take().map_err(ShardError::arrow(path))?) };
         let columns = Columns { hash: Some(columns::SHA256), additional, ..Columns::default() };
         let writer = SampleWriter::create(path, columns)?;

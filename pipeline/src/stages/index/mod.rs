@@ -1,6 +1,6 @@
 //! `index`: one table that says where each bucket's rows lie, and statistics about them.
 //!
-//! - in: all bucketed shards; or `files`, parquet files from outside that have a column bucket_size
+//! - in: all bucketed shards; or parquet files from outside that have a column bucket_size: `files`, or those that a stage fetched
 //! - out: the bucket index (see [`shards::index`])
 //! - stale when: any shard or file changed
 //! - law: rows read
@@ -25,7 +25,9 @@ use shards::reader::Shard;
 use shards::sidecar::Section;
 
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
-use crate::stage::{Law, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task, as_it_is};
+use crate::stage::{
+    FILES as FETCHED, Input, Law, NAMES, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task, as_it_is,
+};
 use crate::stages::outside::{FileKind, OutsideFile, Places};
 
 const FILES: FileKind = FileKind { key: "files", one: "parquet file", endings: &[".parquet"] };
@@ -88,6 +90,10 @@ impl Stage for Index {
         Law::Reads
     }
 
+    fn reads(&self, format: &str) -> bool {
+        format == FETCHED
+    }
+
     fn sources(&self, folder: &Path) -> Result<Vec<Source>, StageError> {
         let Some(places) = &self.places else { return Ok(Vec::new()) };
         let files = places.files(folder, &[])?;
@@ -103,15 +109,7 @@ impl Stage for Index {
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
-        let files = match &self.places {
-            Some(places) => {
-                let files: Vec<Indexed> =
-                    places.files(&task.folder.path(), &[])?.into_values().filter_map(of_outside).collect();
-                outside::compare_with_images(&files)?;
-                files
-            }
-            None => of_inputs(task),
-        };
+        let files = self.files(task)?;
         let parts = files.par_iter().map(|file| {
             task.check_cancelled()?;
             let parts = scan::parts(file)?;
@@ -129,18 +127,46 @@ impl Stage for Index {
     }
 }
 
+impl Index {
+    /// What is to be indexed.
+    fn files(&self, task: &Task) -> Result<Vec<Indexed>, StageError> {
+        if let Some(places) = &self.places {
+            let files = places.files(&task.folder.path(), &[])?.into_values().filter_map(of_outside);
+            let files: Vec<Indexed> = files.collect();
+            outside::compare_with_images(&files)?;
+            return Ok(files);
+        }
+        // What others say of their images may not be so.
+        let (fetched, ours): (Vec<&Input>, Vec<&Input>) =
+            task.inputs.iter().partition(|input| input.sidecar.details.contains_key(NAMES));
+        let mut files = of_inputs(&fetched);
+        outside::compare_with_images(&files)?;
+        files.extend(of_inputs(&ours));
+        match task.inputs.first() {
+            Some(input) if files.is_empty() => Err(StageError::failed(format!(
+                "none of the files of stage.{} ends in .parquet, which is what buckets come in",
+                input.stage
+            ))),
+            _ => Ok(files),
+        }
+    }
+}
+
 fn of_outside(file: OutsideFile) -> Option<Indexed> {
     let path = std::path::absolute(file.path?).ok()?;
     let shard = path.to_string_lossy().into_owned();
     Some(Indexed { path, shard, digest: file.digest })
 }
 
-fn of_inputs(task: &Task) -> Vec<Indexed> {
+/// The shards among their files: all of a stage that makes some, and of others those that are called so.
+fn of_inputs(inputs: &[&Input]) -> Vec<Indexed> {
     let mut files = Vec::new();
-    for input in task.inputs {
+    for input in inputs {
         let shard = format!("../{}/{}", input.stage, input.sidecar.partition);
-        for (file, path) in input.sidecar.data.iter().zip(input.files()) {
-            files.push(Indexed { path, shard: shard.clone(), digest: file.digest });
+        for (file, (name, path)) in input.sidecar.data.iter().zip(input.named_files()) {
+            if FILES.is_one(&name) {
+                files.push(Indexed { path, shard: shard.clone(), digest: file.digest });
+            }
         }
     }
     files

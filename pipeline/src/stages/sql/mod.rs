@@ -15,9 +15,9 @@
 //! `memory` (1 GB unless the manifest says otherwise) and spills the rest to the folder for temporary files (`TMPDIR`). Where an
 //! ORDER BY leaves ties open, memory may decide them: end it with the key.
 
-mod select;
+pub(super) mod select;
 mod statement;
-mod table;
+pub(super) mod table;
 
 use std::sync::Arc;
 

@@ -134,11 +134,14 @@ async fn run(
     Ok(Done { schema: shape.schema, spilled: spilled(plan.as_ref()) })
 }
 
-fn session(memory: u64) -> Result<SessionContext, DataFusionError> {
+/// A session that keeps to `memory` bytes, spills the rest to disk, and whose results do not depend on the number of cores. Joins
+/// are by sorting: those by a hash cannot spill.
+pub(in crate::stages) fn session(memory: u64) -> Result<SessionContext, DataFusionError> {
     let memory = usize::try_from(memory).unwrap_or(usize::MAX);
     let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory))).build_arc()?;
     let config = SessionConfig::new()
         .with_target_partitions(1)
+        .set_bool("datafusion.optimizer.prefer_hash_join", false)
         // Little memory is shared by several sorts, each of which merges several batches.
         .with_batch_size((memory / 65_536).clamp(128, 8192))
         .with_sort_spill_reservation_bytes((memory / 32).min(10 << 20));
@@ -207,7 +210,8 @@ fn locate(
     sorted(Arc::new(join), &[PART, PLACE])
 }
 
-fn spilled(plan: &dyn ExecutionPlan) -> u64 {
+/// Bytes that a plan wrote to disk for want of memory.
+pub(in crate::stages) fn spilled(plan: &dyn ExecutionPlan) -> u64 {
     let own = plan.metrics().and_then(|metrics| metrics.spilled_bytes()).unwrap_or(0) as u64;
     own + plan.children().iter().map(|child| spilled(child.as_ref())).sum::<u64>()
 }

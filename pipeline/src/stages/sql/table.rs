@@ -45,7 +45,7 @@ enum Origin {
 
 /// Rows of all inputs, in order.
 #[derive(Clone, Debug)]
-pub(super) struct Table {
+pub(in crate::stages) struct Table {
     schema: SchemaRef,
     origins: Vec<Origin>,
     /// Each file with the number of its partition.
@@ -58,8 +58,13 @@ impl Table {
         let files = (0..).zip(inputs).flat_map(|(part, input)| input.files().map(move |file| (part, file)));
         let files: Arc<[(u32, PathBuf)]> = files.collect();
         let mut fields: Option<Vec<Field>> = None;
+        let has_rows = inputs.iter().any(|input| input.sidecar.rows_out > 0);
         for (_, file) in files.iter() {
             let shard = Shard::open(file)?;
+            // One without rows may not know of what type its columns would be.
+            if shard.rows() == 0 && has_rows {
+                continue;
+            }
             let found = shard.schema().fields();
             let Some(known) = &mut fields else {
                 fields = Some(found.iter().map(|field| field.as_ref().clone()).collect());
@@ -99,14 +104,25 @@ impl Table {
     }
 
     /// A table of the same rows that says where each key lies: its key, partition and row, under these names.
-    pub(super) fn locations(&self, [key, part, row]: [&str; 3]) -> Self {
+    pub(super) fn locations(&self, names: [&str; 3]) -> Self {
+        Self::of_places(Arc::clone(&self.files), columns::KEY, DataType::Utf8, names)
+    }
+
+    /// Of each row of all inputs, the value of `column`, which is of type `kind`, with its partition and row, under these names.
+    /// Other columns need not be alike.
+    pub(in crate::stages) fn places(inputs: &[Input], column: &str, kind: DataType, names: [&str; 3]) -> Self {
+        let files = (0..).zip(inputs).flat_map(|(part, input)| input.files().map(move |file| (part, file)));
+        Self::of_places(files.collect(), column, kind, names)
+    }
+
+    fn of_places(files: Arc<[(u32, PathBuf)]>, column: &str, kind: DataType, [value, part, row]: [&str; 3]) -> Self {
         let fields = vec![
-            Field::new(key, DataType::Utf8, true),
+            Field::new(value, kind, true),
             Field::new(part, DataType::UInt32, false),
             Field::new(row, DataType::UInt64, false),
         ];
-        let origins = vec![Origin::Shard(columns::KEY.to_owned()), Origin::Part, Origin::Row];
-        Self { schema: Arc::new(Schema::new(fields)), origins, files: Arc::clone(&self.files) }
+        let origins = vec![Origin::Shard(column.to_owned()), Origin::Part, Origin::Row];
+        Self { schema: Arc::new(Schema::new(fields)), origins, files }
     }
 
     /// Its columns, for people.

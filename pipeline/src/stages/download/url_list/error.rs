@@ -4,6 +4,8 @@ use std::io;
 
 use shards::ShardError;
 
+use crate::remote::RemoteError;
+
 /// What is wrong with a list.
 #[derive(Debug, thiserror::Error)]
 pub(in super::super) enum ListError {
@@ -43,12 +45,8 @@ pub(in super::super) enum ListError {
         "the lists {first} and {second} would give their rows the same keys; rename one, or name the folder that holds both"
     )]
     SameKeys { first: String, second: String },
-    /// The network, or the other side, is away; it may pass.
-    #[error("{location} cannot be reached: {reason}")]
-    Unreachable { location: String, reason: String },
-    /// The other side answered, and said no.
-    #[error("{location} cannot be fetched: {reason}")]
-    Refused { location: String, reason: String },
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     #[error("the list {name} has changed since it was planned; plan again")]
     Changed { name: String },
     #[error("{rows} of the list {name} hold more than {} MB of text; make rows_per_shard smaller", super::LARGEST_PARTITION >> 20)]
@@ -57,8 +55,6 @@ pub(in super::super) enum ListError {
     NoSuchPartition { number: usize, partitions: usize },
     #[error("the partition has {rows} rows, and one behind them was asked for; plan again")]
     NoSuchRow { rows: usize },
-    #[error("a thread for the network could not be started: {0}")]
-    Thread(io::Error),
     #[error(transparent)]
     Disk(#[from] ShardError),
 }
@@ -68,6 +64,11 @@ impl ListError {
     pub(super) fn read(name: &str) -> impl FnOnce(io::Error) -> Self {
         let name = name.to_owned();
         move |source| Self::Read { name, source }
+    }
+
+    /// For a location that is none.
+    pub(super) fn location(shown: &str, reason: &str) -> Self {
+        Self::Location { location: shown.to_owned(), reason: reason.to_owned() }
     }
 
     /// For `map_err` on parquet operations.
@@ -93,7 +94,8 @@ impl ListError {
     }
 
     /// Whether only the network stood in the way.
+    #[cfg(test)]
     pub(super) fn is_about_network(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Remote(RemoteError::Unreachable { .. }))
     }
 }

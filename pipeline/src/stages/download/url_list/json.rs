@@ -17,6 +17,7 @@ use shards::digest::{Digest, DigestBuilder};
 use super::text::{Allowance, Allowed, Field, Place, Sink, first, lines, open};
 use super::wanted::Wanted;
 use super::{LONGEST_ROW, ListError};
+use crate::stages::text::Shape;
 
 /// Names of a list's columns, as far as they were seen. Only so many are kept: they are for error messages.
 #[derive(Debug, Default)]
@@ -78,8 +79,8 @@ pub(super) fn read_value(
     seen: &mut Seen,
     sink: &mut Sink,
 ) -> Result<(), ListError> {
-    let (start, rest) = first(open(path, name)?, LOOK_AHEAD).map_err(ListError::read(name))?;
-    let shape = shape(&start);
+    let (start, rest) = first(open(path, name)?, Shape::LOOK_AHEAD).map_err(ListError::read(name))?;
+    let shape = Shape::of(&start);
     let reader = Cursor::new(start).chain(rest);
     match shape {
         Shape::Empty => Ok(()),
@@ -108,38 +109,6 @@ pub(super) fn read_value(
             beside_each_other(name, folder, files, &known, wanted, sink)
         }
     }
-}
-
-const LOOK_AHEAD: u64 = 1 << 16;
-
-enum Shape {
-    Empty,
-    Array,
-    Columns,
-    Lines,
-}
-
-/// What a list is, from its first bytes. In an object of columns the first value is an object or an array.
-fn shape(start: &[u8]) -> Shape {
-    let mut start = start.trim_ascii_start().iter().copied();
-    match start.next() {
-        None => return Shape::Empty,
-        Some(b'{') => {}
-        // Whatever else it is, the parser will say what it expected.
-        Some(_) => return Shape::Array,
-    }
-    let mut rest = start.skip_while(u8::is_ascii_whitespace);
-    if rest.next() != Some(b'"') {
-        return Shape::Lines;
-    }
-    let mut is_escaped = false;
-    let rest = rest.skip_while(|byte| {
-        let is_end = *byte == b'"' && !is_escaped;
-        is_escaped = *byte == b'\\' && !is_escaped;
-        !is_end
-    });
-    let value = rest.skip(1).find(|byte| !byte.is_ascii_whitespace() && *byte != b':');
-    if matches!(value, Some(b'{' | b'[')) { Shape::Columns } else { Shape::Lines }
 }
 
 /// Turns how reading ended into what it means: `end` is the sink's own word.

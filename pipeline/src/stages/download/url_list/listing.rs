@@ -24,7 +24,7 @@ use shards::digest::Digest;
 use shards::{ShardError, disk};
 
 use super::ListError;
-use super::location::Entries;
+use crate::remote::Entries;
 
 pub(super) const LIST: &str = "list.json";
 const TYPES: &str = "types.parquet";

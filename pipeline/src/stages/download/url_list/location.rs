@@ -1,14 +1,14 @@
-//! Where a list lies, in which format, and which files it comes to.
+//! In which format a list is, and which files of a place it comes to.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use reqwest::Url;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ListError;
+use crate::remote::{Entries, Entry, without_secrets};
 
 /// How a list is written. Each may be compressed with gzip, which is seen from its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -71,108 +71,8 @@ pub(super) fn stem(name: &str) -> &str {
     Format::ALL.into_iter().find_map(|format| format.split(name)).unwrap_or(name)
 }
 
-/// Where a list, or a folder of lists, is.
-#[derive(Clone, Debug)]
-pub(super) enum Location {
-    Local(PathBuf),
-    Http(Url),
-    /// `hf://datasets/<repository>[@<revision>]/<path>`
-    Hub {
-        repository: String,
-        revision: String,
-        path: String,
-    },
-    /// `s3://<bucket>/<path>`
-    Store {
-        bucket: String,
-        path: String,
-    },
-    /// None of these; why.
-    Invalid(&'static str),
-}
-
-impl Location {
-    pub(super) fn parse(text: &str) -> Self {
-        if let Some(rest) = text.strip_prefix("hf://") {
-            return Self::hub(rest).unwrap_or(Self::Invalid(
-                "write hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH",
-            ));
-        }
-        if let Some(rest) = text.strip_prefix("s3://") {
-            let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
-            if bucket.is_empty() {
-                return Self::Invalid("it names no bucket: write s3://BUCKET/PATH");
-            }
-            return Self::Store { bucket: bucket.to_owned(), path: path.trim_matches('/').to_owned() };
-        }
-        if text.starts_with("https://") || text.starts_with("http://") {
-            return Url::parse(text).map_or(Self::Invalid("it is no valid URL"), Self::Http);
-        }
-        if text.contains("://") {
-            return Self::Invalid("expected a path, hf://…, s3://…, https://… or http://…");
-        }
-        if text.is_empty() { Self::Invalid("it is empty") } else { Self::Local(PathBuf::from(text)) }
-    }
-
-    fn hub(rest: &str) -> Option<Self> {
-        let mut parts = rest.strip_prefix("datasets/")?.splitn(3, '/');
-        let (owner, name, path) = (parts.next()?, parts.next()?, parts.next().unwrap_or(""));
-        let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
-        let (mut revision, mut path) = (revision.replace("%2F", "/"), path.to_owned());
-        if revision == "refs" {
-            // `refs/convert/parquet` and `refs/pr/1` are revisions with slashes.
-            let mut parts = path.splitn(3, '/');
-            revision = format!("refs/{}/{}", parts.next()?, parts.next()?);
-            path = parts.next().unwrap_or("").to_owned();
-        }
-        let path = path.trim_matches('/').to_owned();
-        let is_whole = !owner.is_empty() && !name.is_empty() && !revision.is_empty();
-        is_whole.then(|| Self::Hub { repository: format!("{owner}/{name}"), revision, path })
-    }
-
-    /// The last part of its path.
-    pub(super) fn name(&self) -> String {
-        let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or("").to_owned();
-        match self {
-            Self::Local(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            Self::Http(url) => last(url.path()),
-            Self::Hub { path, repository, .. } => last(if path.is_empty() { repository } else { path }),
-            Self::Store { path, bucket } => last(if path.is_empty() { bucket } else { path }),
-            Self::Invalid(_) => String::new(),
-        }
-    }
-}
-
-/// A location as it may be shown: what can hold a secret is left out.
-pub(super) fn without_secrets(location: &str) -> String {
-    let Some((scheme, rest)) = location.split_once("://") else { return location.to_owned() };
-    let rest = rest.split(['?', '#']).next().unwrap_or("");
-    let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
-    // `hf://datasets/owner/name@revision` has its @ behind the host, a password before it.
-    let host = host.rsplit('@').next().unwrap_or("");
-    path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
-}
-
-/// A file at a location, before anything of it is read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
-    /// Relative to the location, with `/` between folders; the file's own name where the location is a file.
-    pub(super) name: String,
-    pub(super) bytes: Option<u64>,
-    /// Changes when the content does: a time of modification, an ETag, an object's digest.
-    pub(super) version: String,
-}
-
-/// The files of a location.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entries {
-    pub(super) is_folder: bool,
-    /// Sorted by name, all of one format.
-    pub(super) files: Vec<Entry>,
-}
-
 /// Keeps the entries of the given format, or of the only one there is, in the order of their names.
-pub(super) fn of_one_format(
+fn of_one_format(
     location: &str,
     entries: Vec<Entry>,
     format: Option<Format>,
@@ -205,6 +105,20 @@ pub(super) fn of_one_format(
 /// The format of a single file.
 pub(super) fn format_of_file(location: &str, name: &str, format: Option<Format>) -> Result<Format, ListError> {
     format.or_else(|| Format::of(name)).ok_or_else(|| ListError::UnknownFormat { location: without_secrets(location) })
+}
+
+/// The files of a place that are lists, and their format.
+pub(super) fn of_location(
+    shown: &str,
+    entries: Entries,
+    format: Option<Format>,
+) -> Result<(Format, Entries), ListError> {
+    if entries.is_folder {
+        let (format, files) = of_one_format(shown, entries.files, format)?;
+        return Ok((format, Entries { files, ..entries }));
+    }
+    let name = entries.files.first().map_or("", |entry| entry.name.as_str());
+    Ok((format_of_file(shown, name, format)?, entries))
 }
 
 /// The files at a local path.
@@ -281,27 +195,5 @@ mod tests {
         ] {
             assert_eq!((Format::of(name), stem(name)), (format, bare), "{name}");
         }
-    }
-
-    #[test]
-    fn locations_are_told_apart_and_shown_without_secrets() {
-        let hub = |text: &str| match Location::parse(text) {
-            Location::Hub { repository, revision, path } => Some((repository, revision, path)),
-            _ => None,
-        };
-        let owned = |a: &str, b: &str, c: &str| Some((a.to_owned(), b.to_owned(), c.to_owned()));
-        assert_eq!(hub("hf://datasets/a/b/c/d.csv"), owned("a/b", "main", "c/d.csv"));
-        assert_eq!(hub("hf://datasets/a/b"), owned("a/b", "main", ""));
-        assert_eq!(hub("hf://datasets/a/b@v1/c/"), owned("a/b", "v1", "c"));
-        assert_eq!(hub("hf://datasets/a/b@refs/convert/parquet/d"), owned("a/b", "refs/convert/parquet", "d"));
-        assert_eq!(hub("hf://datasets/a/b@refs%2Fpr%2F1/d"), owned("a/b", "refs/pr/1", "d"));
-        assert!(matches!(Location::parse("s3://b/x/"), Location::Store { path, .. } if path == "x"));
-        assert!(matches!(Location::parse("a/b.csv"), Location::Local(_)));
-        for bad in ["hf://a/b", "hf://datasets/a", "s3:///x", "ftp://x/y.csv", "", "https://"] {
-            assert!(matches!(Location::parse(bad), Location::Invalid(_)), "{bad}");
-        }
-        assert_eq!(without_secrets("https://me:pw@host/a.csv?sig=1#x"), "https://host/a.csv");
-        assert_eq!(without_secrets("hf://datasets/a/b@v1/c"), "hf://datasets/a/b@v1/c");
-        assert_eq!(Location::parse("https://h/a/l.csv.gz?x=/y").name(), "l.csv.gz");
     }
 }

@@ -12,12 +12,12 @@ use shards::{ShardError, disk};
 use super::copy::{TextList, copy};
 use super::json::Seen;
 use super::listing::{Data, ListFile, Listing};
-use super::location::{Entries, Entry, Format, Location, is_just_written, stem, without_secrets};
-use super::remote::{self, Access};
+use super::location::{Format, is_just_written, stem};
 use super::rows::{Positions, RowFile};
 use super::types;
 use super::wanted::Wanted;
 use super::{ListError, UrlList};
+use crate::remote::{self, Access, Entries, Entry, FAILURES, Location, Unwatched, without_secrets};
 
 /// The files at a location.
 #[derive(Clone, Debug)]
@@ -212,7 +212,9 @@ impl Maker<'_> {
         if !path.exists() {
             let unique = if is_alone { String::new() } else { format!(".{}", std::process::id()) };
             let partial = folder.join(format!("{name}.partial{unique}"));
-            remote::fetch(from, &without_secrets(written), &resolved.entries, entry, &partial, self.access)?;
+            let shown = without_secrets(written);
+            let patience = (FAILURES, &Unwatched as _);
+            remote::fetch(from, &shown, &resolved.entries, entry, &partial, self.access, patience)?;
             disk::rename(&partial, &path)?;
             disk::sync_parent(&path)?;
         }

@@ -4,7 +4,7 @@
 //! copied into parquet, and what is then known of it is written down (see [`listing`]). From then on a plan reads one small
 //! file, and a partition costs a footer and its own row groups, however long the list is.
 //!
-//! - `location`: where lists lie and which files they come to; [`remote`]: lists that lie elsewhere
+//! - `location`: in which format lists are, and which files of a place they come to; of what lies elsewhere see [`crate::remote`]
 //! - [`text`], [`json`]: readers, which stream; [`copy`]: what they read, as parquet
 //! - [`make`]: the first reading; [`listing`]: what is known after it; [`rows`]: rows of a partition
 
@@ -14,12 +14,10 @@ mod json;
 mod listing;
 mod location;
 mod make;
-mod remote;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod text;
-mod types;
 mod wanted;
 
 use std::fs;
@@ -34,17 +32,16 @@ pub(super) use error::ListError;
 pub(super) use location::Format;
 pub(super) use wanted::{ColumnNames, HASH, PHASH};
 
+use crate::remote::{self, Access, Entries, Entry, Location, RemoteError, without_secrets};
 use crate::stage::{Source, StageError};
+use crate::stages::text::LONGEST_ROW;
+use crate::stages::types;
 use listing::{Data, ListFile, Listing, Run, piece_of, row_name};
-use location::{Entries, Entry, Location, without_secrets};
 use make::{Maker, Resolved, local_path};
-use remote::Access;
 use rows::{Positions, RowFile};
 use text::Separator;
 use wanted::Wanted;
 
-/// Bytes that a row may have: more is a fault of the list.
-const LONGEST_ROW: u64 = 16 << 20;
 /// Bytes that the rows of a partition may have in memory.
 const LARGEST_PARTITION: usize = 512 << 20;
 /// Tries to reach a list that lies elsewhere, and what is known of it from before is not.
@@ -132,7 +129,9 @@ impl UrlList {
         for (written, location) in &self.locations {
             let path = match location {
                 Location::Local(path) => path,
-                Location::Invalid(reason) => return Err(remote::invalid(&without_secrets(written), reason)),
+                Location::Invalid(reason) => {
+                    return Err(ListError::location(&without_secrets(written), reason));
+                }
                 _ => continue,
             };
             let (format, entries) = location::local_entries(path, self.format)?;
@@ -146,7 +145,8 @@ impl UrlList {
 
     fn check_columns(&self, path: &Path, name: &str, format: Format) -> Result<(), ListError> {
         let separated = |separator| {
-            let header = text::header(path, name, separator)?;
+            let own = &self.wanted.header;
+            let header = if own.is_empty() { text::header(path, name, separator)? } else { own.clone() };
             self.wanted.positions(name, header.iter().map(String::as_str)).map(drop)
         };
         match format {
@@ -292,14 +292,20 @@ impl UrlList {
             let before = before.and_then(|listing| listing.entries.get(at));
             let tries = if before.is_some() { 1 } else { TRIES };
             let shown = without_secrets(written);
-            let (format, entries) = match remote::entries(location, &shown, self.format, &self.access, tries) {
-                Err(error) if error.is_about_network() => {
-                    let entries = before.ok_or(error)?.clone();
-                    let name = entries.files.first().map_or("", |entry| entry.name.as_str());
-                    (location::format_of_file(&shown, name, self.format)?, entries)
+            if let Location::Invalid(reason) = location {
+                return Err(ListError::location(&shown, reason));
+            }
+            if let Location::Http(_) = location {
+                // Its name says it already.
+                location::format_of_file(&shown, &location.name(), self.format)?;
+            }
+            let entries = match remote::entries(location, &shown, &self.access, tries) {
+                Err(RemoteError::Unreachable { location, reason }) => {
+                    before.cloned().ok_or(RemoteError::Unreachable { location, reason })?
                 }
                 other => other?,
             };
+            let (format, entries) = location::of_location(&shown, entries, self.format)?;
             resolved.push(Resolved { format, entries });
         }
         Ok(resolved)
@@ -322,6 +328,10 @@ impl UrlList {
             .part(wanted.texts().map(|column| u8::from(column.is_some())));
         for column in wanted.texts() {
             digest.add(part(column));
+        }
+        for name in &wanted.header {
+            digest.add("header");
+            digest.add(name);
         }
         for extra in &wanted.extra {
             digest.add("extra");

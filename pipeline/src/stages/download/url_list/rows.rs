@@ -5,10 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, BinaryArray, RecordBatch, RecordBatchOptions, RecordBatchReader, StringArray, cast::AsArray,
-};
-use arrow::compute::cast;
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, RecordBatchReader, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
@@ -208,7 +205,7 @@ impl<'a> RowFile<'a> {
         extra_types: &[DataType],
     ) -> Result<RecordBatch, ListError> {
         let values = || ListError::values(self.name);
-        let text = |position: usize| text(column(position)?).map_err(values());
+        let text = |position: usize| types::text(column(position)?).map_err(values());
         let never_null = |array: &StringArray| -> ArrayRef {
             Arc::new(StringArray::from_iter_values(array.iter().map(|text| text.unwrap_or("").trim())))
         };
@@ -234,19 +231,4 @@ impl<'a> RowFile<'a> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
         RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options).map_err(values())
     }
-}
-
-/// A column as text. Bytes that are no text are replaced.
-fn text(array: &ArrayRef) -> Result<StringArray, arrow::error::ArrowError> {
-    let is_binary = match array.data_type() {
-        DataType::Utf8 => return Ok(array.as_string::<i32>().clone()),
-        DataType::Dictionary(_, values) => values.is_binary(),
-        other => other.is_binary(),
-    };
-    if !is_binary {
-        return Ok(cast(array, &DataType::Utf8)?.as_string::<i32>().clone());
-    }
-    let bytes = cast(array, &DataType::Binary)?;
-    let bytes: &BinaryArray = bytes.as_binary();
-    Ok(bytes.iter().map(|bytes| bytes.map(String::from_utf8_lossy)).collect())
 }

@@ -17,6 +17,8 @@ pub(in super::super) struct ColumnNames {
     pub(in super::super) phash: Option<String>,
     /// Further columns to keep.
     pub(in super::super) extra: Vec<String>,
+    /// The names of all columns of lists that have no header; none where they have.
+    pub(in super::super) header: Vec<String>,
 }
 
 /// Names that the download gives columns of its own; a list's columns of these names get `_original` at their end.
@@ -53,6 +55,8 @@ pub(super) struct Wanted {
     pub(super) hash: Option<usize>,
     pub(super) phash: Option<usize>,
     pub(super) extra: Vec<Extra>,
+    /// See [`ColumnNames::header`].
+    pub(super) header: Vec<String>,
 }
 
 /// A further column.
@@ -90,7 +94,7 @@ impl Wanted {
             }
             extra.push(Extra { column, name });
         }
-        Self { names, url, caption, hash, phash, extra }
+        Self { names, url, caption, hash, phash, extra, header: columns.header.clone() }
     }
 
     /// As it is in a list of bare URLs, which has no other columns. A caption is not missed there: such lists never have one.
@@ -107,6 +111,7 @@ impl Wanted {
             hash: None,
             phash: None,
             extra: Vec::new(),
+            header: Vec::new(),
         })
     }
 
@@ -161,6 +166,7 @@ mod tests {
             hash: Some("md5".into()),
             phash: None,
             extra: names(&["url", "width", "URL", "punsafe", "width", "url_original", "md5"]),
+            header: Vec::new(),
         });
         assert_eq!(wanted.names, ["URL", "md5", "url", "width", "punsafe", "url_original"]);
         assert_eq!((wanted.url, wanted.caption, wanted.hash), (0, Some(0), Some(1)));

@@ -259,3 +259,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_list_without_a_header_is_given_one() {
+    let (_folder, lists, stage) = folders();
+    let path = lists.join("cc12m.tsv");
+    fs::write(&path, "http://x/0\ta \"red\" fox\nhttp://x/1\ttwo\n").unwrap();
+    let header = vec!["url".to_owned(), "caption".to_owned()];
+    let named = list(&path, ColumnNames { header: header.clone(), ..columns() }, 10);
+    named.check().unwrap();
+    let (rows, _) = all(&named, &stage);
+    assert_eq!(urls(&rows), ["http://x/0", "http://x/1"]);
+    // A row of another length says that the header is another.
+    let error = list(&path, ColumnNames { header: header[..1].to_vec(), caption: None, ..columns() }, 10);
+    let error = error.partitions(&stage).unwrap_err().to_string();
+    assert!(error.contains("line 1") && error.contains("2 fields instead of 1"), "{error}");
+}

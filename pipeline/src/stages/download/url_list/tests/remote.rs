@@ -241,7 +241,7 @@ fn hub(elsewhere: SocketAddr, large: &[u8], sha256: String) -> Server {
             );
             json(Some(link), format!(r#"[{large},{{"type":"directory","path":"my data/b","oid":"5","size":0}}]"#))
         } else if line == format!("GET {tree}/my%20data?recursive=true&cursor=2") {
-            json(None, r#"[{"type":"file","path":"my data/a.csv","oid":"3","size":18},{"type":"file","path":"my data/x.md","oid":"4","size":1}]"#.into())
+            json(None, r#"[{"type":"file","path":"my data/a.csv","oid":"e901815603c2613fb33a17994d00e370c00b7dc9","size":18},{"type":"file","path":"my data/x.md","oid":"4","size":1}]"#.into())
         } else if line == "GET /datasets/me/lists/resolve/refs%2Fpr%2F1/my%20data/a.csv" {
             serve(request, b"url,caption\nu1,c1\n", "3", None)
         } else if line == "GET /datasets/me/lists/resolve/refs%2Fpr%2F1/my%20data/b/large.csv" {

@@ -1,9 +1,9 @@
-//! The types of extra columns: one for each column, whatever file its rows lie in.
+//! The types of columns that come from outside: one for each column, whatever file its rows lie in.
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, ListArray, StructArray, new_null_array};
-use arrow::compute::{CastOptions, cast_with_options};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, ListArray, StringArray, StructArray, new_null_array};
+use arrow::compute::{CastOptions, cast, cast_with_options};
 use arrow::datatypes::{DataType, Field, FieldRef};
 use arrow::error::ArrowError;
 
@@ -81,6 +81,21 @@ pub(super) fn adapt(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowEr
     }
 }
 
+/// A column as text. Bytes that are no text are replaced.
+pub(super) fn text(array: &ArrayRef) -> Result<StringArray, ArrowError> {
+    let is_binary = match array.data_type() {
+        DataType::Utf8 => return Ok(array.as_string::<i32>().clone()),
+        DataType::Dictionary(_, values) => values.is_binary(),
+        other => other.is_binary(),
+    };
+    if !is_binary {
+        return Ok(cast(array, &DataType::Utf8)?.as_string::<i32>().clone());
+    }
+    let bytes = cast(array, &DataType::Binary)?;
+    let bytes: &BinaryArray = bytes.as_binary();
+    Ok(bytes.iter().map(|bytes| bytes.map(String::from_utf8_lossy)).collect())
+}
+
 /// A type's name for digests. It is spelt out here, so that another version of arrow does not change it.
 pub(super) fn name(data_type: &DataType) -> String {
     let fields = |fields: &mut dyn Iterator<Item = &FieldRef>| {
@@ -100,7 +115,7 @@ pub(super) fn name(data_type: &DataType) -> String {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Int64Array, StringArray};
+    use arrow::array::Int64Array;
 
     use super::*;
 

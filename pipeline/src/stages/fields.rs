@@ -1,5 +1,5 @@
-//! Fields of a sample's JSON as columns. Their types are the manifest's word, so that all shards have the same, whatever is in
-//! them; a value of another type is left empty, and counted.
+//! Fields of JSON as columns. Their types are given, so that all rows have the same, whatever is in them; a value of another
+//! type is left empty, and counted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +24,26 @@ pub(super) enum FieldType {
     Text,
 }
 
+impl FieldType {
+    pub(super) fn data_type(self) -> DataType {
+        match self {
+            Self::Number => DataType::Float64,
+            Self::Integer => DataType::Int64,
+            Self::Boolean => DataType::Boolean,
+            Self::Text => DataType::Utf8,
+        }
+    }
+
+    pub(super) fn in_words(self) -> &'static str {
+        match self {
+            Self::Number => "number",
+            Self::Integer => "integer",
+            Self::Boolean => "boolean",
+            Self::Text => "text",
+        }
+    }
+}
+
 enum Column {
     Number(Float64Builder),
     Integer(Int64Builder),
@@ -39,15 +59,7 @@ pub(super) struct Fields {
 
 impl Fields {
     pub(super) fn new(wanted: &BTreeMap<String, FieldType>) -> Self {
-        let fields = wanted.iter().map(|(name, kind)| {
-            let kind = match kind {
-                FieldType::Number => DataType::Float64,
-                FieldType::Integer => DataType::Int64,
-                FieldType::Boolean => DataType::Boolean,
-                FieldType::Text => DataType::Utf8,
-            };
-            Field::new(name, kind, true)
-        });
+        let fields = wanted.iter().map(|(name, kind)| Field::new(name, kind.data_type(), true));
         let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
         let columns = wanted.values().map(|kind| match kind {
             FieldType::Number => Column::Number(Float64Builder::new()),
@@ -68,7 +80,7 @@ impl Fields {
         for (field, column) in self.schema.fields().iter().zip(&mut self.columns) {
             let value = values.get(field.name()).filter(|value| !value.is_null());
             if !column.push(value) {
-                unfit.push(format!("{} is no {}", field.name(), column.in_words()));
+                unfit.push(format!("{} is no {}", field.name(), column.kind().in_words()));
             }
         }
         unfit
@@ -107,12 +119,12 @@ impl Column {
         }
     }
 
-    fn in_words(&self) -> &'static str {
+    fn kind(&self) -> FieldType {
         match self {
-            Self::Number(_) => "number",
-            Self::Integer(_) => "integer",
-            Self::Boolean(_) => "boolean",
-            Self::Text(_) => "text",
+            Self::Number(_) => FieldType::Number,
+            Self::Integer(_) => FieldType::Integer,
+            Self::Boolean(_) => FieldType::Boolean,
+            Self::Text(_) => FieldType::Text,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Lists in an S3-compatible store.
+//! Objects in an S3-compatible store.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -12,8 +12,8 @@ use object_store::path::Path as ObjectPath;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use shards::ShardError;
 
-use super::super::location::{Entries, Entry, Format, format_of_file, of_one_format};
-use super::{Access, Failure, MOST_FILES, length};
+use super::location::{Entries, Entry};
+use super::{Access, Failure, MOST_FILES, Watch, length};
 
 /// Opens a bucket; credentials and endpoint come from the AWS_… variables. There are tries around it already.
 pub(super) fn open(bucket: &str) -> Result<Arc<dyn ObjectStore>, object_store::Error> {
@@ -34,31 +34,24 @@ fn failed(error: object_store::Error) -> Failure {
     }
 }
 
-fn bucket_of(bucket: &str, access: &Access) -> Result<Arc<dyn ObjectStore>, Failure> {
+pub(super) fn bucket_of(bucket: &str, access: &Access) -> Result<Arc<dyn ObjectStore>, Failure> {
     (access.store)(bucket).map_err(|error| Failure::Final(error.to_string()))
 }
 
 /// A path as the store has it, or as it may be written.
-fn object_path(path: &str) -> ObjectPath {
+pub(super) fn object_path(path: &str) -> ObjectPath {
     ObjectPath::parse(path).unwrap_or_else(|_fault| ObjectPath::from(path))
 }
 
 /// The object at a path, or those below it.
-pub(super) async fn entries(
-    bucket: &str,
-    path: &str,
-    shown: &str,
-    format: Option<Format>,
-    access: &Access,
-) -> Result<(Format, Entries), Failure> {
+pub(super) async fn entries(bucket: &str, path: &str, access: &Access) -> Result<Entries, Failure> {
     let store = bucket_of(bucket, access)?;
     let prefix = object_path(path);
     if !path.is_empty() {
         match store.head(&prefix).await {
             Ok(meta) => {
                 let name = path.rsplit('/').next().unwrap_or(path).to_owned();
-                let format = format_of_file(shown, &name, format).map_err(Failure::List)?;
-                return Ok((format, Entries { is_folder: false, files: vec![entry(name, &meta)] }));
+                return Ok(Entries::of_file(entry(name, &meta)));
             }
             Err(object_store::Error::NotFound { .. }) => {}
             Err(error) => return Err(failed(error)),
@@ -69,7 +62,7 @@ pub(super) async fn entries(
     while let Some(meta) = listed.try_next().await.map_err(failed)? {
         let Some(parts) = meta.location.prefix_match(&prefix) else { continue };
         let parts: Vec<String> = parts.map(|part| part.as_ref().to_owned()).collect();
-        if parts.is_empty() || parts.iter().any(|part| part.starts_with('.')) {
+        if parts.is_empty() {
             continue;
         }
         found.push(entry(parts.join("/"), &meta));
@@ -77,8 +70,7 @@ pub(super) async fn entries(
             return Err(Failure::Final(format!("it has more than {MOST_FILES} objects")));
         }
     }
-    let (format, files) = of_one_format(shown, found, format).map_err(Failure::List)?;
-    Ok((format, Entries { is_folder: true, files }))
+    Ok(Entries::of_folder(found))
 }
 
 fn entry(name: String, meta: &ObjectMeta) -> Entry {
@@ -94,6 +86,7 @@ pub(super) async fn fetch(
     entry: &Entry,
     partial: &Path,
     access: &Access,
+    watch: &dyn Watch,
 ) -> Result<(), Failure> {
     let have = length(partial);
     if entry.bytes == Some(have) && have > 0 {
@@ -116,6 +109,10 @@ pub(super) async fn fetch(
         let mut stream = store.get_opts(&object_path(path), options).await.map_err(failed)?.into_stream();
         while let Some(chunk) = stream.try_next().await.map_err(failed)? {
             file.write_all(&chunk).map_err(disk)?;
+            watch.came(chunk.len() as u64);
+            if watch.is_cancelled() {
+                return Err(Failure::Cancelled);
+            }
         }
     }
     file.sync_all().map_err(disk)

@@ -1,0 +1,370 @@
+//! A folder of your own pictures to shards.
+//!
+//! - in: every .jpg, .jpeg, .png, .webp and .gif in a folder and those below it; with `caption = "text_file"`, the text file
+//!   of the same name beside each
+//! - out: key (`{source}/{path without its ending}`), image (bytes as they are), caption, url (empty), width, height (upright),
+//!   sha256; with `classes` also class, class_id and id (the file's name without its ending); in the order of their paths
+//! - stale when: a file of its partition was added, removed, or changed in size or time, or a parameter or a class's name changed
+//! - law: in = out + Σ dropped (`damaged_image`, `not_an_image`, `too_many_pixels`, `no_caption`, `unknown_class`,
+//!   `unreadable_file`)
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::error::ArrowError;
+use rayon::prelude::*;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use shards::digest::DigestBuilder;
+use shards::{ShardError, columns};
+
+use super::Fault;
+use crate::manifest::Parameters;
+use crate::quarantine::{BadRow, Quarantine};
+use crate::stage::{Law, Outcome, Partitioning, Source, Stage, StageError, Task};
+use crate::stages::classes::{CLASS, CLASS_ID, Classes, UNKNOWN};
+use crate::stages::samples::{Columns, Sample, SampleWriter, sha256};
+use picture::decode;
+
+const ENDINGS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "gif"];
+
+/// What determines the result.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(super) struct Semantics {
+    /// First part of every key [the name of the folder, or of the stage that tables come from].
+    #[serde(default)]
+    source: String,
+    /// Of a folder: where captions come from [text_file].
+    #[serde(default)]
+    caption: Captions,
+    /// Of a folder: pictures in one shard [1000]. Of tables, each file is one.
+    #[serde(default = "default_rows")]
+    rows_per_shard: u64,
+    /// Larger images are refused, in pixels [100 million].
+    #[serde(default = "default_pixels")]
+    max_pixels: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Captions {
+    /// `cat.txt` beside `cat.jpg`; a picture without one is refused.
+    #[default]
+    TextFile,
+    /// `a_sleeping-cat.jpg` is "a sleeping cat".
+    FileName,
+    /// `tabby cat/0001.jpg` is "tabby cat".
+    FolderName,
+    /// The first name of its class: see `classes`.
+    Class,
+    /// No caption.
+    None,
+}
+
+/// How it is done.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+pub(super) struct Operations {
+    /// A folder of pictures.
+    #[serde(default)]
+    folder: PathBuf,
+    /// Of a folder: a JSON file with the names of classes, such as {"n01440764": "tench, Tinca tinca"}, or in torchvision's form,
+    /// which has class id and name by number: columns class, class_id and id. A picture's class is what its file's name starts with,
+    /// up to the first _, or else the name of its folder.
+    #[serde(default)]
+    classes: Option<PathBuf>,
+    /// Only the first so many pictures by their paths, or files of tables [all].
+    #[serde(default)]
+    limit: Option<u64>,
+}
+
+fn default_rows() -> u64 {
+    1000
+}
+fn default_pixels() -> u64 {
+    100_000_000
+}
+
+/// As [`crate::stage::StageKind::rehearse`].
+pub(super) fn rehearse(parameters: &Parameters, rows: u64) -> Vec<(&'static str, Value)> {
+    let usual = parameters.read::<Semantics>().map_or_else(|_fault| default_rows(), |s| s.rows_per_shard);
+    vec![("limit", rows.into()), ("rows_per_shard", usual.min(rows.div_ceil(4)).max(1).into())]
+}
+
+/// Reads what was written.
+pub(super) fn build(mut semantics: Semantics, operations: Operations) -> Result<Box<dyn Stage>, Fault> {
+    if semantics.source.is_empty() {
+        let name = operations.folder.file_name().unwrap_or_default();
+        semantics.source = name.to_string_lossy().into_owned();
+    }
+    for (key, value) in [("rows_per_shard", semantics.rows_per_shard), ("max_pixels", semantics.max_pixels)] {
+        if value == 0 {
+            return Err((key, format!("{key} = 0: expected 1 or more")));
+        }
+    }
+    if let Err(error) = fs::read_dir(&operations.folder) {
+        let folder = operations.folder.display();
+        return Err(("folder", format!("the folder {folder} cannot be read: {error}")));
+    }
+    if semantics.caption == Captions::Class && operations.classes.is_none() {
+        let message = "caption = \"class\" needs classes = \"FILE.json\", which says what classes are called";
+        return Err(("caption", message.to_owned()));
+    }
+    let classes = operations.classes.as_deref().map(Classes::read).transpose().map_err(|fault| ("classes", fault))?;
+    Ok(Box::new(Import { semantics, operations, classes }))
+}
+
+struct Import {
+    semantics: Semantics,
+    operations: Operations,
+    classes: Option<Classes>,
+}
+
+/// A picture that passed.
+struct Picture {
+    sample: Sample,
+    /// Class, class id and id, where there are classes.
+    labels: [String; 3],
+}
+
+/// A picture's file.
+struct Found {
+    /// Relative to the folder, with `/` between folders.
+    name: String,
+    bytes: u64,
+    /// Nanoseconds since 1970.
+    modified: u128,
+}
+
+impl Import {
+    fn files(&self) -> Result<Vec<Found>, StageError> {
+        let mut found = Vec::new();
+        walk(&self.operations.folder, "", &mut found)?;
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found.truncate(self.operations.limit.map_or(usize::MAX, |limit| limit as usize));
+        Ok(found)
+    }
+
+    /// Its class, class id and id; empty without `classes`.
+    fn labels(&self, path: &Path) -> Result<([String; 3], String), String> {
+        let Some(classes) = &self.classes else { return Ok(([const { String::new() }; 3], String::new())) };
+        let words = |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
+        let (id, folder) = (words(path.file_stem()), words(path.parent().and_then(Path::file_name)));
+        let class = classes.of(&id, &[&folder])?;
+        Ok(([class.name.to_owned(), class.id.to_owned(), id], class.caption()))
+    }
+
+    /// `class` is the first name of its class.
+    fn caption(&self, path: &Path, class: String) -> std::io::Result<String> {
+        let words =
+            |name: Option<&std::ffi::OsStr>| name.unwrap_or_default().to_string_lossy().replace(['_', '-'], " ");
+        match self.semantics.caption {
+            Captions::TextFile => fs::read_to_string(path.with_extension("txt")).map(|text| text.trim().to_owned()),
+            Captions::FileName => Ok(words(path.file_stem())),
+            Captions::FolderName => Ok(words(path.parent().and_then(Path::file_name))),
+            Captions::Class => Ok(class),
+            Captions::None => Ok(String::new()),
+        }
+    }
+
+    fn picture(&self, file: &Found) -> Result<Picture, Box<BadRow>> {
+        let path = self.operations.folder.join(&file.name);
+        let stem = file.name.rsplit_once('.').map_or(file.name.as_str(), |(stem, _)| stem);
+        let key = format!("{}/{stem}", self.semantics.source);
+        let refused = |reason, caption: &str, detail: String| {
+            let (key, caption) = (key.clone(), caption.to_owned());
+            Box::new(BadRow { key, url: String::new(), caption, reason, status: "failed_to_import", detail })
+        };
+        let (labels, class) = self.labels(&path).map_err(|detail| refused(UNKNOWN, "", detail))?;
+        let caption = self.caption(&path, class).map_err(|error| {
+            refused("no_caption", "", format!("{} cannot be read: {error}", path.with_extension("txt").display()))
+        })?;
+        let bytes = fs::read(&path)
+            .map_err(|error| refused("unreadable_file", &caption, format!("{}: {error}", path.display())))?;
+        let image = decode(&bytes, self.semantics.max_pixels)
+            .map_err(|error| refused(error.reason(), &caption, error.to_string()))?;
+        let (width, height, sha256) = (image.width(), image.height(), sha256(&bytes));
+        let hash = Some(sha256);
+        let sample = Sample { key, bytes, caption, width, height, hash, ..Sample::default() };
+        Ok(Picture { sample, labels })
+    }
+
+    /// The columns of labels, where there are classes.
+    fn additional(&self, pictures: &[Picture]) -> Result<Option<RecordBatch>, ArrowError> {
+        if self.classes.is_none() {
+            return Ok(None);
+        }
+        let column = |of: fn(&[String; 3]) -> &str| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(pictures.iter().map(|picture| of(&picture.labels))))
+        };
+        let fields = [CLASS, CLASS_ID, "id"].map(|name| Field::new(name, DataType::Utf8, false));
+        let arrays = vec![column(|[class, ..]| class), column(|[_, id, _]| id), column(|[.., id]| id)];
+        RecordBatch::try_new(Arc::new(Schema::new(fields.to_vec())), arrays).map(Some)
+    }
+}
+
+fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) -> Result<(), StageError> {
+    for entry in fs::read_dir(folder).map_err(StageError::io("list", folder))? {
+        let entry = entry.map_err(StageError::io("list", folder))?;
+        let path = entry.path();
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        // Links are followed to files, never to folders: those may lead round in a circle.
+        let kind = entry.file_type().map_err(StageError::io("look at", &path))?;
+        if kind.is_dir() {
+            walk(&path, &format!("{name}/"), found)?;
+        } else if path.extension().is_some_and(|e| ENDINGS.iter().any(|ending| e.eq_ignore_ascii_case(ending))) {
+            let metadata = fs::metadata(&path).map_err(StageError::io("look at", &path))?;
+            let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let modified = modified.map_or(0, |time| time.as_nanos());
+            found.push(Found { name, bytes: metadata.len(), modified });
+        }
+    }
+    Ok(())
+}
+
+impl Stage for Import {
+    fn semantics(&self) -> Value {
+        let mut semantics = serde_json::to_value(&self.semantics).unwrap_or_default();
+        if let (Value::Object(semantics), Some(classes)) = (&mut semantics, &self.classes) {
+            semantics.insert("classes".to_owned(), classes.digest().to_string().into());
+        }
+        semantics
+    }
+
+    fn partitioning(&self) -> Partitioning {
+        Partitioning::Source
+    }
+
+    fn law(&self) -> Law {
+        Law::RowWise
+    }
+
+    fn sources(&self, _folder: &Path) -> Result<Vec<Source>, StageError> {
+        let per_shard = self.semantics.rows_per_shard;
+        let source = |(number, files): (usize, &[Found])| {
+            let mut digest = DigestBuilder::new();
+            for file in files {
+                digest.add(&file.name);
+                digest.add(file.bytes.to_le_bytes());
+                digest.add(file.modified.to_le_bytes());
+            }
+            let first = number as u64 * per_shard;
+            let rows = files.len() as u64;
+            Source { name: format!("pictures {first}..{}", first + rows), digest: digest.finish(), rows }
+        };
+        Ok(self.files()?.chunks(per_shard as usize).enumerate().map(source).collect())
+    }
+
+    fn process(&self, task: &Task) -> Result<Outcome, StageError> {
+        let per_shard = self.semantics.rows_per_shard as usize;
+        let files = self.files()?;
+        let files: Vec<&Found> = files.iter().skip(task.number * per_shard).take(per_shard).collect();
+        let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
+        let path = task.attempt.data();
+        let additional = |pictures: &[Picture]| self.additional(pictures).map_err(ShardError::arrow(&path));
+        let columns = Columns { hash: Some(columns::SHA256), additional: additional(&[])?, ..Columns::default() };
+        let mut good = SampleWriter::create(&path, columns)?;
+        for files in files.chunks(64) {
+            task.check_cancelled()?;
+            let results: Vec<Result<Picture, Box<BadRow>>> = files.par_iter().map(|file| self.picture(file)).collect();
+            let mut pictures = Vec::with_capacity(results.len());
+            for result in results {
+                match result {
+                    Ok(picture) => {
+                        task.tally.good(1);
+                        pictures.push(picture);
+                    }
+                    Err(row) => quarantine.refuse(*row)?,
+                }
+            }
+            if let Some(labels) = additional(&pictures)? {
+                good.begin_additional(labels)?;
+            }
+            for (row, picture) in (0..).zip(pictures) {
+                good.push(Sample { row, ..picture.sample })?;
+            }
+        }
+        let data = good.finish()?;
+        let (dropped, quarantine) = quarantine.finish(&task.attempt.quarantine())?;
+        let (rows_in, rows_out) = (files.len() as u64, data.rows);
+        Ok(Outcome { data: vec![data], quarantine, rows_in, rows_out, dropped, ..Outcome::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn import(folder: &Path, caption: Captions) -> Import {
+        let semantics =
+            Semantics { source: "mine".to_owned(), caption, rows_per_shard: 2, max_pixels: default_pixels() };
+        Import {
+            semantics,
+            operations: Operations { folder: folder.to_owned(), ..Operations::default() },
+            classes: None,
+        }
+    }
+
+    fn refusal(stage: &Import, file: &Found) -> &'static str {
+        stage.picture(file).err().unwrap().reason
+    }
+
+    #[test]
+    fn pictures_come_in_the_order_of_their_paths_with_their_captions() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("tabby_cat")).unwrap();
+        for name in ["b.png", "tabby_cat/a-1.PNG"] {
+            image::RgbImage::new(3, 2).save_with_format(folder.path().join(name), image::ImageFormat::Png).unwrap();
+        }
+        fs::write(folder.path().join("b.txt"), " a black picture\n").unwrap();
+        fs::write(folder.path().join("c.jpg"), "no picture").unwrap();
+        fs::write(folder.path().join("notes.md"), "not looked at").unwrap();
+        let stage = import(folder.path(), Captions::TextFile);
+        let files = stage.files().unwrap();
+        assert_eq!(files.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["b.png", "c.jpg", "tabby_cat/a-1.PNG"]);
+        let sample = stage.picture(&files[0]).unwrap().sample;
+        assert_eq!((sample.key.as_str(), sample.caption.as_str(), sample.width), ("mine/b", "a black picture", 3));
+        assert_eq!(refusal(&stage, &files[2]), "no_caption");
+        let by = |caption| import(folder.path(), caption).picture(&files[2]).unwrap().sample.caption;
+        assert_eq!([by(Captions::FileName), by(Captions::FolderName), by(Captions::None)], ["a 1", "tabby cat", ""]);
+        assert_eq!(refusal(&import(folder.path(), Captions::None), &files[1]), "not_an_image");
+
+        let before: Vec<_> = stage.sources(folder.path()).unwrap().into_iter().map(|s| (s.rows, s.digest)).collect();
+        assert_eq!(before.iter().map(|(rows, _)| *rows).collect::<Vec<_>>(), [2, 1]);
+        fs::write(folder.path().join("tabby_cat/a-1.PNG"), "other").unwrap();
+        let after: Vec<_> = stage.sources(folder.path()).unwrap().into_iter().map(|s| (s.rows, s.digest)).collect();
+        assert!(before[0] == after[0] && before[1] != after[1]);
+    }
+
+    #[test]
+    fn classes_give_labels_and_captions_and_change_what_is_made_only_where_there_are_some() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("n02")).unwrap();
+        for name in ["n01_7.JPEG", "n02/val_1.png", "other_3.png"] {
+            let path = folder.path().join(name);
+            image::RgbImage::new(3, 2).save_with_format(path, image::ImageFormat::Png).unwrap();
+        }
+        let map = folder.path().join("classes.json");
+        fs::write(&map, r#"{"n01": "tench, Tinca tinca", "n02": "goldfish"}"#).unwrap();
+        let plain = import(folder.path(), Captions::Class);
+        let stage = Import { classes: Some(Classes::read(&map).unwrap()), ..import(folder.path(), Captions::Class) };
+        let files = stage.files().unwrap();
+        let picture = |n: usize| stage.picture(&files[n]).unwrap();
+        assert_eq!(picture(0).labels, ["tench, Tinca tinca", "n01", "n01_7"]);
+        assert_eq!((picture(0).sample.caption, picture(1).sample.caption), ("tench".into(), "goldfish".into()));
+        assert_eq!(refusal(&stage, &files[2]), "unknown_class");
+        assert_eq!(stage.additional(&[picture(0)]).unwrap().unwrap().num_columns(), 3);
+        assert_eq!(plain.additional(&[]).unwrap(), None);
+        let keys = |stage: &Import| stage.semantics().as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(
+            keys(&plain),
+            ["source", "caption", "rows_per_shard", "max_pixels"],
+            "as it was before there were classes"
+        );
+        assert_eq!(keys(&stage)[4], "classes");
+    }
+}
