@@ -246,7 +246,7 @@ fn imagenet(place: &Place) {
     assert_eq!(shards.len(), 4, "{shards:?}");
     assert_eq!(place.hub.is_private(RepoKind::Dataset, name), Some(true));
     let card = String::from_utf8_lossy(&published["README.md"]).into_owned();
-    assert!(card.contains("license: other") && card.contains("CaptionEmporium/conceptual-captions"), "{card}");
+    assert!(card.contains("license: \"other\"") && card.contains("CaptionEmporium/conceptual-captions"), "{card}");
     read_by_python(place, name);
 }
 
