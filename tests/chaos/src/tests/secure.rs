@@ -101,8 +101,9 @@ async fn streams_come_in_whole_or_end_as_they_are_said_to() {
             B::TlsResetOnce => assert!(reset(&first) && kept(&second), "{first:?}"),
             B::TlsGoAway => {
                 assert!(kept(&first), "{first:?}");
-                // No more than what was under way.
-                assert!(client.connection.await.unwrap().is_ok());
+                // No more than what was under way; where the second request was sent before the news came, the socket is reset.
+                let ended = client.connection.await.unwrap();
+                assert!(ended.as_ref().err().is_none_or(|error| error.is_io() || error.is_go_away()), "{ended:?}");
             }
             _ => assert!(kept(&first) && kept(&second), "{behaviour:?}: {first:?}"),
         }
