@@ -8,7 +8,7 @@
 //! - [`stage`]: what a stage is, and what it is given to work with.
 //! - [`plan`], [`ledger`]: what would run, and why.
 //! - [`run`]: partitions in parallel, committed one by one, by any number of processes. [`retry`]: refused rows once more.
-//! - [`stages`]: download, extract, import, filter, sql, dedup, subset, bucket, index, export, publish.
+//! - [`stages`]: fetch, download, extract, import, merge, union, filter, sql, dedup, subset, bucket, index, export, publish.
 //! - [`forecast`]: which buckets images would fall into, before any is resized.
 //! - [`report`]: one self-contained page about a workdir. [`graph`]: the DAG, drawn.
 //! - [`notify`]: tells someone how a run ended.
