@@ -10,9 +10,10 @@ PEERS   := $(CACHE)/peers
 READERS := $(CACHE)/readers
 IMAGES_CLIENT := $(CACHE)/images-client
 CAPTION_SERVER := $(CACHE)/caption-server
+DEPLOY  := $(CACHE)/deploy
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium bench bench-engine bench-peers bench-buckets bench-merge bench-captions bench-loader bench-train bench-sample
+.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium slurm deploy-checks check-deploy bench bench-engine bench-peers bench-buckets bench-merge bench-captions bench-loader bench-train bench-sample
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -77,7 +78,21 @@ chromium:
 	missing="chromium fonts-liberation"; $(INSTALL) || \
 	echo "no chromium, and none could be installed: the report will not be opened in a browser"
 
-test: .cargo/config.toml files readers captions-server images-client chromium
+# A cluster's daemons for the tests of `ferrotype submit`, which start them; without them they say so and pass.
+slurm:
+	@missing=; for name in slurmctld:slurm-wlm munged:munge; do \
+	PATH=$$PATH:/usr/sbin command -v $${name%:*} >/dev/null || missing="$$missing $${name#*:}"; done; $(INSTALL) || \
+	echo "no Slurm, and none could be installed: jobs will not be submitted to one"
+
+# Kubernetes' schemas and a linter for what lies in deploy/; without them its test says so and passes.
+deploy-checks:
+	@[ -e $(DEPLOY)/ready ] && cmp -s $(DEPLOY)/ready tools/deploy.txt || { $(PYTHON) -m venv $(DEPLOY) && \
+	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check -r tools/deploy.txt && cp tools/deploy.txt $(DEPLOY)/ready; } || \
+	echo "no schemas of Kubernetes, and none could be installed: deploy/ will not be checked"
+check-deploy: build deploy-checks
+	$(DEPLOY)/bin/python tools/check_deploy.py $(BINARY)
+
+test: .cargo/config.toml files readers captions-server images-client chromium slurm deploy-checks
 ifeq ($(NEXTEST),yes)
 	$(CARGO) nextest run --workspace --release --locked
 else

@@ -30,6 +30,25 @@ pub(crate) fn cancelled_by_interrupt() -> Result<pipeline::stage::Cancel> {
     Ok(cancel)
 }
 
+/// Calls `stop` at SIGUSR1, by which schedulers warn of the end of a job's time.
+#[cfg(feature = "pipeline")]
+pub(crate) fn at_end_of_time(stop: impl FnOnce() + Send + 'static) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot start a runtime")?;
+    let mut warnings = {
+        let _entered = runtime.enter();
+        signal(SignalKind::user_defined1()).context("cannot listen for SIGUSR1")?
+    };
+    std::thread::spawn(move || {
+        if runtime.block_on(warnings.recv()).is_some() {
+            stop();
+        }
+    });
+    Ok(())
+}
+
 /// The lines of a file that are neither empty nor comments.
 pub(crate) fn lines(path: &Path) -> Result<Vec<String>> {
     let text =

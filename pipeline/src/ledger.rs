@@ -1,7 +1,11 @@
-//! The ledger of a stage: a cache of its sidecars in one file, so that looking at a stage costs one listing and one read,
+//! The ledger of a stage: a cache of its sidecars in a few files, so that looking at a stage costs one listing and a few reads,
 //! not a request a partition. It can be rebuilt from the sidecars at any time.
+//!
+//! Each process that commits writes what it has added as files of its own, `ledger.<unique>.json`, so that many of them on one stage
+//! never write what another has written, nor over it. A run that finds many such files puts them together.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -9,9 +13,14 @@ use serde_json::Value;
 use shards::ShardError;
 use shards::commit::{Listing, StageFolder};
 use shards::digest::Digest;
+use shards::disk::unique;
 use shards::sidecar::{FORMAT, Sidecar};
 
-const FILE: &str = "ledger.json";
+const PREFIX: &str = "ledger.";
+/// So many files of its own a process puts together to one.
+const OWN: usize = 16;
+/// So many files of all a run puts together when it starts.
+const ALL: usize = 64;
 
 /// All committed partitions of one stage, of this and earlier configurations.
 #[derive(Debug)]
@@ -20,7 +29,13 @@ pub struct Ledger {
     /// By file name.
     sidecars: BTreeMap<String, Arc<Sidecar>>,
     listing: Listing,
-    changed: bool,
+    /// The cache's files that were read or written here.
+    files: BTreeSet<String>,
+    /// Those of them that were written here, and what they hold.
+    own: BTreeSet<String>,
+    saved: BTreeSet<String>,
+    /// Records that no file of the cache holds.
+    unsaved: BTreeSet<String>,
 }
 
 #[derive(Deserialize)]
@@ -32,18 +47,21 @@ struct File {
 #[derive(Serialize)]
 struct FileRef<'a> {
     format: u32,
-    sidecars: &'a BTreeMap<String, Arc<Sidecar>>,
+    sidecars: BTreeMap<&'a String, &'a Arc<Sidecar>>,
 }
 
 impl Ledger {
     /// Reads the ledger and brings it up to date with the folder's listing.
     pub fn read(folder: StageFolder) -> Result<Self, ShardError> {
-        // A ledger that is damaged, or of another version, is no loss: the sidecars say the same.
-        let cached = folder.workdir().read(&folder.name_of(FILE)).ok().flatten();
-        let cached =
-            cached.and_then(|bytes| serde_json::from_slice::<File>(&bytes).ok()).filter(|f| f.format == FORMAT);
-        let sidecars = cached.map(|file| file.sidecars).unwrap_or_default();
-        let mut ledger = Self { folder, sidecars, listing: Listing::default(), changed: false };
+        let mut ledger = Self {
+            folder,
+            sidecars: BTreeMap::new(),
+            listing: Listing::default(),
+            files: BTreeSet::new(),
+            own: BTreeSet::new(),
+            saved: BTreeSet::new(),
+            unsaved: BTreeSet::new(),
+        };
         ledger.refresh()?;
         ledger.share_parameters();
         Ok(ledger)
@@ -52,20 +70,48 @@ impl Ledger {
     /// Looks at the folder again; returns the records that are new.
     pub fn refresh(&mut self) -> Result<Vec<Arc<Sidecar>>, ShardError> {
         self.listing = self.folder.listing()?;
-        let listed: HashSet<&String> = self.listing.sidecars.iter().collect();
-        let before = self.sidecars.len();
+        let listed: HashSet<String> = self.listing.sidecars.iter().cloned().collect();
         self.sidecars.retain(|name, _| listed.contains(name));
-        self.changed |= self.sidecars.len() != before;
-        let unknown: Vec<String> =
-            self.listing.sidecars.iter().filter(|name| !self.sidecars.contains_key(*name)).cloned().collect();
         let mut new = Vec::new();
+        if self.unknown().next().is_some() {
+            new.extend(self.read_cache(&listed));
+        }
+        let unknown: Vec<String> = self.unknown().cloned().collect();
         for (name, sidecar) in self.folder.read_all(&unknown)? {
             let sidecar = Arc::new(sidecar);
             new.push(Arc::clone(&sidecar));
+            self.unsaved.insert(name.clone());
             self.sidecars.insert(name, sidecar);
-            self.changed = true;
         }
         Ok(new)
+    }
+
+    /// Names of records that are there, but not known here.
+    fn unknown(&self) -> impl Iterator<Item = &String> {
+        self.listing.sidecars.iter().filter(|name| !self.sidecars.contains_key(*name))
+    }
+
+    /// Reads the cache's files that have come since it was read last; returns the records that are new.
+    fn read_cache(&mut self, listed: &HashSet<String>) -> Vec<Arc<Sidecar>> {
+        let is_new =
+            |name: &&String| name.starts_with(PREFIX) && name.ends_with(".json") && !self.files.contains(*name);
+        let names: Vec<String> = self.listing.files.keys().filter(is_new).cloned().collect();
+        let paths: Vec<String> = names.iter().map(|name| self.folder.name_of(name)).collect();
+        // What is damaged, of another version or gone is no loss: the sidecars say the same.
+        let contents = self.folder.workdir().read_all(&paths).unwrap_or_default();
+        let mut new = Vec::new();
+        for (name, bytes) in names.into_iter().zip(contents) {
+            self.files.insert(name);
+            let file =
+                bytes.and_then(|bytes| serde_json::from_slice::<File>(&bytes).ok()).filter(|f| f.format == FORMAT);
+            let found = file.into_iter().flat_map(|file| file.sidecars);
+            for (name, sidecar) in found.filter(|(name, _)| listed.contains(name)) {
+                if let Entry::Vacant(entry) = self.sidecars.entry(name) {
+                    new.push(Arc::clone(entry.insert(sidecar)));
+                }
+            }
+        }
+        new
     }
 
     /// A stage's records mostly hold the same parameters: once in memory is enough.
@@ -118,8 +164,9 @@ impl Ledger {
     /// Adds a record that was just committed.
     pub fn add(&mut self, sidecar: Arc<Sidecar>) {
         self.listing.files.extend(sidecar.data.iter().map(|file| (file.file.clone(), file.bytes)));
+        // Whoever made it may have written it to a file of the cache by now; twice is no harm.
+        self.unsaved.insert(sidecar.file_name());
         self.sidecars.insert(sidecar.file_name(), sidecar);
-        self.changed = true;
     }
 
     /// Removes records whose data is gone, so that their partitions can be made again.
@@ -136,19 +183,138 @@ impl Ledger {
     pub fn retract(&mut self, name: &str) -> Result<(), ShardError> {
         self.folder.retract(name)?;
         self.sidecars.remove(name);
-        self.changed = true;
         Ok(())
     }
 
-    /// Writes the ledger, if it changed and there is something to hold.
+    /// Writes what no file of the cache holds to one of this process; nothing where all is held.
     pub fn save(&mut self) -> Result<(), ShardError> {
-        if self.changed && !self.sidecars.is_empty() {
-            let name = self.folder.name_of(FILE);
-            let bytes = serde_json::to_vec(&FileRef { format: FORMAT, sidecars: &self.sidecars })
-                .map_err(|e| ShardError::Record { path: name.clone().into(), what: "ledger", detail: e.to_string() })?;
-            self.folder.workdir().replace(&name, &bytes)?;
-            self.changed = false;
+        self.unsaved.retain(|name| self.sidecars.contains_key(name));
+        if self.unsaved.is_empty() {
+            return Ok(());
+        }
+        let mut names = std::mem::take(&mut self.unsaved);
+        let replaced = if self.own.len() >= OWN { std::mem::take(&mut self.own) } else { BTreeSet::new() };
+        if !replaced.is_empty() {
+            names.append(&mut self.saved);
+        }
+        let written = self.write(names.iter());
+        if written.is_err() {
+            self.unsaved = names;
+            self.own.extend(replaced);
+            return written;
+        }
+        self.saved.append(&mut names);
+        self.remove(&replaced)
+    }
+
+    /// Puts the cache's files together where they have become many. Done beside others, it costs no more than reads later.
+    pub fn compact(&mut self) -> Result<(), ShardError> {
+        if self.files.len() <= ALL {
+            return Ok(());
+        }
+        let replaced = std::mem::take(&mut self.files);
+        let all: Vec<String> = self.sidecars.keys().cloned().collect();
+        self.write(all.iter())?;
+        self.unsaved.clear();
+        self.remove(&replaced)
+    }
+
+    fn write<'a>(&mut self, names: impl Iterator<Item = &'a String>) -> Result<(), ShardError> {
+        let file = format!("{PREFIX}{}.json", unique());
+        let sidecars = names.filter_map(|name| self.sidecars.get_key_value(name)).collect();
+        let path = self.folder.name_of(&file);
+        let bytes = serde_json::to_vec(&FileRef { format: FORMAT, sidecars }).map_err(|e| ShardError::Record {
+            path: path.clone().into(),
+            what: "ledger",
+            detail: e.to_string(),
+        })?;
+        self.folder.workdir().replace(&path, &bytes)?;
+        self.own.insert(file.clone());
+        self.files.insert(file);
+        Ok(())
+    }
+
+    fn remove(&mut self, files: &BTreeSet<String>) -> Result<(), ShardError> {
+        for file in files {
+            self.own.remove(file);
+            self.files.remove(file);
+            self.folder.workdir().remove(&self.folder.name_of(file))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shards::storage::Workdir;
+
+    use super::*;
+
+    fn sidecar(n: usize) -> Arc<Sidecar> {
+        let text = serde_json::json!({
+            "format": FORMAT, "stage": "s", "kind": "k@1", "partition": format!("part-{n:05}"),
+            "fingerprint": Digest::of(&n.to_le_bytes()), "parameters": {}, "inputs": [], "data": [], "quarantine": null,
+            "rows_in": n, "rows_out": n, "dropped": {}, "observed": {}, "sections": [], "details": {}, "finished_at": 0,
+            "seconds": 0.0, "version": "0",
+        });
+        Arc::new(serde_json::from_value(text).unwrap())
+    }
+
+    fn commit(ledger: &mut Ledger, n: usize) {
+        let sidecar = sidecar(n);
+        ledger.folder().commit(&sidecar).unwrap();
+        ledger.add(sidecar);
+    }
+
+    fn files(folder: &StageFolder) -> usize {
+        folder.listing().unwrap().files.keys().filter(|name| name.starts_with(PREFIX)).count()
+    }
+
+    #[test]
+    fn what_one_process_has_saved_another_does_not_read_one_by_one() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = StageFolder::new(&Workdir::local(place.path()), "s");
+        let [mut first, mut second] = [0, 1].map(|_| Ledger::read(folder.clone()).unwrap());
+        for n in 0..10 {
+            commit(if n % 2 == 0 { &mut first } else { &mut second }, n);
+            first.save().unwrap();
+            second.save().unwrap();
+        }
+        first.save().unwrap();
+        assert_eq!(files(&folder), 10, "nothing new is not saved");
+        // A record that is damaged is not looked at where the cache has it.
+        std::fs::write(folder.path().join(sidecar(3).file_name()), b"damaged").unwrap();
+        let read = Ledger::read(folder.clone()).unwrap();
+        assert_eq!(read.sidecars().map(|s| s.rows_in).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        assert_eq!(first.refresh().unwrap().len(), 5);
+
+        for n in 10..40 {
+            commit(&mut first, n);
+            first.save().unwrap();
+        }
+        assert!(files(&folder) <= 5 + OWN + 1, "{}", files(&folder));
+        let mut read = Ledger::read(folder.clone()).unwrap();
+        assert_eq!(read.sidecars().count(), 40);
+        read.retract(&sidecar(7).file_name()).unwrap();
+        assert_eq!(Ledger::read(folder.clone()).unwrap().sidecars().count(), 39);
+    }
+
+    #[test]
+    fn many_files_are_put_together_and_damaged_ones_are_no_loss() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = StageFolder::new(&Workdir::local(place.path()), "s");
+        for n in 0..=ALL {
+            let mut ledger = Ledger::read(folder.clone()).unwrap();
+            commit(&mut ledger, n);
+            ledger.save().unwrap();
+        }
+        assert_eq!(files(&folder), ALL + 1);
+        std::fs::write(folder.path().join("ledger.x.json"), b"{").unwrap();
+        let mut ledger = Ledger::read(folder.clone()).unwrap();
+        ledger.compact().unwrap();
+        assert_eq!(files(&folder), 1);
+        assert_eq!(Ledger::read(folder.clone()).unwrap().sidecars().count(), ALL + 1);
+        ledger.compact().unwrap();
+        assert_eq!(files(&folder), 1);
     }
 }

@@ -112,6 +112,18 @@ pub trait Stage: Send + Sync {
         true
     }
 
+    /// What keeps it from being run here, though nothing is wrong with the manifest: a token that is not set. Asked only where
+    /// there is something to make.
+    fn obstacle(&self) -> Option<String> {
+        None
+    }
+
+    /// Of so many processes that make one partition together (the ranks of a training, see [`Task::together`]), the one that claims
+    /// and commits it. `None` for stages that one process makes alone; an error where so many cannot.
+    fn leader(&self, _processes: usize) -> Result<Option<usize>, StageError> {
+        Ok(None)
+    }
+
     /// Whether rows that it refused may pass another time, so that `retry` makes sense.
     fn may_retry(&self) -> bool {
         false
@@ -291,6 +303,8 @@ pub struct Task<'a> {
     /// Bytes of memory that it may take, where the manifest says.
     pub memory: Option<u64>,
     pub on_bad_row: OnBadRow,
+    /// Whether this process is one of several that make this partition together. Which one its environment says.
+    pub together: bool,
     pub tally: &'a Tally,
     pub events: &'a EventSink,
     pub cancel: &'a Cancel,

@@ -112,7 +112,7 @@ pub(crate) fn staging_name(path: &Path) -> PathBuf {
 }
 
 /// Hexadecimal digits, unique among all processes that share a folder: time, process and a counter.
-pub(crate) fn unique() -> String {
+pub fn unique() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);

@@ -37,6 +37,11 @@ impl Source {
         Ok(Manifest::read(&self.manifest, &self.set)?)
     }
 
+    /// The overrides.
+    pub(crate) fn sets(&self) -> &[String] {
+        &self.set
+    }
+
     pub(crate) fn plan(&self) -> Result<plan::Plan> {
         Ok(plan::Plan::new(&self.read()?, &stages::registry())?)
     }
@@ -70,6 +75,7 @@ impl Selected {
             until: self.until.clone(),
             only_missing: self.only_missing,
             force: self.force,
+            ..plan::Selection::default()
         }
     }
 }
@@ -95,6 +101,7 @@ impl Budget {
             cores: self.cores.map_or(usual.cores, |cores| cores.max(1)),
             memory: self.memory.map_or(usual.memory, |size| size.0),
             keep_going: self.keep_going,
+            ..usual
         }
     }
 }

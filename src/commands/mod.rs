@@ -30,7 +30,11 @@ mod sample;
 mod serve;
 #[cfg(feature = "pipeline")]
 mod status;
+#[cfg(feature = "pipeline")]
+mod submit;
 mod train;
+#[cfg(feature = "pipeline")]
+mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -63,6 +67,15 @@ enum Command {
     /// Say what a workdir holds and who is at work on it, without looking at any data.
     #[cfg(feature = "pipeline")]
     Status(status::Status),
+    /// Submit what a manifest lacks to Slurm: an array of jobs a stage, in their order of dependence.
+    #[cfg(feature = "pipeline")]
+    Submit(submit::Submit),
+    /// Cancel the Slurm jobs of a manifest.
+    #[cfg(feature = "pipeline")]
+    Cancel(submit::Cancel),
+    /// Make a part of a manifest's partitions, as one of several workers that a scheduler starts.
+    #[cfg(feature = "pipeline")]
+    Worker(worker::Worker),
     /// Write one page about a workdir: counts, refused rows, curves, pictures.
     #[cfg(feature = "pipeline")]
     Report(manifest::Report),
@@ -134,6 +147,12 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Status(status) => status.run(),
         #[cfg(feature = "pipeline")]
         Command::Report(report) => report.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Submit(submit) => submit.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Cancel(cancel) => cancel.run(),
+        #[cfg(feature = "pipeline")]
+        Command::Worker(worker) => worker.run(),
         #[cfg(feature = "pipeline")]
         Command::Graph(graph) => graph.run(),
         #[cfg(feature = "pipeline")]

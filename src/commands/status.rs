@@ -1,17 +1,21 @@
 //! `status`: what a workdir holds, and who is at work on it.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Args;
+use cluster::slurm::{Submitted, Task};
 use pipeline::plan::{Plan, PlannedStage};
 use serde_json::{Map, Value, json};
 use shards::lease::{self, Holder};
 
 use super::manifest::Source;
+use super::submit::JobsFolder;
 use crate::errors::OK;
 use crate::settings::cancelled_by_interrupt;
+use crate::stages;
 use crate::words::duration;
 
 /// Between two looks.
@@ -24,10 +28,15 @@ pub(crate) struct Status {
     /// Print the status as JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    jobs: JobsFolder,
     /// Look again every two seconds, until Ctrl-C.
     #[arg(long, conflicts_with = "json")]
     watch: bool,
 }
+
+/// Slurm's jobs that are queued or running, with their tasks.
+type Jobs = [(Submitted, Vec<Task>)];
 
 /// A stage as it is.
 struct Row<'a> {
@@ -65,7 +74,13 @@ impl Status {
     }
 
     fn show(&self, out: &mut impl Write) -> Result<()> {
-        let plan = self.source.plan()?;
+        let manifest = self.source.read()?;
+        let plan = Plan::new(&manifest, &stages::registry())?;
+        // Where Slurm does not answer, the workdir still does.
+        let jobs = self.jobs.of(&manifest)?.alive().unwrap_or_else(|error| {
+            eprintln!("note: {error}");
+            Vec::new()
+        });
         let mut rows = Vec::new();
         for stage in &plan.stages {
             let totals = stage.totals();
@@ -76,11 +91,15 @@ impl Status {
             rows.push(Row { stage, committed: stage.committed().count(), law, refused });
         }
         let runners: Vec<Holder> = lease::runners(&plan.workdir)?.into_values().collect();
-        if self.json { as_json(&plan, &rows, &runners, out) } else { in_words(&plan, &rows, &runners, out) }
+        if self.json {
+            as_json(&plan, &rows, &runners, &jobs, out)
+        } else {
+            in_words(&plan, &rows, &runners, &jobs, out)
+        }
     }
 }
 
-fn in_words(plan: &Plan, rows: &[Row], runners: &[Holder], out: &mut impl Write) -> Result<()> {
+fn in_words(plan: &Plan, rows: &[Row], runners: &[Holder], jobs: &Jobs, out: &mut impl Write) -> Result<()> {
     writeln!(out, "{}: {}", plan.name, plan.workdir)?;
     for Row { stage, committed, law, refused } in rows {
         writeln!(out, "  {:<10} {committed} of {} partitions  {law}", stage.name, stage.partitions.len())?;
@@ -101,18 +120,38 @@ fn in_words(plan: &Plan, rows: &[Row], runners: &[Holder], out: &mut impl Write)
         let doing = doing.filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
         writeln!(out, "At work for {since}: {runner}{doing}")?;
     }
+    for (job, tasks) in jobs {
+        let states = states(tasks).into_iter().map(|(state, tasks)| format!("{tasks} {state}"));
+        writeln!(out, "Slurm job {}, {}: {}", job.id, job.title(), states.collect::<Vec<_>>().join(", "))?;
+    }
     Ok(())
 }
 
-fn as_json(plan: &Plan, rows: &[Row], runners: &[Holder], out: &mut impl Write) -> Result<()> {
+/// How many tasks of a job are in which state: `running`, `pending (Dependency)`.
+fn states(tasks: &[Task]) -> BTreeMap<String, usize> {
+    let mut states = BTreeMap::new();
+    for Task { state, reason, .. } in tasks {
+        let reason = reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        *states.entry(format!("{}{reason}", state.to_lowercase())).or_default() += 1;
+    }
+    states
+}
+
+fn as_json(plan: &Plan, rows: &[Row], runners: &[Holder], jobs: &Jobs, out: &mut impl Write) -> Result<()> {
     let stages = rows.iter().map(|Row { stage, committed, law, refused }| {
         let refused: Map<String, Value> =
             refused.iter().map(|(reason, rows)| (reason.clone(), (*rows).into())).collect();
         json!({ "stage": stage.name, "kind": stage.kind, "partitions": stage.partitions.len(),
                 "committed": committed, "law": law, "refused": refused })
     });
+    let jobs: Vec<Value> = jobs
+        .iter()
+        .map(|(job, tasks)| {
+            json!({ "job": job.id, "stage": job.stage, "survey": job.is_survey, "states": states(tasks), "submitted": job.at })
+        })
+        .collect();
     let whole = json!({ "pipeline": plan.name, "workdir": plan.workdir.to_string(),
-                        "stages": stages.collect::<Vec<_>>(), "runners": runners });
+                        "stages": stages.collect::<Vec<_>>(), "runners": runners, "jobs": jobs });
     writeln!(out, "{whole:#}")?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! - out: a checkpoint, in `run-<fingerprint>/step-…`; a killed training goes on from its last one
 //! - stale when: a setting of [`trainer::config::TrainConfig`] or the index changed
 //! - law: rows read
+//! - with several ranks, each a `worker` of the same manifest: the first that holds the model commits
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use models::ModelError;
 use models::checkpoint::{EMA, MODEL};
 use pipeline::stage::{Facts, Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
 use pipeline::stages::bucket::PATCH_SIZE;
+use ranks::World;
 use schemars::schema_for;
 use serde_json::Value;
 use shards::sidecar::Section;
@@ -205,6 +207,10 @@ impl Stage for Train {
         true
     }
 
+    fn leader(&self, processes: usize) -> Result<Option<usize>, StageError> {
+        trainer::first_model(&self.operations, processes).map(Some).map_err(StageError::failed)
+    }
+
     fn rows_to_read(&self) -> Option<u64> {
         Some(self.config.steps.saturating_mul(self.config.batch_size))
     }
@@ -240,7 +246,7 @@ impl Stage for Train {
         let index = task.files().next().ok_or_else(|| StageError::failed("its input has no index"))?;
         let run = task.folder.path().join(format!("run-{}", task.fingerprint.short()));
         let config = self.begun_from_inputs(task)?;
-        let finished = trainer::train(&trainer::Job {
+        let job = trainer::Job {
             config: &config,
             operations: &self.operations,
             index: &index,
@@ -249,8 +255,14 @@ impl Stage for Train {
             stage: task.stage,
             events: task.events,
             cancelled: &|| task.cancel.is_cancelled(),
-        })
-        .map_err(StageError::failed)?;
+        };
+        let world = if task.together { World::from_environment().map_err(StageError::failed)? } else { None };
+        let finished = match &world {
+            Some(world) => trainer::train_together(&job, world).map_err(StageError::failed)?,
+            None => Some(trainer::train(&job).map_err(StageError::failed)?),
+        };
+        // Another rank commits.
+        let Some(finished) = finished else { return Ok(Outcome::default()) };
         if finished.interrupted {
             return Err(StageError::Cancelled);
         }

@@ -13,14 +13,14 @@ use crate::support::{digests, ferrotype, folder, start_until, text};
 const STAGES: [&str; 4] = ["download", "filter", "bucket", "index"];
 
 /// An origin of 200 URLs, and a manifest of the data stages.
-struct Web {
-    folder: tempfile::TempDir,
+pub(crate) struct Web {
+    pub(crate) folder: tempfile::TempDir,
     origin: Origin,
     _runtime: Runtime,
 }
 
 impl Web {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = folder();
         let catalogue = Catalogue::new(200, demo::DEFAULT_SEED);
         std::fs::write(folder.path().join("urls.tsv"), catalogue.url_list()).unwrap();
@@ -29,12 +29,12 @@ impl Web {
         Self { folder, origin, _runtime: runtime }
     }
 
-    fn workdir(&self) -> PathBuf {
+    pub(crate) fn workdir(&self) -> PathBuf {
         self.folder.path().join("work")
     }
 
     /// A manifest over `workdir`; `download` is more of that stage's table.
-    fn manifest(&self, workdir: &str, download: &str) -> PathBuf {
+    pub(crate) fn manifest(&self, workdir: &str, download: &str) -> PathBuf {
         let path = self.folder.path().join(format!("{}.toml", workdir.replace(['/', ':'], "_")));
         let text = format!(
             r#"

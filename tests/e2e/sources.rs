@@ -204,6 +204,23 @@ fn a_hub_that_is_away_for_a_while_is_waited_for_and_one_that_lies_is_not_believe
 }
 
 #[test]
+#[ignore = "slow: a minute of waiting; run by `make soak`"]
+fn soak_a_hub_that_is_away_for_a_minute_is_waited_for() {
+    let place = Place::new("");
+    place.commit(&three());
+    succeeded(&place.command(&["plan", "test.toml"]).output().unwrap());
+    place.hub.outage(Duration::from_mins(1));
+    succeeded(&place.run(&[]));
+    assert_eq!(place.files(), expected(&three()));
+    // Of one of which nothing is known yet it is said, before anything starts.
+    let other = Place::new("");
+    other.commit(&three());
+    other.hub.outage(Duration::from_mins(1));
+    let said = failed(&other.run(&[]));
+    assert!(said.contains("503") && said.contains("hf://datasets/me/data cannot be reached"), "{said}");
+}
+
+#[test]
 fn a_branch_that_moves_under_a_run_gives_one_commit() {
     let place = Place::new("in_flight = 1");
     let first = place.commit(&three());

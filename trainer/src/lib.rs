@@ -37,7 +37,7 @@ mod train;
 mod validation;
 
 pub use cuda::{CudaError, used_memory};
-pub use together::train_together;
+pub use together::{first_model, train_together};
 pub use train::{Finished, Job, train};
 
 use std::path::PathBuf;

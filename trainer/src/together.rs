@@ -10,6 +10,7 @@ use tch::Device;
 use crate::TrainError;
 use crate::collective::transfer::{Channels, Link, SentFeed, Served, serve};
 use crate::collective::{Collective, NcclCollective, TcpCollective};
+use crate::config::TrainOperations;
 use crate::encode::Encoder;
 use crate::feed::{OwnFeed, held_out, load};
 use crate::loader::Share;
@@ -28,7 +29,7 @@ const VERDICT: Duration = Duration::from_secs(10);
 /// An error on one rank is an error on all of them, which names the rank.
 pub fn train_together(job: &Job, world: &World) -> Result<Option<Finished>, TrainError> {
     job.config.validate()?;
-    let roles = roles(job, world.size)?;
+    let roles = roles(job.operations, world.size)?;
     let mesh = Arc::new(Mesh::join(world, MeshOptions::default())?);
     let work = || {
         attempt(|| match roles.role_of(world.rank) {
@@ -72,8 +73,12 @@ fn in_a_line(error: &TrainError) -> String {
     causes.join(": ")
 }
 
-fn roles(job: &Job, size: usize) -> Result<Roles, TrainError> {
-    let operations = job.operations;
+/// Of `size` ranks, the one that tells what came of a training: the first that holds the model.
+pub fn first_model(operations: &TrainOperations, size: usize) -> Result<usize, TrainError> {
+    Ok(roles(operations, size)?.model_ranks().first().copied().unwrap_or(0))
+}
+
+fn roles(operations: &TrainOperations, size: usize) -> Result<Roles, TrainError> {
     Ok(match (&operations.loaders, operations.models_per_loader) {
         (Some(_), Some(_)) => {
             return Err(TrainError::Configuration {

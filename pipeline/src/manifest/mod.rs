@@ -6,11 +6,13 @@
 mod byte_size;
 mod diagnostic;
 mod parameters;
+mod slurm;
 mod tree;
 
 pub use byte_size::ByteSize;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use parameters::{OneOrMore, Parameters, nearest, property_names};
+pub use slurm::{Slurm, Time};
 pub use tree::{Node, Value};
 
 use std::path::{Path, PathBuf};
@@ -85,6 +87,8 @@ pub struct StageTable {
     pub concurrency: Option<usize>,
     /// Bytes of memory that one partition takes.
     pub memory: Option<u64>,
+    /// What its jobs ask of Slurm.
+    pub slurm: Slurm,
     /// The keys that belong to the kind.
     pub parameters: Parameters,
 }
@@ -127,6 +131,9 @@ struct PipelineTable {
     /// An http or https address that is told, in one POST of JSON, how each run ended [none].
     #[serde(default)]
     notify: Option<String>,
+    /// What all stages' jobs ask of Slurm, where a stage says nothing else (`ferrotype submit`).
+    #[serde(default)]
+    slurm: Slurm,
 }
 
 const STAGES_HINT: &str = "add one, such as [stage.download] with uses = \"download\"";
@@ -158,6 +165,9 @@ struct CommonKeys {
     /// Memory that one partition takes, such as "2 GB": no more are made at a time than `run --memory` has room for.
     #[serde(default)]
     memory: Option<ByteSize>,
+    /// What its jobs ask of Slurm (`ferrotype submit`).
+    #[serde(default)]
+    slurm: Slurm,
 }
 
 #[derive(JsonSchema)]
@@ -211,6 +221,9 @@ impl Manifest {
                         Err(reason) => faults.push(parameters.fault("notify", reason).hint(NOTIFY_HINT)),
                     }
                 }
+                if let (Some(table), Some(below)) = (&table, parameters.below("slurm", "[pipeline.slurm]")) {
+                    faults.extend(table.slurm.check(&below).err());
+                }
                 table
             }
         };
@@ -243,16 +256,21 @@ impl Manifest {
         }
         stages.sort_by(|a, b| a.place.cmp(&b.place));
         match pipeline {
-            Some(pipeline) if faults.is_empty() => Ok(Self {
-                file: file.to_owned(),
-                name: pipeline.name,
-                workdir: PathBuf::from(pipeline.workdir),
-                workdir_place: place_of(&root, &["pipeline", "workdir"]),
-                scratch: pipeline.scratch,
-                warn_above: pipeline.warn_above,
-                notify,
-                stages,
-            }),
+            Some(pipeline) if faults.is_empty() => {
+                for stage in &mut stages {
+                    stage.slurm = std::mem::take(&mut stage.slurm).or(&pipeline.slurm);
+                }
+                Ok(Self {
+                    file: file.to_owned(),
+                    name: pipeline.name,
+                    workdir: PathBuf::from(pipeline.workdir),
+                    workdir_place: place_of(&root, &["pipeline", "workdir"]),
+                    scratch: pipeline.scratch,
+                    warn_above: pipeline.warn_above,
+                    notify,
+                    stages,
+                })
+            }
             _ => Err(Diagnostics(faults)),
         }
     }
@@ -278,6 +296,9 @@ fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
     let all: Vec<String> = entries.keys().cloned().collect();
     if let Some(fault) = whole.unknown(&[schemars::schema_for!(CommonKeys)], &all).into_iter().next() {
         return Err(fault);
+    }
+    if let Some(below) = whole.below("slurm", format!("[stage.{name}.slurm]")) {
+        common.slurm.check(&below)?;
     }
     let place = |key: &str| entries.get(key).map_or_else(|| node.place.clone(), |n| n.place.clone());
     let from = match common.from {
@@ -310,6 +331,7 @@ fn stage_table(name: &str, node: &Node) -> Result<StageTable, Diagnostic> {
         fail_if: common.fail_if,
         concurrency: common.concurrency,
         memory: common.memory.map(|size| size.0),
+        slurm: common.slurm,
         parameters,
     })
 }

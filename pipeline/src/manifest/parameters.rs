@@ -79,6 +79,11 @@ impl Parameters {
         faults
     }
 
+    /// The table below `key`, where it was written; `owner` names it in messages.
+    pub(super) fn below(&self, key: &str, owner: impl Into<String>) -> Option<Self> {
+        self.node.get(key).map(|node| Self::new(owner, node.clone()))
+    }
+
     /// Whether `key` was written.
     pub fn has(&self, key: &str) -> bool {
         self.node.get(key).is_some()

@@ -4,6 +4,7 @@ mod build;
 mod estimate;
 mod order;
 mod reasons;
+mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,11 +17,12 @@ use shards::sidecar::{DataFile, InputDigest, Sidecar};
 use shards::storage::Workdir;
 
 use crate::ledger::Ledger;
-use crate::manifest::{Diagnostic, Diagnostics, FailIf, Manifest, OnBadRow, Place, StageTable, with_variant};
+use crate::manifest::{Diagnostic, Diagnostics, FailIf, Manifest, OnBadRow, Place, Slurm, StageTable, with_variant};
 use crate::retry::{self, RetryList};
 use crate::stage::{Facts, Input, Partitioning, Registry, Source, Stage, StageError};
 pub use estimate::{Estimate, Volume};
 pub use order::Selection;
+pub use share::{Part, Share};
 
 /// The partition of a survey, beside those of rows.
 pub const SURVEY: &str = "part-survey";
@@ -63,8 +65,12 @@ pub struct PlannedStage {
     pub partitions: Vec<PlannedPartition>,
     /// The survey that the partitions need, where they need one.
     pub survey: Option<PlannedPartition>,
+    /// What its jobs ask of Slurm.
+    pub slurm: Slurm,
     /// Whether a run may make its partitions.
     pub selected: bool,
+    /// Which of them, where it is selected.
+    pub part: Part,
     only_missing: bool,
     /// Whether partitions are made again although they are there.
     pub force: bool,
@@ -266,6 +272,7 @@ impl Plan {
             fail_if: table.fail_if,
             concurrency: table.concurrency,
             memory: table.memory,
+            slurm: table.slurm.clone(),
             sources,
             retries: Vec::new(),
             folder,
@@ -273,6 +280,7 @@ impl Plan {
             partitions: Vec::new(),
             survey: None,
             selected,
+            part: selection.part,
             only_missing: selection.only_missing,
             force: selection.force && selected,
         };
@@ -285,6 +293,13 @@ impl Plan {
         for (number, name) in self.partition_names(&planned).into_iter().enumerate() {
             let partition = self.look_at_partition(&planned, name, Some(number));
             planned.partitions.push(partition);
+        }
+        // Where no partition is missing, nobody will ask for a survey.
+        if planned.only_missing && planned.missing() == 0 && planned.lacks_survey() {
+            let earlier = planned.ledger.newest(SURVEY).cloned();
+            if let (Some(survey), Some(earlier)) = (&mut planned.survey, earlier) {
+                survey.state = PartitionState::UpToDate(earlier);
+            }
         }
         Ok(planned)
     }
@@ -388,15 +403,19 @@ impl Plan {
         })
     }
 
-    /// Selected stages that read from unselected ones whose partitions are not there.
+    /// What keeps selected stages from being made: unselected ones whose partitions are not there, and what they say themselves.
     fn find_obstacles(&self) -> Vec<String> {
         let mut obstacles = Vec::new();
         for stage in self.stages.iter().filter(|stage| stage.selected) {
-            for upstream in stage.inputs.iter().filter_map(|&i| self.stages.get(i)).filter(|u| !u.selected) {
-                let missing = upstream.missing();
-                if missing > 0 {
+            let mut first = 0;
+            for upstream in stage.inputs.iter().filter_map(|&i| self.stages.get(i)) {
+                let missing = upstream.partitions.iter().enumerate().filter(|(_, p)| p.sidecar().is_none());
+                let missing = missing.filter(|(number, _)| stage.needs(first, *number)).count();
+                first += upstream.partitions.len();
+                if missing > 0 && !upstream.selected {
                     obstacles.push(format!(
-                        "{} reads from {}, {missing} of {} partitions of which are not made, and {} was not selected",
+                        "{} reads from {}, {missing} of {} partitions of which are not made, and {} was not selected; run it \
+                         too (--until), or without a selection",
                         stage.name,
                         upstream.name,
                         upstream.partitions.len(),
@@ -404,15 +423,23 @@ impl Plan {
                     ));
                 }
             }
+            if stage.to_run() > 0
+                && let Some(obstacle) = stage.stage.obstacle()
+            {
+                obstacles.push(format!("{} cannot run: {obstacle}", stage.name));
+            }
         }
         obstacles
     }
 }
 
 impl PlannedStage {
-    /// Partitions that a run would make.
+    /// Partitions that a run would make; of the part that is a survey, that one.
     pub fn to_run(&self) -> usize {
-        if self.selected { self.missing() } else { 0 }
+        match self.part {
+            Part::Survey if self.selected => usize::from(self.lacks_survey()),
+            _ => self.wanted().count(),
+        }
     }
 
     /// Partitions that are not there, selected or not.

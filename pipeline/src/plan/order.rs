@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::PlanError;
+use super::{Part, PlanError};
 use crate::manifest::{Diagnostic, Diagnostics, Read, StageTable, nearest};
 
 /// Which stages, and which of their partitions.
@@ -18,6 +18,8 @@ pub struct Selection {
     pub only_missing: bool,
     /// Make the selected stages' partitions again, also where they are up to date.
     pub force: bool,
+    /// Which part of them, for one of several workers.
+    pub part: Part,
 }
 
 impl Selection {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use shards::sidecar::{InputDigest, Sidecar};
 
-use super::{PartitionState, PlannedStage};
+use super::{PartitionState, PlannedStage, SURVEY};
 
 impl PlannedStage {
     /// The stage's reasons in one line, with how many partitions each concerns.
@@ -16,10 +16,13 @@ impl PlannedStage {
             return format!("not selected ({} of {total} partitions are there)", total - self.missing());
         }
         let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-        for partition in &self.partitions {
+        for partition in self.wanted().filter_map(|number| self.partitions.get(number)) {
             if let PartitionState::Run(why) = &partition.state {
                 *reasons.entry(why).or_default() += 1;
             }
+        }
+        if reasons.is_empty() && self.to_run() > 0 {
+            return "its survey is missing".to_owned();
         }
         if reasons.is_empty() {
             return format!("up to date ({total} of {total} partitions)");
@@ -46,8 +49,11 @@ impl PlannedStage {
     }
 
     /// With `--only-missing`, whatever was made under an earlier configuration is good enough, if it comes in the variants that
-    /// readers may ask for.
+    /// readers may ask for. An earlier survey is not: it knows nothing of partitions that came since.
     fn state_of_earlier(&self, partition: &str) -> Option<PartitionState> {
+        if partition == SURVEY {
+            return None;
+        }
         let earlier = self.ledger.newest_that(partition, |s| self.stage.accepts(s));
         let earlier = earlier.filter(|s| self.only_missing && self.ledger.is_complete(s))?;
         let variants: BTreeSet<Option<&str>> = earlier.data.iter().map(|file| file.variant.as_deref()).collect();

@@ -37,7 +37,9 @@ impl Scheduler<'_> {
     fn is_wanted(&self, stage: usize, number: usize) -> bool {
         let is_missing = |stage: usize, number: usize| {
             let planned = self.plan.stages.get(stage);
-            planned.is_some_and(|s| s.selected && s.partitions.get(number).is_some_and(|p| p.sidecar().is_none()))
+            planned.is_some_and(|s| {
+                s.is_wanted(Some(number)) && s.partitions.get(number).is_some_and(|p| p.sidecar().is_none())
+            })
         };
         self.readers.get(stage).into_iter().flatten().any(|&(reader, first)| {
             let Some(planned) = self.plan.stages.get(reader) else { return false };

@@ -15,7 +15,7 @@ use std::time::Instant;
 use shards::event::{Event, EventSink, RunOutcome};
 use shards::lease::Runner;
 
-use crate::plan::Plan;
+use crate::plan::{Plan, Share};
 use crate::stage::{Cancel, Law, StageError};
 use scheduler::Scheduler;
 
@@ -31,7 +31,7 @@ pub enum RunError {
     )]
     LeaseLost { workdir: String },
     /// The selected stages cannot be made.
-    #[error("{}; run them too (--until), or without a selection", .0.join("\n"))]
+    #[error("{}", .0.join("\n"))]
     Obstructed(Vec<String>),
     /// Another run is at work, and must not be.
     #[error("{workdir} is in use by {holders}; wait, or stop it first")]
@@ -47,21 +47,30 @@ pub struct Options {
     pub memory: u64,
     /// Go on with what does not depend on a partition that failed.
     pub keep_going: bool,
+    /// Of the partitions that can be made, these come first: workers with shares of their own seldom want the same one.
+    pub prefer: Option<Share>,
+    /// Whether other processes make each partition together with this one: see [`assist`].
+    pub together: bool,
 }
 
 impl Default for Options {
-    /// All cores, and four fifths of the machine's memory.
+    /// All cores, and four fifths of the memory.
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { cores, memory: machine_memory().map_or(u64::MAX, |bytes| bytes / 5 * 4), keep_going: false }
+        let memory = memory().map_or(u64::MAX, |bytes| bytes / 5 * 4);
+        Self { cores, memory, keep_going: false, prefer: None, together: false }
     }
 }
 
-/// Bytes of memory that this machine has; where the system says so.
-fn machine_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+/// Bytes of memory that this process may have: the machine's, or its container's; where the system says so.
+fn memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = limits.into_iter().find_map(|path| read(path)?.trim().parse::<u64>().ok());
+    let text = read("/proc/meminfo")?;
     let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+    let machine = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    Some(limit.map_or(machine, |limit| limit.min(machine)))
 }
 
 /// Makes whatever `plan` says is missing. Watches `cancel`: then what is under way is ended cleanly and the outcome is
@@ -82,6 +91,7 @@ pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Canc
         stage.ledger.refresh()?;
         // Clear away what dead attempts left, and records whose data is gone.
         stage.ledger.retract_incomplete()?;
+        stage.ledger.compact()?;
         stage.folder.sweep(stage.ledger.sidecars(), || runner.living())?;
     }
     for stage in plan.stages.iter().filter(|stage| stage.selected) {
@@ -117,6 +127,17 @@ pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Canc
     };
     events.send(Event::RunFinished { outcome, seconds: started.elapsed().as_secs_f64() });
     result.map(|()| outcome)
+}
+
+/// Takes part in what another process of the same plan makes, which is the leader ([`crate::stage::Stage::leader`]) and calls
+/// [`run`] with [`Options::together`]: a rank of a training beside the one that commits. Nothing is claimed and nothing committed here.
+pub fn assist(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Cancel) -> Result<(), RunError> {
+    if !plan.obstacles.is_empty() {
+        return Err(RunError::Obstructed(plan.obstacles.clone()));
+    }
+    let runner = Arc::new(Runner::join(&plan.workdir)?);
+    let mut scheduler = Scheduler::new(plan, options, &runner, events, cancel);
+    scheduler.assist()
 }
 
 impl Plan {

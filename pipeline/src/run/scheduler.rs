@@ -10,7 +10,7 @@ use shards::lease::{Holder, Runner};
 use shards::sidecar::Sidecar;
 
 use super::pool::Pool;
-use super::stage_run::StageRun;
+use super::stage_run::{StageRun, is_preferred};
 use super::work::{Ended, Message, Work};
 use super::{Options, RunError};
 use crate::plan::{PartitionState, Plan};
@@ -67,7 +67,7 @@ impl<'a> Scheduler<'a> {
                 first += plan.stages.get(input).map_or(0, |s| s.partitions.len());
             }
         }
-        let stages = (0..plan.stages.len()).map(|index| StageRun::new(plan, index)).collect();
+        let stages = (0..plan.stages.len()).map(|index| StageRun::new(plan, index, options.prefer)).collect();
         let stop = Cancel::default();
         Self { plan, options, runner, events, cancel, stages, readers, stop, first_error: None, worked: false }
     }
@@ -112,6 +112,27 @@ impl<'a> Scheduler<'a> {
             }
         });
         self.first_error.take().map_or(Ok(()), Err)
+    }
+
+    /// Takes part in each partition, one after the other.
+    pub(super) fn assist(&mut self) -> Result<(), RunError> {
+        for index in 0..self.plan.stages.len() {
+            let wanted: Vec<usize> =
+                self.plan.stages.get(index).map(|stage| stage.wanted().collect()).unwrap_or_default();
+            for number in wanted {
+                let node = Node { stage: index, number: Some(number) };
+                let Some(work) = self.work(node) else { continue };
+                match work.assist() {
+                    Ok(()) => {}
+                    Err(StageError::Cancelled) => return Ok(()),
+                    Err(source) => {
+                        let (stage, partition) = self.names(node).unwrap_or_default();
+                        return Err(RunError::Stage { stage, partition, source: Box::new(source) });
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes in what threads report: waits a little for the first, then takes what is there.
@@ -184,7 +205,7 @@ impl<'a> Scheduler<'a> {
     }
 
     /// What it takes to make a partition; `None` when it turned out to be up to date.
-    fn work(&mut self, node: Node) -> Option<Work> {
+    pub(super) fn work(&mut self, node: Node) -> Option<Work> {
         let stage = self.plan.stages.get(node.stage)?;
         let partition = stage.partition(node.number)?;
         let made = self.plan.made_from(stage, node.number)?;
@@ -211,6 +232,7 @@ impl<'a> Scheduler<'a> {
             retry: node.number.and_then(|number| stage.retry_list(number)).cloned(),
             fingerprint,
             force: stage.force,
+            together: self.options.together,
             runner: Arc::clone(self.runner),
             events: self.events.clone(),
             cancel: self.stop.clone(),
@@ -309,8 +331,12 @@ impl<'a> Scheduler<'a> {
         let Some(waits_for) = run.waits_for.get_mut(number.unwrap_or(planned.partitions.len())) else { return };
         *waits_for = waits_for.saturating_sub(1);
         let is_missing = planned.partition(number).is_some_and(|p| p.sidecar().is_none());
-        if *waits_for == 0 && is_missing && planned.selected {
-            run.ready.push_back(number);
+        if *waits_for == 0 && is_missing && planned.is_wanted(number) {
+            if self.options.prefer.is_some() && is_preferred(self.options.prefer, number) {
+                run.ready.push_front(number);
+            } else {
+                run.ready.push_back(number);
+            }
         }
     }
 

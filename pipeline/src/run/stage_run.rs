@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use shards::event::Event;
 
-use crate::plan::{Plan, PlannedStage, Totals};
+use crate::plan::{Plan, PlannedStage, Share, Totals};
 use crate::stage::{Partitioning, Tally};
 
 /// One stage's part of a run.
@@ -34,7 +34,8 @@ pub(super) struct StageRun {
 }
 
 impl StageRun {
-    pub(super) fn new(plan: &Plan, index: usize) -> Self {
+    /// Of what is ready, the partitions of `prefer` come first.
+    pub(super) fn new(plan: &Plan, index: usize, prefer: Option<Share>) -> Self {
         let mut run = Self {
             tally: Arc::default(),
             waits_for: Vec::new(),
@@ -50,7 +51,7 @@ impl StageRun {
             told_elsewhere: false,
         };
         let Some(stage) = plan.stages.get(index) else { return run };
-        run.left = stage.missing();
+        run.left = if stage.selected { stage.wanted().count() } else { stage.missing() };
         run.finished = !stage.selected;
         run.total_rows = rows_to_make(plan, stage);
         run.tally = Arc::new(Tally::new(stage.fail_if, run.total_rows));
@@ -66,16 +67,22 @@ impl StageRun {
             Partitioning::Whole => all,
         };
         run.waits_for = (0..stage.partitions.len()).map(of).chain([all]).collect();
-        if stage.selected {
-            let numbers = (0..stage.partitions.len()).map(Some).chain(stage.survey.as_ref().map(|_| None));
-            let is_ready = |number: &Option<usize>| {
-                let waits_for = run.waits_for.get(number.unwrap_or(stage.partitions.len()));
-                waits_for == Some(&0) && stage.partition(*number).is_some_and(|p| p.sidecar().is_none())
-            };
-            run.ready = numbers.filter(is_ready).collect();
-        }
+        let numbers = (0..stage.partitions.len()).map(Some).chain(stage.survey.as_ref().map(|_| None));
+        let is_ready = |number: &Option<usize>| {
+            let waits_for = run.waits_for.get(number.unwrap_or(stage.partitions.len()));
+            let is_missing = stage.partition(*number).is_some_and(|p| p.sidecar().is_none());
+            waits_for == Some(&0) && is_missing && stage.is_wanted(*number)
+        };
+        let (first, rest): (Vec<_>, Vec<_>) =
+            numbers.filter(is_ready).partition(|number| is_preferred(prefer, *number));
+        run.ready = first.into_iter().chain(rest).collect();
         run
     }
+}
+
+/// Whether a partition comes before those that are not of `prefer`; the survey does.
+pub(super) fn is_preferred(prefer: Option<Share>, number: Option<usize>) -> bool {
+    prefer.zip(number).is_none_or(|(prefer, number)| prefer.has(number))
 }
 
 /// Rows of the partitions that are to be made, where all of them are known.
@@ -83,8 +90,7 @@ fn rows_to_make(plan: &Plan, stage: &PlannedStage) -> Option<u64> {
     if let Some(rows) = stage.stage.rows_to_read() {
         return Some(rows);
     }
-    let missing = stage.partitions.iter().enumerate().filter(|(_, p)| p.sidecar().is_none()).map(|(number, _)| number);
-    let rows = missing.map(|number| match stage.stage.partitioning() {
+    let rows = stage.wanted().map(|number| match stage.stage.partitioning() {
         Partitioning::Source => match stage.sources.get(number) {
             Some(source) => Some(source.rows),
             None => stage.retry_list(number).map(crate::retry::RetryList::rows),

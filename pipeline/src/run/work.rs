@@ -5,7 +5,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use shards::commit::{Commit, StageFolder};
+use shards::commit::{Attempt, Commit, StageFolder};
 use shards::digest::Digest;
 use shards::event::{Event, EventSink};
 use shards::lease::{Claim, Holder, Runner};
@@ -52,6 +52,8 @@ pub(super) struct Work {
     pub(super) fingerprint: Digest,
     /// Whether to make it although it may be there.
     pub(super) force: bool,
+    /// Whether other processes make it together with this one.
+    pub(super) together: bool,
     pub(super) runner: Arc<Runner>,
     pub(super) events: EventSink,
     pub(super) cancel: Cancel,
@@ -89,34 +91,8 @@ impl Work {
         }
         let (stage, partition) = (self.stage_name.clone(), self.partition.clone());
         self.events.send(Event::PartitionStarted { stage, partition });
-        for input in &self.made.inputs {
-            input.folder.fetch_partition(&input.sidecar)?;
-        }
-        let survey = self.made.survey.as_ref().map(|file| self.folder.fetch(file)).transpose()?;
-        let retry = self.retry.as_ref().map(|list| self.folder.fetch(list.file())).transpose()?;
         let attempt = self.folder.attempt(&self.partition, self.runner.id())?;
-        let task = Task {
-            stage: &self.stage_name,
-            partition: &self.partition,
-            number: self.node.number.unwrap_or(0),
-            fingerprint: self.fingerprint,
-            folder: &self.folder,
-            attempt: &attempt,
-            inputs: &self.made.inputs,
-            survey: survey.as_deref(),
-            retry: retry.as_deref(),
-            memory: self.memory,
-            on_bad_row: self.on_bad_row,
-            tally: &self.tally,
-            events: &self.events,
-            cancel: &self.cancel,
-        };
-        let outcome = match self.node.number {
-            Some(_) => self.stage.process(&task),
-            None => self.stage.survey(&task),
-        };
-        // No record can name what it left.
-        let outcome = outcome.inspect_err(|_| attempt.abandon());
+        let outcome = self.process(&attempt);
         computed();
         let made = outcome.and_then(|outcome| self.commit(outcome, started));
         // A record that could be neither made durable nor taken back keeps its data.
@@ -126,6 +102,46 @@ impl Work {
         let made = made?;
         self.stage.committed(&self.folder, &made, &self.events)?;
         Ok(Ended::Made(made))
+    }
+
+    /// Takes part in making it, beside the process that claims and commits it.
+    pub(super) fn assist(&self) -> Result<(), StageError> {
+        let attempt = self.folder.attempt(&self.partition, self.runner.id())?;
+        self.process(&attempt)?;
+        attempt.abandon();
+        Ok(())
+    }
+
+    /// Has the stage make it; what was written of one that failed is removed.
+    fn process(&self, attempt: &Attempt) -> Result<Outcome, StageError> {
+        for input in &self.made.inputs {
+            input.folder.fetch_partition(&input.sidecar)?;
+        }
+        let survey = self.made.survey.as_ref().map(|file| self.folder.fetch(file)).transpose()?;
+        let retry = self.retry.as_ref().map(|list| self.folder.fetch(list.file())).transpose()?;
+        let task = Task {
+            stage: &self.stage_name,
+            partition: &self.partition,
+            number: self.node.number.unwrap_or(0),
+            fingerprint: self.fingerprint,
+            folder: &self.folder,
+            attempt,
+            inputs: &self.made.inputs,
+            survey: survey.as_deref(),
+            retry: retry.as_deref(),
+            memory: self.memory,
+            on_bad_row: self.on_bad_row,
+            together: self.together,
+            tally: &self.tally,
+            events: &self.events,
+            cancel: &self.cancel,
+        };
+        let outcome = match self.node.number {
+            Some(_) => self.stage.process(&task),
+            None => self.stage.survey(&task),
+        };
+        // No record can name what it left.
+        outcome.inspect_err(|_| attempt.abandon())
     }
 
     /// The name of its sidecar.

@@ -68,6 +68,8 @@ const TOP: &[Case] = &[
     Change("name = \"pets\"", "name = \"pets\"\nnotify = true"),
     Change("name = \"pets\"", "name = \"pets\"\nnotify = \"hooks.example.com/SECRET\""),
     Change("name = \"pets\"", "name = \"pets\"\nnotify = \"slack://hooks.example.com/SECRET\""),
+    Change("name = \"pets\"", "name = \"pets\"\nslurm.time = true"),
+    Change("name = \"pets\"", "name = \"pets\"\nslurm.at_once = 0"),
     Change("FOLDER/work", "ftp://host/prefix"),
     Change("FOLDER/work", "s3://"),
     Change("name = \"pets\"", "name = \"pets\"\nscratch = 5"),
@@ -121,6 +123,14 @@ const STAGES: &[Case] = &[
     Change("from = \"bucket\"", "from = \"bucket\"\nconcurrency = 0"),
     Change("from = \"bucket\"", "from = \"bucket\"\nmemory = \"much\""),
     Change("from = \"bucket\"", "from = \"bucket\"\nmemory = -1"),
+    Change("from = \"bucket\"", "from = \"bucket\"\nslurm = \"gpu\""),
+    Change("from = \"bucket\"", "from = \"bucket\"\nslurm.cpu = 4"),
+    Change("from = \"bucket\"", "from = \"bucket\"\nslurm.cpus = 0"),
+    Change("from = \"bucket\"", "from = \"bucket\"\nslurm.mem = \"much\""),
+    Change("from = \"bucket\"", "from = \"bucket\"\nslurm.partition = \"gpu; rm -rf /\""),
+    Change("from = \"bucket\"", "from = \"bucket\"\nslurm.lines = [\"module load cuda\\nrm -rf /\"]"),
+    Change("from = \"bucket\"", "from = \"bucket\"\nslurm.time = \"an hour\""),
+    Change("from = \"bucket\"", "from = \"bucket\"\nslurm = { time = 5, grace = 300 }"),
     Change("from = \"bucket\"", "from = \"bucket\"\nfail_if = { success_belo = 0.5, success_below = 0.5 }"),
 ];
 
@@ -292,7 +302,7 @@ const EXTRACT: &[Case] = &[
     Change(FILTER, "uses = \"extract\"\nfrom = \"download\"\ntars = \"FOLDER\""),
 ];
 
-/// What stands for the index in publications; of [`registry`], there is no token.
+/// What stands for the index in publications.
 const INDEX: &str = "uses = \"index\"\nfrom = \"bucket\"";
 
 const PUBLISH: &[Case] = &[
@@ -304,7 +314,6 @@ const PUBLISH: &[Case] = &[
     Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"hf://datasets/me/pets@refs/convert/parquet\""),
     Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets\""),
     Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://\""),
-    Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"hf://datasets/me/pets\""),
     Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\nlicense = \"CC BY 4.0\""),
     Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\nlicense_name = \"ours\""),
     Change(INDEX, "uses = \"publish\"\nfrom = \"bucket\"\nto = \"s3://pets/256\"\ntitle = \"\""),

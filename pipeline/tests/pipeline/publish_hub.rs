@@ -270,8 +270,18 @@ fn tokens_that_may_not_are_told_so_and_never_shown() {
     }
     assert!(puts(&hub).is_empty());
     let elsewhere = Elsewhere { endpoint: hub.endpoint(), token: None, store: Arc::default() };
-    let words = place.refusal(&to("hf://datasets/me/none", elsewhere));
+    let words = place.failure(&to("hf://datasets/me/none", elsewhere));
     assert!(words.contains("needs a token") && words.contains("set HF_TOKEN"), "{words}");
+}
+
+#[test]
+#[ignore = "slow: a minute of waiting; run by `make soak`"]
+fn soak_a_hub_that_is_away_for_a_minute_is_published_to_in_the_end() {
+    let (hub, table) = hub_for("me/patient");
+    let place = place(3);
+    hub.outage(Duration::from_mins(1));
+    let ran = place.run(&table);
+    assert_eq!(published(&hub, "me/patient", "main"), named(shards(&ran, "in")));
 }
 
 #[test]

@@ -59,7 +59,11 @@ impl std::error::Error for Gone {}
 /// Accepts connections for as long as the runtime lives.
 pub(crate) async fn run(listener: TcpListener, side: Side, shared: Arc<Shared>) {
     loop {
-        let Ok((socket, _)) = listener.accept().await else { continue };
+        let Ok((socket, _)) = listener.accept().await else {
+            // Out of descriptors, most likely: some may be free in a moment.
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            continue;
+        };
         drop(socket.set_nodelay(true));
         let shared = Arc::clone(&shared);
         let service = service_fn(move |request| answer(request, side, Arc::clone(&shared)));

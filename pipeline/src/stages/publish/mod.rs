@@ -188,12 +188,6 @@ pub fn build(parameters: &Parameters, access: Access) -> Result<Box<dyn Stage>, 
     if let Some((key, reason)) = odd(&semantics, &operations) {
         return Err(parameters.fault(key, reason));
     }
-    if matches!(target, Target::Hub(_)) && access.token.is_none() && !operations.dry_run {
-        let fault = parameters.fault("to", "publishing to the Hub needs a token, and there is none");
-        return Err(fault.hint(
-            "set HF_TOKEN, or write HF_TOKEN=… in a file .env here; https://huggingface.co/settings/tokens makes one that may write",
-        ));
-    }
     Ok(Box::new(Publish { semantics, operations, target, access }))
 }
 
@@ -306,6 +300,16 @@ impl Stage for Publish {
 
     fn load(&self) -> Load {
         Load::Network(1)
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        let lacks_token =
+            matches!(self.target, Target::Hub(_)) && self.access.token.is_none() && !self.operations.dry_run;
+        lacks_token.then(|| {
+            "publishing to the Hub needs a token, and there is none; set HF_TOKEN, or write HF_TOKEN=… in a file .env here \
+             (https://huggingface.co/settings/tokens makes one that may write)"
+                .to_owned()
+        })
     }
 
     fn accepts(&self, earlier: &Sidecar) -> bool {
