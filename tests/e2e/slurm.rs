@@ -288,21 +288,21 @@ fn jobs_make_what_a_local_run_makes_though_workers_die_and_nodes_leave() {
     let share = |index: &str| {
         processes(&["worker", &folder.to_string_lossy(), "--stage download", &format!("--share {index}/8")])
     };
-    wait_for("a worker", Duration::from_secs(30), || !share("0").is_empty() && !share("2").is_empty());
+    let log = folder.join("download-1_2.log");
+    let said_in_log = |words: &str| std::fs::read_to_string(&log).is_ok_and(|log| log.contains(words));
+    // One that speaks listens to signals, too.
+    wait_for("a worker", Duration::from_secs(30), || !share("0").is_empty() && said_in_log("download"));
+    send("-KILL", &share("0"));
+    cluster.says("scontrol", &["update", "NodeName=n2", "State=DRAIN", "Reason=test"]);
+    // As Slurm sends it; scancel --signal would wait for an answer that a requeued job does not give.
+    send("-USR1", &share("2"));
     let status = cluster.told(&["status", &remote]);
     assert!(status.contains("Slurm job 1, download: ") && status.contains("pending (Dependency)"), "{status}");
     let json: Value = serde_json::from_str(&cluster.told(&["status", &remote, "--json"])).expect("JSON");
     let jobs: BTreeSet<&str> =
         json["jobs"].as_array().expect("jobs").iter().filter_map(|j| j["stage"].as_str()).collect();
     assert_eq!(jobs, BTreeSet::from(["download", "filter", "bucket", "index", "train"]));
-    send("-KILL", &share("0"));
-    cluster.says("scontrol", &["update", "NodeName=n2", "State=DRAIN", "Reason=test"]);
-    // As Slurm sends it; scancel --signal would wait for an answer that a requeued job does not give.
-    send("-USR1", &share("2"));
-    let log = folder.join("download-1_2.log");
-    wait_for("a requeue", Duration::from_secs(20), || {
-        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("The time of job 1_2 ends: it is queued again"))
-    });
+    wait_for("a requeue", Duration::from_secs(20), || said_in_log("The time of job 1_2 ends: it is queued again"));
     assert!(cluster.says("scontrol", &["show", "job", "1_2"]).contains("Restarts=1"));
     cluster.wait_until_empty(&folder);
 

@@ -114,7 +114,7 @@ impl ObjectStore for Connection {
         }
         let cloud = Arc::clone(&self.cloud);
         let listed = self.cloud.store.list(prefix).enumerate().map(move |(n, entry)| {
-            cloud.requests.fetch_add(u64::from(n > 0 && n as u64 % PAGE == 0), Ordering::Relaxed);
+            cloud.requests.fetch_add(u64::from(n > 0 && (n as u64).is_multiple_of(PAGE)), Ordering::Relaxed);
             entry.map(|entry| cloud.aged(entry))
         });
         listed.boxed()

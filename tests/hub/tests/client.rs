@@ -74,7 +74,10 @@ fn the_real_clients_find_all_as_they_expect_it() {
     assert_eq!(statuses, [Some(200), None, Some(200), Some(200)], "the second was sent again");
     let cut: Vec<_> = storage.iter().filter(|asked| asked.path.contains("cut.bin")).collect();
     let ranges: Vec<_> = cut.iter().map(|asked| (asked.range.as_deref(), asked.sent)).collect();
-    assert_eq!(ranges, [(None, (10 << 20) + 70_000), (Some("bytes=10485760-"), 1 << 20)]);
+    // The client keeps whole pieces of 10 MiB. On a busy machine the cut may overtake the one that it had not read yet: then it has
+    // none, and asks for everything again.
+    let again = [(Some("bytes=10485760-"), 1 << 20), (None, 11 << 20)];
+    assert!(ranges.len() == 2 && ranges[0] == (None, (10 << 20) + 70_000) && again.contains(&ranges[1]), "{ranges:?}");
     assert!(asked.iter().any(|asked| asked.path.contains("/tree/") && asked.path.contains("cursor=")));
     assert!(
         asked.iter().all(|asked| asked.status.is_none_or(|status| status < 500)),
