@@ -216,6 +216,8 @@ impl Ledger {
         let all: Vec<String> = self.sidecars.keys().cloned().collect();
         self.write(all.iter())?;
         self.unsaved.clear();
+        // It is a file of this process now, and what replaces that one day must hold as much.
+        self.saved.extend(all);
         self.remove(&replaced)
     }
 

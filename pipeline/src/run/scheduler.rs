@@ -116,6 +116,7 @@ impl<'a> Scheduler<'a> {
 
     /// Takes part in each partition, one after the other.
     pub(super) fn assist(&mut self) -> Result<(), RunError> {
+        self.stop = self.cancel.clone();
         for index in 0..self.plan.stages.len() {
             let wanted: Vec<usize> =
                 self.plan.stages.get(index).map(|stage| stage.wanted().collect()).unwrap_or_default();
