@@ -68,8 +68,12 @@ impl Submit {
         let folder = self.jobs.of(&manifest)?;
         let mut out = std::io::stdout().lock();
         if self.dry_run {
-            for (job, script) in folder.dry_run(&plan, &request)? {
+            let jobs = folder.dry_run(&plan, &request)?;
+            for (job, script) in &jobs {
                 writeln!(out, "# ==> {}.sh\n{script}", job.title())?;
+            }
+            if jobs.is_empty() {
+                writeln!(out, "Nothing to submit: everything is there.")?;
             }
             return Ok(OK);
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::engine::Web;
-use crate::support::{checkpoint, digests, ferrotype, run, text};
+use crate::support::{bucketed, checkpoint, digests, ferrotype, run, text};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
@@ -389,6 +389,16 @@ fn scripts_are_shown_where_there_is_no_slurm() {
         text(&shown.stdout).replace(&folder, "FOLDER").replace(env!("CARGO_BIN_EXE_ferrotype"), "/bin/ferrotype");
     assert_as_recorded(&said);
     assert!(!web.folder.path().join("a work%dir/slurm").exists(), "nothing was written");
+
+    // What is there needs neither jobs nor a Slurm.
+    let pictures = web.folder.path().join("pictures");
+    std::fs::create_dir(&pictures).expect("a folder");
+    let made = bucketed(&pictures, &[(32, 32)], "");
+    assert!(run(&["run", &made, "-q"]).status.success());
+    for arguments in [&["submit", &made][..], &["submit", &made, "--dry-run"]] {
+        let output = nowhere(arguments);
+        assert!(output.status.success() && text(&output.stdout).starts_with("Nothing to submit"), "{output:?}");
+    }
 
     let refused = nowhere(&["submit", &manifest]);
     let words = text(&refused.stderr);

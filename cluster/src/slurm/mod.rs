@@ -127,6 +127,9 @@ impl Folder {
             let jobs: Vec<String> = alive.iter().map(|(job, _)| format!("{} {}", job.title(), job.id)).collect();
             return Err(SlurmError::OtherManifest { jobs: jobs.join(", ") });
         }
+        if plan.is_up_to_date() {
+            return Ok(0);
+        }
         let jobs = jobs::jobs(plan, &alive, command::largest_array()?)?;
         if jobs.is_empty() {
             return Ok(0);
