@@ -11,9 +11,11 @@ READERS := $(CACHE)/readers
 IMAGES_CLIENT := $(CACHE)/images-client
 CAPTION_SERVER := $(CACHE)/caption-server
 DEPLOY  := $(CACHE)/deploy
+# What tests and the linter see of the workspace: all of it, with the cluster's scheduler and executor, which `make build` leaves out.
+ALL     := --workspace --features ferrotype/cluster --release --locked
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium slurm deploy-checks check-deploy bench bench-engine bench-peers bench-buckets bench-merge bench-captions bench-loader bench-train bench-sample
+.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium slurm deploy-checks check-deploy bench bench-engine bench-peers bench-buckets bench-cluster bench-merge bench-captions bench-loader bench-train bench-sample
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
 
@@ -94,17 +96,18 @@ check-deploy: build deploy-checks
 
 test: .cargo/config.toml files readers captions-server images-client chromium slurm deploy-checks
 ifeq ($(NEXTEST),yes)
-	$(CARGO) nextest run --workspace --release --locked
+	$(CARGO) nextest run $(ALL)
 else
-	$(CARGO) test --workspace --release --locked
+	$(CARGO) test $(ALL)
 endif
 
 # The slow tests: every point of a run broken in every way.
 soak: .cargo/config.toml
-	$(CARGO) test --workspace --release --locked soak_ -- --ignored --nocapture
+	$(CARGO) test $(ALL) soak_ -- --ignored --nocapture
 
 lint: .cargo/config.toml
 	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(ALL) --all-targets -- -D warnings
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
 	$(CARGO) clippy --release --locked --no-default-features -- -D warnings
 
@@ -132,6 +135,10 @@ bench-buckets: build $(CACHE)/peers-data/ready
 # The merge of captions beside DuckDB's join of the same files, with the same limit of memory.
 bench-merge: build $(CACHE)/peers-data/ready
 	$(CACHE)/peers-data/bin/python tools/bench_merge.py $(BINARY)
+# A stage made by executors of a Ballista cluster on this machine, beside the same made by one process.
+bench-cluster: .cargo/config.toml $(CACHE)/peers-data/ready
+	$(CARGO) build $(ALL) --all-targets
+	$(CACHE)/peers-data/bin/python tools/bench_cluster.py $(BINARY)
 # What asking a caption server costs the one who asks.
 bench-captions: .cargo/config.toml
 	$(CARGO) bench -p ferrotype-recaption --locked --bench client

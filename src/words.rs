@@ -34,6 +34,11 @@ pub(crate) fn count(n: f64) -> String {
     }
 }
 
+/// 1 task, 8 tasks
+pub(crate) fn of(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +54,7 @@ mod tests {
             [0.44, 59.9, 61.0, 3_700.0, 200_000.0].map(duration),
             ["0.4 s", "59 s", "1 min 01 s", "1 h 01 min", "2 d 7 h"]
         );
+        assert_eq!([0, 1, 2].map(|n| of(n, "task")), ["0 tasks", "1 task", "2 tasks"]);
         assert_eq!([0.0, 12_000.4, 1.18e7, 2.0e9].map(count), ["0", "12000", "11.8 M", "2.0 G"]);
     }
 }

@@ -85,6 +85,19 @@ def parquet(workdir, stage):
     return [f"{place}/{name}" for name in sorted(os.listdir(place)) if name.endswith(".parquet") and "survey" not in name]
 
 
+def write_manifest(manifest, workdir, folder, memory):
+    with open(manifest, "w", encoding="utf-8") as file:
+        file.write(
+            f'[pipeline]\nname = "bench"\nworkdir = "{workdir}"\n'
+            f'[stage.samples]\nuses = "import"\nfiles = "{folder}/samples/*.parquet"\nsource = "x"\ncheck = "header"\n'
+            'columns = { key = "id", image = "image", caption = "alt" }\n'
+            f'[stage.table]\nuses = "import"\nfiles = "{folder}/table/*.parquet"\nsource = "x"\n'
+            'columns = { key = "key", recaption = "recaption", recaption_short = "recaption_short", stem = "key" }\n'
+            '[stage.merge]\nuses = "merge"\nfrom = ["samples", "table"]\ncolumns = ["recaption", "recaption_short"]\n'
+            f'memory = "{memory}"\n'
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", metavar="BINARY", nargs="?", default=f"{CACHE}/target/release/ferrotype")
@@ -100,16 +113,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="bench-merge-", dir=CACHE) as folder:
         make(folder, options.rows)
         workdir, manifest = f"{folder}/work", f"{folder}/merge.toml"
-        with open(manifest, "w", encoding="utf-8") as file:
-            file.write(
-                f'[pipeline]\nname = "bench"\nworkdir = "{workdir}"\n'
-                f'[stage.samples]\nuses = "import"\nfiles = "{folder}/samples/*.parquet"\nsource = "x"\ncheck = "header"\n'
-                'columns = { key = "id", image = "image", caption = "alt" }\n'
-                f'[stage.table]\nuses = "import"\nfiles = "{folder}/table/*.parquet"\nsource = "x"\n'
-                'columns = { key = "key", recaption = "recaption", recaption_short = "recaption_short", stem = "key" }\n'
-                '[stage.merge]\nuses = "merge"\nfrom = ["samples", "table"]\ncolumns = ["recaption", "recaption_short"]\n'
-                f'memory = "{options.memory}"\n'
-            )
+        write_manifest(manifest, workdir, folder, options.memory)
         subprocess.run([binary, "run", manifest, "--until", "samples", "-q"], check=True, stdout=subprocess.DEVNULL)
         subprocess.run([binary, "run", manifest, "--until", "table", "-q"], check=True, stdout=subprocess.DEVNULL)
         target = f"{folder}/duckdb.parquet"

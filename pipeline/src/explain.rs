@@ -14,8 +14,8 @@ use crate::stage::Cancel;
 /// What a stage did with the row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is in this file, at this row, with these values (the image is its size).
-    Kept { file: String, row: u64, values: Vec<(String, String)> },
+    /// It is in this file, at this row, with these values (the image is its size), and with what the stage says of how they came about.
+    Kept { file: String, row: u64, values: Vec<(String, String)>, origin: Vec<(String, String)> },
     /// It was refused; the quarantine says why.
     Refused { reason: String, detail: String },
     /// Nothing of the stage has been made yet.
@@ -64,7 +64,8 @@ fn verdict(stage: &PlannedStage, variant: Option<&str>, key: &str) -> Result<Ver
             if let Some(row) = find(&shard, key)? {
                 let names: Vec<&str> = shard.schema().fields().iter().map(|field| field.name().as_str()).collect();
                 let values = values(&shard.rows_at(&[row], &names)?, &shard)?;
-                return Ok(Verdict::Kept { file: file.file.clone(), row, values });
+                let origin = stage.stage.origin(sidecar);
+                return Ok(Verdict::Kept { file: file.file.clone(), row, values, origin });
             }
         }
         if let Some(file) = &sidecar.quarantine

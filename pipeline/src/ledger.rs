@@ -99,19 +99,31 @@ impl Ledger {
         let paths: Vec<String> = names.iter().map(|name| self.folder.name_of(name)).collect();
         // What is damaged, of another version or gone is no loss: the sidecars say the same.
         let contents = self.folder.workdir().read_all(&paths).unwrap_or_default();
-        let mut new = Vec::new();
+        let mut new: BTreeMap<String, Option<Arc<Sidecar>>> = BTreeMap::new();
         for (name, bytes) in names.into_iter().zip(contents) {
             self.files.insert(name);
             let file =
                 bytes.and_then(|bytes| serde_json::from_slice::<File>(&bytes).ok()).filter(|f| f.format == FORMAT);
             let found = file.into_iter().flat_map(|file| file.sidecars);
             for (name, sidecar) in found.filter(|(name, _)| listed.contains(name)) {
-                if let Entry::Vacant(entry) = self.sidecars.entry(name) {
-                    new.push(Arc::clone(entry.insert(sidecar)));
+                match new.entry(name) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(Some(sidecar));
+                    }
+                    // Of two that differ one was taken back: the record itself says which.
+                    Entry::Occupied(mut entry) => {
+                        if entry.get().as_ref().is_some_and(|known| !is_same(known, &sidecar)) {
+                            entry.insert(None);
+                        }
+                    }
                 }
             }
         }
-        new
+        new.retain(|name, _| !self.sidecars.contains_key(name));
+        let new = new.into_iter().filter_map(|(name, sidecar)| Some((name, sidecar?)));
+        let new: Vec<(String, Arc<Sidecar>)> = new.collect();
+        self.sidecars.extend(new.iter().cloned());
+        new.into_iter().map(|(_, sidecar)| sidecar).collect()
     }
 
     /// A stage's records mostly hold the same parameters: once in memory is enough.
@@ -173,17 +185,45 @@ impl Ledger {
     pub fn retract_incomplete(&mut self) -> Result<usize, ShardError> {
         let incomplete: Vec<String> =
             self.sidecars.iter().filter(|(_, s)| !self.is_complete(s)).map(|(name, _)| name.clone()).collect();
-        for name in &incomplete {
-            self.retract(name)?;
+        if incomplete.is_empty() {
+            return Ok(0);
         }
-        Ok(incomplete.len())
+        // The cache may hold one that has been replaced since.
+        for (name, sidecar) in self.folder.read_all(&incomplete)? {
+            if self.is_complete(&sidecar) {
+                self.sidecars.insert(name, Arc::new(sidecar));
+            }
+        }
+        let mut retracted = 0;
+        for name in &incomplete {
+            if self.sidecars.get(name).is_some_and(|sidecar| !self.is_complete(sidecar)) {
+                self.folder.retract(name)?;
+                self.sidecars.remove(name);
+                retracted += 1;
+            }
+        }
+        self.forget()?;
+        self.unsaved = self.sidecars.keys().cloned().collect();
+        Ok(retracted)
     }
 
     /// Takes one record back.
     pub fn retract(&mut self, name: &str) -> Result<(), ShardError> {
         self.folder.retract(name)?;
         self.sidecars.remove(name);
+        self.forget()?;
+        self.unsaved = self.sidecars.keys().cloned().collect();
         Ok(())
+    }
+
+    /// Removes the cache: before, or as soon as, a record is taken back, since another of its name may come. What is known here stays so,
+    /// and is not saved again.
+    pub fn forget(&mut self) -> Result<(), ShardError> {
+        let listed = self.folder.listing()?.files.into_keys();
+        let files = listed.filter(|name| name.starts_with(PREFIX) && name.ends_with(".json")).collect();
+        self.saved.clear();
+        self.unsaved.clear();
+        self.remove(&files)
     }
 
     /// Writes what no file of the cache holds to one of this process; nothing where all is held.
@@ -246,6 +286,13 @@ impl Ledger {
     }
 }
 
+/// Whether two records of one name are of the same commit.
+pub(crate) fn is_same(a: &Sidecar, b: &Sidecar) -> bool {
+    let made = |sidecar: &Sidecar| (sidecar.finished_at, sidecar.output_digest());
+    let files = |sidecar: &Sidecar| sidecar.data.iter().map(|file| file.file.clone()).collect::<Vec<_>>();
+    made(a) == made(b) && files(a) == files(b)
+}
+
 #[cfg(test)]
 mod tests {
     use shards::storage::Workdir;
@@ -299,6 +346,36 @@ mod tests {
         assert_eq!(read.sidecars().count(), 40);
         read.retract(&sidecar(7).file_name()).unwrap();
         assert_eq!(Ledger::read(folder.clone()).unwrap().sidecars().count(), 39);
+    }
+
+    #[test]
+    fn of_a_record_that_was_made_again_the_cache_does_not_say_what_it_was() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = StageFolder::new(&Workdir::local(place.path()), "s");
+        let again = |at: u64| {
+            let mut again = Sidecar::clone(&sidecar(3));
+            again.finished_at = at;
+            again
+        };
+        let seen = || Ledger::read(folder.clone()).unwrap().sidecars().next().unwrap().finished_at;
+        let mut first = Ledger::read(folder.clone()).unwrap();
+        commit(&mut first, 3);
+        first.save().unwrap();
+        // Another process makes it again, and saves that beside what the first has saved.
+        for at in 1..20 {
+            let mut other = Ledger::read(folder.clone()).unwrap();
+            folder.retract(&sidecar(3).file_name()).unwrap();
+            folder.commit(&again(at)).unwrap();
+            other.add(Arc::new(again(at)));
+            other.save().unwrap();
+            assert_eq!(seen(), at);
+        }
+        // One that ends before it saves anything has forgotten what was there.
+        let mut other = Ledger::read(folder.clone()).unwrap();
+        other.forget().unwrap();
+        folder.retract(&sidecar(3).file_name()).unwrap();
+        folder.commit(&again(99)).unwrap();
+        assert_eq!((seen(), files(&folder)), (99, 0));
     }
 
     #[test]

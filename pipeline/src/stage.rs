@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use datafusion::error::DataFusionError;
+use datafusion::prelude::SessionContext;
 use schemars::Schema;
 use serde_json::Value;
 use shards::ShardError;
@@ -96,6 +98,11 @@ pub trait Stage: Send + Sync {
         Err(StageError::failed(format!("{} has no survey; this is a fault in the program", task.stage)))
     }
 
+    /// Whether its survey is a query that a cluster answers better than one machine ([`Task::queries`]).
+    fn asks_a_cluster(&self) -> bool {
+        false
+    }
+
     /// Whether it also reads the partitions that its inputs were made from, as a training reads the shards behind its index: of
     /// a workdir on a store, this machine's copies of them then stay. It fetches what it needs of others by itself.
     fn reads_through(&self) -> bool {
@@ -122,6 +129,12 @@ pub trait Stage: Send + Sync {
     /// and commits it. `None` for stages that one process makes alone; an error where so many cannot.
     fn leader(&self, _processes: usize) -> Result<Option<usize>, StageError> {
         Ok(None)
+    }
+
+    /// How the values of a partition's rows came about, for the story of one: (what, how). What is the same for all rows of the stage's
+    /// parameters need not be said.
+    fn origin(&self, _partition: &Sidecar) -> Vec<(String, String)> {
+        Vec::new()
     }
 
     /// Whether rows that it refused may pass another time, so that `retry` makes sense.
@@ -305,9 +318,17 @@ pub struct Task<'a> {
     pub on_bad_row: OnBadRow,
     /// Whether this process is one of several that make this partition together. Which one its environment says.
     pub together: bool,
+    /// Machines that answer a survey's queries, where there are some.
+    pub queries: Option<&'a dyn Queries>,
     pub tally: &'a Tally,
     pub events: &'a EventSink,
     pub cancel: &'a Cancel,
+}
+
+/// Machines that answer queries over files which all of them see, at the same paths.
+pub trait Queries: Send + Sync {
+    /// A context whose queries they answer. A file is read by one of them, from its beginning.
+    fn context(&self) -> Result<SessionContext, DataFusionError>;
 }
 
 /// A committed partition of an input stage.
@@ -416,6 +437,15 @@ impl Tally {
         let worst =
             bad.iter().max_by_key(|(_, n)| **n).map(|(reason, n)| format!("{reason}, {n} times")).unwrap_or_default();
         Err(StageError::TooManyBadRows { good, done, success_below: fail_if.success_below, worst })
+    }
+
+    /// Counts the rows of a partition that was made elsewhere.
+    pub fn add(&self, good: u64, bad: &BTreeMap<String, u64>) {
+        self.good(good);
+        let mut counts = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        for (reason, rows) in bad {
+            *counts.entry(reason.clone()).or_default() += rows;
+        }
     }
 
     /// Good rows, and refused rows by reason.

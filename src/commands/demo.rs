@@ -56,7 +56,7 @@ impl Demo {
         sets.extend(self.set.iter().cloned());
         let manifest_read = Source::new(manifest.clone(), sets).read()?;
         let mut plan = Plan::new(&manifest_read, &stages::registry())?;
-        let code = make(&mut plan, manifest_read.notify.as_ref(), &Options::default(), self.watch, &cancel)?;
+        let code = make(None, &mut plan, manifest_read.notify.as_ref(), &Options::default(), self.watch, &cancel)?;
         runtime.block_on(origin.stop());
         runtime.shutdown_background();
 

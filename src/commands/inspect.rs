@@ -89,7 +89,7 @@ impl Explain {
                 Verdict::NotMade => writeln!(out, "{heading} not made yet")?,
                 Verdict::Absent => writeln!(out, "{heading} not there")?,
                 Verdict::Refused { reason, detail } => writeln!(out, "{heading} refused: {reason} ({detail})")?,
-                Verdict::Kept { file, row, values } => {
+                Verdict::Kept { file, row, values, origin } => {
                     writeln!(out, "{heading} kept: {file}, row {row}")?;
                     // What an earlier stage said already is not said again.
                     for (name, value) in values {
@@ -98,6 +98,9 @@ impl Explain {
                             known.retain(|(known, _)| *known != name);
                             known.push((name, value));
                         }
+                    }
+                    for (what, how) in origin {
+                        writeln!(out, "      {what:<16} {how}")?;
                     }
                 }
             }

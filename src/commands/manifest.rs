@@ -9,7 +9,7 @@ use clap::Args;
 use pipeline::manifest::{ByteSize, Manifest, schemas};
 use pipeline::notify::{Endpoint, Message};
 use pipeline::plan;
-use pipeline::run::Options;
+use pipeline::run::{Executor, Options};
 use pipeline::stage::Cancel;
 use serde_json::{Map, Value, json};
 use shards::event::{EventSink, RunOutcome};
@@ -95,6 +95,12 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
+    /// As many as were asked for.
+    #[cfg(feature = "cluster")]
+    pub(super) fn cores(&self) -> Option<usize> {
+        self.cores
+    }
+
     pub(crate) fn options(&self) -> Options {
         let usual = Options::default();
         Options {
@@ -106,8 +112,9 @@ impl Budget {
     }
 }
 
-/// Runs a plan, writes its report and tells whom it may concern; returns the exit code.
+/// Runs a plan, here or where `executor` makes it, writes its report and tells whom it may concern; returns the exit code.
 pub(crate) fn make(
+    executor: Option<&dyn Executor>,
     plan: &mut plan::Plan,
     notify: Option<&Endpoint>,
     options: &Options,
@@ -115,7 +122,7 @@ pub(crate) fn make(
     cancel: &Cancel,
 ) -> Result<u8> {
     let started = Instant::now();
-    let ended = run_and_report(plan, options, &watch::sink(watch.style()), cancel);
+    let ended = run_and_report(executor, plan, options, &watch::sink(watch.style()), cancel);
     if let Some(endpoint) = notify {
         let (outcome, error) = match &ended {
             Ok(outcome) => (*outcome, None),
@@ -134,8 +141,14 @@ pub(crate) fn make(
     })
 }
 
-fn run_and_report(plan: &mut plan::Plan, options: &Options, events: &EventSink, cancel: &Cancel) -> Result<RunOutcome> {
-    let outcome = pipeline::run::run(plan, options, events, cancel)?;
+fn run_and_report(
+    executor: Option<&dyn Executor>,
+    plan: &mut plan::Plan,
+    options: &Options,
+    events: &EventSink,
+    cancel: &Cancel,
+) -> Result<RunOutcome> {
+    let outcome = pipeline::run::run_with(executor, plan, options, events, cancel)?;
     if outcome != RunOutcome::UpToDate || !pipeline::report::path(plan).exists() {
         pipeline::report::write(plan)?;
     }

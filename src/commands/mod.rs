@@ -5,6 +5,8 @@ mod buckets;
 mod caption;
 #[cfg(feature = "pipeline")]
 mod captions;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod completions;
 mod convert;
 #[cfg(feature = "pipeline")]
@@ -76,6 +78,12 @@ enum Command {
     /// Make a part of a manifest's partitions, as one of several workers that a scheduler starts.
     #[cfg(feature = "pipeline")]
     Worker(worker::Worker),
+    /// Be the scheduler of a Ballista cluster, which gives partitions to executors (`run --executor`).
+    #[cfg(feature = "cluster")]
+    Scheduler(cluster::Scheduler),
+    /// Be an executor of a Ballista cluster, which makes partitions of whatever manifest it is asked for.
+    #[cfg(feature = "cluster")]
+    Executor(cluster::Executor),
     /// Write one page about a workdir: counts, refused rows, curves, pictures.
     #[cfg(feature = "pipeline")]
     Report(manifest::Report),
@@ -145,6 +153,10 @@ pub(crate) fn dispatch(arguments: Arguments) -> Result<u8> {
         Command::Retry(retry) => retry.run(),
         #[cfg(feature = "pipeline")]
         Command::Status(status) => status.run(),
+        #[cfg(feature = "cluster")]
+        Command::Scheduler(scheduler) => scheduler.run(),
+        #[cfg(feature = "cluster")]
+        Command::Executor(executor) => executor.run(),
         #[cfg(feature = "pipeline")]
         Command::Report(report) => report.run(),
         #[cfg(feature = "pipeline")]

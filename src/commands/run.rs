@@ -31,6 +31,11 @@ pub(crate) struct Run {
     /// What an hour of this machine costs, for the cost of the whole.
     #[arg(long, value_name = "PRICE", requires = "rehearse")]
     price: Option<f64>,
+    /// Have the partitions made by the executors of a Ballista cluster, which see the same workdir; it is given up to --cores of them
+    /// at a time [256].
+    #[cfg(feature = "cluster")]
+    #[arg(long, value_name = "ballista://HOST:PORT", conflicts_with_all = ["rehearse", "memory"])]
+    executor: Option<cluster::ballista::Address>,
 }
 
 impl Run {
@@ -40,14 +45,19 @@ impl Run {
         let options = self.budget.options();
         let Some(rows) = self.rehearse else {
             let mut plan = plan::Plan::select(&manifest, &stages::registry(), &self.selected.selection())?;
-            return make(&mut plan, manifest.notify.as_ref(), &options, self.watch, &cancel);
+            #[cfg(feature = "cluster")]
+            if let Some(address) = &self.executor {
+                let cluster = self.budget.cluster(address, &self.source, &manifest)?;
+                return make(Some(&cluster), &mut plan, manifest.notify.as_ref(), &options, self.watch, &cancel);
+            }
+            return make(None, &mut plan, manifest.notify.as_ref(), &options, self.watch, &cancel);
         };
         if rows == 0 {
             return Err(Usage("--rehearse 0: expected 1 row or more".to_owned()).into());
         }
         let selection = self.selected.selection();
         let mut rehearsal = plan::Plan::rehearsal(&manifest, &stages::registry(), &selection, rows)?;
-        let code = make(&mut rehearsal, None, &options, self.watch, &cancel)?;
+        let code = make(None, &mut rehearsal, None, &options, self.watch, &cancel)?;
         if rehearsal.is_up_to_date() && self.watch.is_for_people() {
             let whole = plan::Plan::select(&manifest, &stages::registry(), &selection)?;
             extrapolate(&rehearsal, &whole, options.cores, self.price)?;
@@ -133,7 +143,7 @@ impl Retry {
             return Ok(OK);
         }
         let mut plan = plan::Plan::new(&manifest, &stages::registry())?;
-        make(&mut plan, manifest.notify.as_ref(), &self.budget.options(), self.watch, &cancel)
+        make(None, &mut plan, manifest.notify.as_ref(), &self.budget.options(), self.watch, &cancel)
     }
 
     fn stage<'a>(&self, plan: &'a plan::Plan) -> Result<&'a PlannedStage> {

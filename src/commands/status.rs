@@ -16,7 +16,7 @@ use super::submit::JobsFolder;
 use crate::errors::OK;
 use crate::settings::cancelled_by_interrupt;
 use crate::stages;
-use crate::words::duration;
+use crate::words::{self, duration};
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(2);
@@ -113,7 +113,8 @@ fn in_words(plan: &Plan, rows: &[Row], runners: &[Holder], jobs: &Jobs, out: &mu
         let doing = runner.doing.as_object().map(|stages| {
             let stage = |(name, doing): (&String, &Value)| {
                 let number = |key: &str| doing.get(key).and_then(Value::as_u64).unwrap_or(0);
-                format!("{name} ({} partitions under way, {} rows)", number("partitions"), number("rows"))
+                let partitions = words::of(number("partitions") as usize, "partition");
+                format!("{name} ({partitions} under way, {} rows)", number("rows"))
             };
             stages.iter().map(stage).collect::<Vec<_>>().join(", ")
         });

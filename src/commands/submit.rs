@@ -13,6 +13,7 @@ use pipeline::plan;
 use super::manifest::{Selected, Source};
 use crate::errors::OK;
 use crate::stages;
+use crate::words;
 
 /// Where the jobs of a manifest are recorded.
 #[derive(Debug, Args)]
@@ -96,7 +97,9 @@ impl Submit {
 fn in_words(job: &Job, id: u64, numbers: &[u64]) -> String {
     let what = match &job.work {
         Work::Survey => "the survey".to_owned(),
-        Work::Shares { indices, partitions, .. } => format!("{} tasks for {partitions} partitions", indices.len()),
+        Work::Shares { indices, partitions, .. } => {
+            format!("{} for {}", words::of(indices.len(), "task"), words::of(*partitions, "partition"))
+        }
         Work::One => "one partition".to_owned(),
         Work::Together { ranks } => format!("{ranks} processes"),
     };

@@ -123,6 +123,18 @@ fn every_row_is_captioned_or_refused_with_its_reason_and_a_changed_prompt_asks_o
     let (made, refused) = (rows(&manifest, "recaption"), rows(&manifest, "recaption_quarantine"));
     assert_eq!(made.len() + refused.len(), 120, "no row is lost or doubled");
     assert_eq!(refused["alt text number 70"]["reason"], "poisoned");
+    // A row's story names who said what, by which prompt.
+    let key = made.values().next().unwrap()["key"].as_str().unwrap();
+    let story = text(&run(&["explain", &manifest, key]).stdout);
+    let details = &record(&place.path().join("work"))[0]["details"]["captions"];
+    for step in ["long", "short"] {
+        let (model, prompt) =
+            (details[step]["model"].as_str().unwrap(), details[step]["prompt_digest"].as_str().unwrap());
+        assert!(
+            story.contains(&format!("{step} by")) && story.contains(&format!(" {model}, prompt {}\n", &prompt[..8])),
+            "{story}"
+        );
+    }
     let (mut plain, mut of_server) = (0, 0);
     for n in 0..120 {
         let alt = format!("alt text number {n}");

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by panicking, in its helpers too")]
 
 mod bad_input;
+#[cfg(feature = "cluster")]
+mod ballista;
 mod buckets;
 mod captions;
 mod captions_batch;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::engine::Web;
-use crate::support::{bucketed, checkpoint, digests, ferrotype, run, text};
+use crate::support::{bucketed, checkpoint, digests, ferrotype, run, text, wait_for};
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
@@ -31,14 +31,6 @@ fn program(name: &str) -> Option<PathBuf> {
 fn ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
     listeners.map(|listener| listener.local_addr().expect("its number").port())
-}
-
-fn wait_for(what: &str, within: Duration, mut is_due: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !is_due() {
-        assert!(started.elapsed() < within, "{what} did not come within {within:?}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 impl Cluster {
@@ -309,7 +301,7 @@ fn jobs_make_what_a_local_run_makes_though_workers_die_and_nodes_leave() {
     // What followed the task that was killed was given up; the rest is there, and only what is missing is submitted.
     assert_eq!(digests(&workdir, "download").len(), 7, "{}", logs(&folder));
     let again = cluster.told(&["submit", &remote]);
-    assert!(again.starts_with("download: job ") && again.contains(", 1 tasks for 1 partitions"), "{again}");
+    assert!(again.starts_with("download: job ") && again.contains(", 1 task for 1 partition"), "{again}");
     cluster.wait_until_empty(&folder);
     assert!(cluster.told(&["submit", &remote]).contains("Nothing to submit"), "{}", logs(&folder));
     for stage in ["download", "filter", "bucket", "index"] {

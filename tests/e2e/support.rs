@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -87,6 +88,15 @@ pub(crate) fn start_until(mut command: Command, is_due: impl Fn(&serde_json::Val
     // Keep reading, so that the process does not stop at a full pipe.
     std::thread::spawn(move || lines.for_each(drop));
     child
+}
+
+/// Waits until something is so, which must be `within` that time.
+pub(crate) fn wait_for(what: &str, within: Duration, mut is_due: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_due() {
+        assert!(started.elapsed() < within, "{what} did not come within {within:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// All events of a run that must succeed.

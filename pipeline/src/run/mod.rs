@@ -4,10 +4,13 @@
 //! [`shards::lease`]) and takes over what others have committed.
 
 mod copies;
+mod executor;
 mod pool;
 mod scheduler;
 mod stage_run;
+mod tables;
 mod work;
+mod workshop;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +20,9 @@ use shards::lease::Runner;
 
 use crate::plan::{Plan, Share};
 use crate::stage::{Cancel, Law, StageError};
+pub use executor::{Executor, NotMade, Order, Record};
 use scheduler::Scheduler;
+pub use workshop::{Made, OrderError, Workshop};
 
 /// Why a run stopped short.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,9 @@ pub enum RunError {
     Stage { stage: String, partition: String, source: Box<StageError> },
     #[error(transparent)]
     Shard(#[from] shards::ShardError),
+    /// What makes partitions elsewhere failed itself; what is committed is kept.
+    #[error("the cluster")]
+    Cluster(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error(
         "this process was silent for so long that others may have taken over its work on {workdir}; what was committed is kept"
     )]
@@ -76,6 +84,17 @@ fn memory() -> Option<u64> {
 /// Makes whatever `plan` says is missing. Watches `cancel`: then what is under way is ended cleanly and the outcome is
 /// [`RunOutcome::Interrupted`].
 pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Cancel) -> Result<RunOutcome, RunError> {
+    run_with(None, plan, options, events, cancel)
+}
+
+/// [`run`], with partitions made by `executor` where there is one.
+pub fn run_with(
+    executor: Option<&dyn Executor>,
+    plan: &mut Plan,
+    options: &Options,
+    events: &EventSink,
+    cancel: &Cancel,
+) -> Result<RunOutcome, RunError> {
     let started = Instant::now();
     if !plan.obstacles.is_empty() {
         return Err(RunError::Obstructed(plan.obstacles.clone()));
@@ -91,6 +110,9 @@ pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Canc
         stage.ledger.refresh()?;
         // Clear away what dead attempts left, and records whose data is gone.
         stage.ledger.retract_incomplete()?;
+        if stage.force {
+            stage.ledger.forget()?;
+        }
         stage.ledger.compact()?;
         stage.folder.sweep(stage.ledger.sidecars(), || runner.living())?;
     }
@@ -113,7 +135,7 @@ pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Canc
         });
     }
     let mut scheduler = Scheduler::new(plan, options, &runner, events, cancel);
-    let result = scheduler.drive();
+    let result = scheduler.drive(executor);
     let worked = scheduler.worked;
     for stage in &mut plan.stages {
         stage.ledger.save()?;

@@ -9,9 +9,11 @@ use shards::event::{Event, EventSink};
 use shards::lease::{Holder, Runner};
 use shards::sidecar::Sidecar;
 
+use super::executor::Executor;
 use super::pool::Pool;
 use super::stage_run::{StageRun, is_preferred};
-use super::work::{Ended, Message, Work};
+use super::tables::Tables;
+use super::work::{Crew, Ended, Message, Work};
 use super::{Options, RunError};
 use crate::plan::{PartitionState, Plan};
 use crate::stage::{Cancel, Load, Partitioning, StageError};
@@ -34,13 +36,19 @@ pub(super) struct Node {
     pub(super) number: Option<usize>,
 }
 
+/// Who makes what is ready: threads of this process; with a cluster, only what asks that for the most of the work.
+struct Hands<'scope, 'env> {
+    threads: Pool<'scope, 'env>,
+    cluster: Option<Tables<'scope, 'env>>,
+}
+
 pub(super) struct Scheduler<'a> {
     pub(super) plan: &'a mut Plan,
     options: &'a Options,
     runner: &'a Arc<Runner>,
     events: &'a EventSink,
     cancel: &'a Cancel,
-    stages: Vec<StageRun>,
+    pub(super) stages: Vec<StageRun>,
     /// For each stage: who reads from it, and the number that its first partition has there.
     pub(super) readers: Vec<Vec<(usize, usize)>>,
     /// Tells this run's own partitions to stop after an error, without claiming that the user asked for it.
@@ -73,25 +81,30 @@ impl<'a> Scheduler<'a> {
     }
 
     /// Starts and commits partitions until none is left. The first error is kept as nearest the cause; what runs beside it
-    /// is asked to stop, unless the run is to keep going.
-    pub(super) fn drive(&mut self) -> Result<(), RunError> {
+    /// is asked to stop, unless the run is to keep going. An `executor` makes them in place of this process's threads.
+    pub(super) fn drive(&mut self, executor: Option<&dyn Executor>) -> Result<(), RunError> {
         let (sender, done) = sync_channel(4 * COMMITS);
         std::thread::scope(|scope| {
-            let pool = Pool::new(scope, sender);
+            let tables = |executor| Tables::new(scope, executor, Arc::clone(self.runner), sender.clone());
+            let cluster = executor.map(tables);
+            let mut hands = Hands { threads: Pool::new(scope, sender), cluster };
             let (mut ticked, mut looked, mut saved) = (Instant::now(), Instant::now(), Instant::now());
             loop {
                 if self.cancel.is_cancelled() {
                     self.stop.cancel();
                 }
                 if !self.stop.is_cancelled() {
-                    self.start_ready(&pool);
+                    self.start_ready(&mut hands);
+                } else if let Some(tables) = &hands.cluster {
+                    tables.give_up();
                 }
                 self.finish_stages();
                 let waits = !self.stop.is_cancelled() && self.stages.iter().any(|s| !s.elsewhere.is_empty());
-                if !waits && self.stages.iter().all(|s| s.running == 0) {
+                let is_done = hands.cluster.as_ref().is_none_or(Tables::are_done);
+                if is_done && !waits && self.stages.iter().all(|s| s.running == 0) {
                     break;
                 }
-                self.receive(&done);
+                self.receive(&done, &mut hands);
                 if ticked.elapsed() >= TICK {
                     ticked = Instant::now();
                     self.tick();
@@ -100,14 +113,16 @@ impl<'a> Scheduler<'a> {
                     looked = Instant::now();
                     self.look_elsewhere();
                 }
+                if let Some(tables) = &mut hands.cluster {
+                    self.look_at_tables(tables);
+                }
                 if saved.elapsed() >= SAVE {
                     saved = Instant::now();
                     // A ledger that cannot be written is no loss; a disk that is full will say so where it matters.
                     self.plan.stages.iter_mut().for_each(|stage| drop(stage.ledger.save()));
                 }
                 if self.runner.is_lost() {
-                    self.fail(RunError::LeaseLost { workdir: self.plan.workdir.to_string() });
-                    self.stop.cancel();
+                    self.abort(RunError::LeaseLost { workdir: self.plan.workdir.to_string() });
                 }
             }
         });
@@ -137,7 +152,7 @@ impl<'a> Scheduler<'a> {
     }
 
     /// Takes in what threads report: waits a little for the first, then takes what is there.
-    fn receive(&mut self, done: &Receiver<Message>) {
+    fn receive(&mut self, done: &Receiver<Message>, hands: &mut Hands) {
         let mut next = done.recv_timeout(TICK).ok();
         while let Some(message) = next {
             match message {
@@ -147,28 +162,43 @@ impl<'a> Scheduler<'a> {
                     }
                 }
                 Message::Done(node, result) => self.settle(node, result),
+                Message::Table(number, result) => {
+                    if let Some(tables) = &mut hands.cluster {
+                        self.end_table(tables, number, result);
+                    }
+                }
             }
             next = done.try_recv().ok();
         }
     }
 
-    fn fail(&mut self, error: RunError) {
+    pub(super) fn fail(&mut self, error: RunError) {
         self.first_error.get_or_insert(error);
     }
 
     /// Starts every partition whose inputs are committed and for which there is room. Later stages come first, so that
     /// partitions flow through instead of piling up.
-    fn start_ready(&mut self, pool: &Pool) {
+    fn start_ready(&mut self, hands: &mut Hands) {
         let mut look_again = true;
         while std::mem::take(&mut look_again) {
             for index in (0..self.plan.stages.len()).rev() {
-                while self.has_room(index)
+                while self.has_room(index, hands)
                     && let Some(number) = self.stages.get_mut(index).and_then(|s| s.ready.pop_front())
                 {
                     let node = Node { stage: index, number };
-                    if let Some(work) = self.work(node) {
+                    if let Some(mut work) = self.work(node) {
                         self.note_start(node);
-                        pool.start(work);
+                        match &mut hands.cluster {
+                            Some(tables) if self.is_for_one(node) => {
+                                let survey = self.plan.stages.get(index).and_then(|s| s.survey.as_ref()?.sidecar());
+                                tables.add(node, work.order(survey.map(AsRef::as_ref)));
+                            }
+                            Some(tables) => {
+                                work.queries = tables.queries();
+                                hands.threads.start(work);
+                            }
+                            None => hands.threads.start(work),
+                        }
                     } else {
                         // It was there, so what reads it may be ready now.
                         look_again = true;
@@ -176,12 +206,25 @@ impl<'a> Scheduler<'a> {
                 }
             }
         }
+        if let Some(tables) = &mut hands.cluster {
+            tables.send(self.options.keep_going);
+        }
     }
 
-    fn has_room(&self, index: usize) -> bool {
+    /// Whether one machine of a cluster makes it, and not all of them together by answering this one's queries. Those read files, at
+    /// paths that are the same everywhere.
+    fn is_for_one(&self, node: Node) -> bool {
+        let asks = self.plan.stages.get(node.stage).is_some_and(|stage| stage.stage.asks_a_cluster());
+        node.number.is_some() || !asks || self.plan.workdir.is_remote()
+    }
+
+    fn has_room(&self, index: usize, hands: &Hands) -> bool {
         let (Some(stage), Some(run)) = (self.plan.stages.get(index), self.stages.get(index)) else { return false };
         if run.ready.is_empty() || stage.concurrency.is_some_and(|most| run.running >= most) {
             return false;
+        }
+        if let Some(tables) = &hands.cluster {
+            return tables.have_room();
         }
         let (mut cores, mut committing, mut memory) = (0, 0, 0);
         for (stage, run) in self.plan.stages.iter().zip(&self.stages) {
@@ -215,29 +258,11 @@ impl<'a> Scheduler<'a> {
             self.there(node, sidecar);
             return None;
         }
-        let fingerprint = stage.fingerprint(&made.digests);
         let tally = self.stages.get(node.stage).map(|run| Arc::clone(&run.tally)).unwrap_or_default();
-        Some(Work {
-            node,
-            stage_name: stage.name.clone(),
-            kind: stage.kind.clone(),
-            partition: partition.name.clone(),
-            stage: Arc::clone(&stage.stage),
-            semantics: Arc::clone(&stage.semantics),
-            folder: stage.folder.clone(),
-            partitions: stage.partitions.len(),
-            memory: stage.memory,
-            on_bad_row: stage.on_bad_row,
-            tally,
-            made,
-            retry: node.number.and_then(|number| stage.retry_list(number)).cloned(),
-            fingerprint,
-            force: stage.force,
-            together: self.options.together,
-            runner: Arc::clone(self.runner),
-            events: self.events.clone(),
-            cancel: self.stop.clone(),
-        })
+        let together = self.options.together;
+        let crew =
+            Crew { tally, together, queries: None, runner: self.runner, events: self.events, cancel: &self.stop };
+        Work::new(self.plan, node, made, crew)
     }
 
     fn note_start(&mut self, node: Node) {
@@ -248,13 +273,13 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    fn names(&self, node: Node) -> Option<(String, String)> {
+    pub(super) fn names(&self, node: Node) -> Option<(String, String)> {
         let stage = self.plan.stages.get(node.stage)?;
         Some((stage.name.clone(), stage.partition(node.number)?.name.clone()))
     }
 
     /// Takes in the end of a partition.
-    fn settle(&mut self, node: Node, result: Result<Ended, StageError>) {
+    pub(super) fn settle(&mut self, node: Node, result: Result<Ended, StageError>) {
         if let Some(run) = self.stages.get_mut(node.stage) {
             run.running -= 1;
         }
@@ -284,6 +309,12 @@ impl<'a> Scheduler<'a> {
                 }
             }
         }
+    }
+
+    /// Ends the run, whatever it was told to go on with.
+    pub(super) fn abort(&mut self, error: RunError) {
+        self.fail(error);
+        self.stop.cancel();
     }
 
     /// A partition is there now, whoever made it: whoever waits for it has one reason less to.

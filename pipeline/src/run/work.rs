@@ -11,17 +11,20 @@ use shards::event::{Event, EventSink};
 use shards::lease::{Claim, Holder, Runner};
 use shards::sidecar::{FORMAT, Sidecar};
 
+use super::executor::{NotMade, Order, Record};
 use super::scheduler::Node;
 use crate::manifest::OnBadRow;
-use crate::plan::Made;
+use crate::plan::{Made, Plan};
 use crate::retry::RetryList;
-use crate::stage::{Cancel, Law, Outcome, Stage, StageError, Tally, Task};
+use crate::stage::{Cancel, Input, Law, Outcome, Queries, Stage, StageError, Tally, Task};
 
 /// What a thread reports of its work.
 pub(super) enum Message {
     /// Its share of the machine is free again; the commit goes on.
     Computed(Node),
     Done(Node, Result<Ended, StageError>),
+    /// A cluster is done with the table of this number.
+    Table(usize, Result<(), NotMade>),
 }
 
 /// How a partition ended that did not fail.
@@ -31,6 +34,16 @@ pub(super) enum Ended {
     Found(Arc<Sidecar>),
     /// Another run is making it.
     Elsewhere(Holder),
+}
+
+impl Ended {
+    /// The record, where there is one.
+    pub(super) fn sidecar(&self) -> Option<&Sidecar> {
+        match self {
+            Self::Made(sidecar) | Self::Found(sidecar) => Some(sidecar),
+            Self::Elsewhere(_) => None,
+        }
+    }
 }
 
 /// What a thread needs to make a partition, independent of the plan.
@@ -54,12 +67,74 @@ pub(super) struct Work {
     pub(super) force: bool,
     /// Whether other processes make it together with this one.
     pub(super) together: bool,
+    /// Machines that answer its survey's queries.
+    pub(super) queries: Option<Arc<dyn Queries>>,
     pub(super) runner: Arc<Runner>,
     pub(super) events: EventSink,
     pub(super) cancel: Cancel,
 }
 
+/// Who makes a partition, and who hears of it.
+pub(super) struct Crew<'a> {
+    pub(super) tally: Arc<Tally>,
+    pub(super) together: bool,
+    pub(super) queries: Option<Arc<dyn Queries>>,
+    pub(super) runner: &'a Arc<Runner>,
+    pub(super) events: &'a EventSink,
+    pub(super) cancel: &'a Cancel,
+}
+
 impl Work {
+    /// `None` where the plan has no such partition.
+    pub(super) fn new(plan: &Plan, node: Node, made: Made, crew: Crew) -> Option<Self> {
+        let stage = plan.stages.get(node.stage)?;
+        let partition = stage.partition(node.number)?;
+        let Crew { tally, together, queries, runner, events, cancel } = crew;
+        Some(Self {
+            node,
+            stage_name: stage.name.clone(),
+            kind: stage.kind.clone(),
+            partition: partition.name.clone(),
+            stage: Arc::clone(&stage.stage),
+            semantics: Arc::clone(&stage.semantics),
+            folder: stage.folder.clone(),
+            partitions: stage.partitions.len(),
+            memory: stage.memory,
+            on_bad_row: stage.on_bad_row,
+            tally,
+            fingerprint: stage.fingerprint(&made.digests),
+            made,
+            retry: node.number.and_then(|number| stage.retry_list(number)).cloned(),
+            force: stage.force,
+            together,
+            queries,
+            runner: Arc::clone(runner),
+            events: events.clone(),
+            cancel: cancel.clone(),
+        })
+    }
+
+    /// The same, as another process is told of it. `survey` is the record of the stage's survey.
+    pub(super) fn order(&self, survey: Option<&Sidecar>) -> Order {
+        let record = |input: &Input| Record { stage: input.stage.clone(), file: input.sidecar.file_name() };
+        Order {
+            stage: self.stage_name.clone(),
+            partition: self.partition.clone(),
+            fingerprint: self.fingerprint,
+            inputs: self.made.inputs.iter().map(record).collect(),
+            survey: survey.filter(|_| self.made.survey.is_some()).map(Sidecar::file_name),
+            force: self.force,
+        }
+    }
+
+    /// The files that it reads, within the workdir.
+    pub(super) fn names_of_inputs(&self) -> Vec<String> {
+        let of = |input: &Input| -> Vec<String> {
+            input.sidecar.data.iter().map(|file| input.folder.name_of(&file.file)).collect()
+        };
+        self.made.inputs.iter().flat_map(of).collect()
+    }
+
     pub(super) fn run(self, done: &SyncSender<Message>) {
         let node = self.node;
         let mut computing = true;
@@ -68,13 +143,19 @@ impl Work {
                 let _ = done.send(Message::Computed(node));
             }
         };
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(&mut computed)))
-            .unwrap_or_else(|_panic| Err(StageError::failed("the stage panicked; this is a fault in the program")));
+        let result = self.make_or_panic(&mut computed);
         computed();
         drop(self);
         let _ = done.send(Message::Done(node, result));
     }
 
+    /// [`Self::make`], of which a panic is a failure.
+    pub(super) fn make_or_panic(&self, computed: &mut impl FnMut()) -> Result<Ended, StageError> {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(computed)))
+            .unwrap_or_else(|_panic| Err(StageError::failed("the stage panicked; this is a fault in the program")))
+    }
+
+    /// `computed` hears when its share of the machine is free again.
     fn make(&self, computed: &mut impl FnMut()) -> Result<Ended, StageError> {
         let started = Instant::now();
         if let Some(sidecar) = self.already_there()? {
@@ -132,6 +213,7 @@ impl Work {
             memory: self.memory,
             on_bad_row: self.on_bad_row,
             together: self.together,
+            queries: self.queries.as_deref(),
             tally: &self.tally,
             events: &self.events,
             cancel: &self.cancel,

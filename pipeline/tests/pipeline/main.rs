@@ -4,6 +4,7 @@
 
 mod bucket;
 mod dedup;
+mod executors;
 mod export;
 mod extract;
 mod faults;

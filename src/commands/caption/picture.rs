@@ -9,7 +9,7 @@ use recaption::job::{Caption, Captioned, RowEnd, Source};
 use recaption::trial::{Answer, Tried};
 use serde_json::{Value, json};
 
-use crate::words::{duration, size};
+use crate::words::{duration, of, size};
 
 /// One picture, tried.
 pub(super) struct Picture {
@@ -148,10 +148,11 @@ fn step_in_words(text: &mut String, name: &str, caption: &Caption, answers: &[An
 
 /// `2 answers, 1.8 s, 1224 prompt and 29 completion tokens, 16.1 tokens/s`
 pub(super) fn cost(answers: usize, tokens: Tokens, seconds: f64) -> String {
-    let plural = if answers == 1 { "" } else { "s" };
     let mut text = format!(
-        "{answers} answer{plural}, {seconds:.2} s, {} prompt and {} completion tokens",
-        tokens.prompt_tokens, tokens.completion_tokens
+        "{}, {seconds:.2} s, {} prompt and {} completion tokens",
+        of(answers, "answer"),
+        tokens.prompt_tokens,
+        tokens.completion_tokens
     );
     if let Some(rate) = rate(tokens, seconds) {
         let _ = write!(text, ", {rate:.1} tokens/s");

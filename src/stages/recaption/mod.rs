@@ -21,6 +21,7 @@ use pipeline::manifest::{Diagnostics, Manifest, StageTable, property_names, sche
 use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 use schemars::schema_for;
 use serde_json::Value;
+use shards::sidecar::Sidecar;
 
 use self::captioners::Captioners;
 use self::parameters::Parameters;
@@ -96,6 +97,10 @@ impl Stage for RecaptionStage {
 
     fn load(&self) -> Load {
         Load::Network(PARTITIONS)
+    }
+
+    fn origin(&self, partition: &Sidecar) -> Vec<(String, String)> {
+        summary::origin(partition)
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {

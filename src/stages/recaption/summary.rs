@@ -3,6 +3,7 @@
 use recaption::checks::Kind;
 use recaption::job::{Job, StepTally, Tally};
 use serde_json::{Map, Value, json};
+use shards::sidecar::Sidecar;
 
 use super::parameters::Recaption;
 
@@ -29,6 +30,18 @@ pub(super) fn details(recaption: &Recaption, job: &Job, tally: &Tally) -> Value 
         details.insert(name.to_owned(), of_step);
     }
     Value::Object(details)
+}
+
+/// Which model answered which prompt: `long by`, `LLaVA 1.6, prompt 5b0e7f31`.
+pub(super) fn origin(partition: &Sidecar) -> Vec<(String, String)> {
+    let steps = partition.details.get(CAPTIONS).and_then(Value::as_object);
+    let origin = steps.into_iter().flatten().filter_map(|(step, said)| {
+        let (model, prompt) = (said.get("model")?.as_str()?, said.get("prompt_digest")?.as_str()?);
+        let prompt = prompt.get(..8).unwrap_or(prompt);
+        let how = if model == PASSED_ON { model.to_owned() } else { format!("{model}, prompt {prompt}") };
+        Some((format!("{step} by"), how))
+    });
+    origin.collect()
 }
 
 /// What happened to rows that passed, as the report counts it: "long: refusal", "short: fell back".

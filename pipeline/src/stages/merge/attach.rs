@@ -9,7 +9,8 @@ use shards::reader::Shard;
 use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 
-use super::join::{HAS_MATCH, key_of};
+use super::files::HAS_MATCH;
+use super::join::key_of;
 use super::{Merge, MergeError, Unmatched};
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{MATCHED, Outcome, StageError, Task, UNMATCHED};

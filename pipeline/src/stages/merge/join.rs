@@ -25,47 +25,50 @@ use datafusion::physical_plan::streaming::PartitionStream;
 use datafusion::prelude::SessionContext;
 use futures::StreamExt;
 use shards::reader::Shard;
-use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 
-use super::{Joined, MEMORY, MergeError};
-use crate::stage::{Input, MATCHED, Outcome, StageError, Task};
+use super::files::Files;
+use super::{Joined, MEMORY, MergeError, distributed};
+use crate::stage::{Input, Outcome, StageError, Task};
 use crate::stages::sql::select::{session, spilled};
 use crate::stages::sql::table::Table;
 
-/// In the survey's files: whether the table names the row.
-pub(super) const HAS_MATCH: &str = "__ferrotype_matched";
-/// Rows of a survey's file that are written together.
+/// Rows of a shard that are read together.
 const ROWS: usize = 8192;
 
-const KEY: &str = "__ferrotype_key";
-const SAMPLE_PART: &str = "__ferrotype_sample_part";
-const SAMPLE_ROW: &str = "__ferrotype_sample_row";
-const PART: &str = "__ferrotype_part";
-const ROW: &str = "__ferrotype_row";
+pub(super) const KEY: &str = "__ferrotype_key";
+pub(super) const SAMPLE_PART: &str = "__ferrotype_sample_part";
+pub(super) const SAMPLE_ROW: &str = "__ferrotype_sample_row";
+pub(super) const PART: &str = "__ferrotype_part";
+pub(super) const ROW: &str = "__ferrotype_row";
 /// Whether the table's row before has the same key.
 const AGAIN: &str = "__ferrotype_again";
-
-/// The schema of the survey's files.
-fn survey_schema(joined: &Joined) -> SchemaRef {
-    let taken = joined.taken.iter().map(|taken| Field::new(&taken.name, taken.kind.clone(), true));
-    Arc::new(Schema::new(
-        std::iter::once(Field::new(HAS_MATCH, DataType::Boolean, false)).chain(taken).collect::<Vec<_>>(),
-    ))
-}
 
 pub(super) fn survey(joined: &Joined, samples: &[Input], table: &[Input], task: &Task) -> Result<Outcome, StageError> {
     let memory = task.memory.unwrap_or(MEMORY);
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
         .build()
         .map_err(|error| StageError::failed(format!("a join cannot be started: {error}")))?;
-    runtime.block_on(run(joined, samples, table, memory, task)).map_err(|fault| match fault {
+    let outcome = match task.queries {
+        Some(queries) => runtime.block_on(distributed::run(joined, samples, table, queries, task)),
+        None => runtime.block_on(run(joined, samples, table, memory, task)),
+    };
+    let mut outcome = outcome.map_err(|fault| match fault {
         Fault::Stage(error) => error,
         Fault::Join(error) => in_words(error, memory),
-    })
+    })?;
+    let of_table: u64 = table.iter().map(|input| input.sidecar.rows_out).sum();
+    let used = outcome.observed.remove(USED).unwrap_or(0);
+    outcome.details.insert("rows_of_the_table".to_owned(), of_table.into());
+    outcome.details.insert("rows_of_the_table_without_a_sample".to_owned(), of_table.saturating_sub(used).into());
+    Ok(outcome)
 }
 
-enum Fault {
+/// Where a join leaves how many rows of the table belong to a sample.
+pub(super) const USED: &str = "used";
+
+pub(super) enum Fault {
     Stage(StageError),
     Join(DataFusionError),
 }
@@ -122,7 +125,7 @@ async fn run(
             mapping: execute_stream(Arc::clone(&mapping_plan), context.task_ctx())?,
             table: TableReader::new(joined, table),
             schema: beside_schema(joined),
-            names: Names { inputs: table.iter().map(Input::name).collect() },
+            names: Names::new(table),
             last: None,
         })),
         used: Arc::default(),
@@ -142,10 +145,7 @@ async fn run(
         files.take(&batch?)?;
     }
     let mut outcome = files.finish()?;
-    let of_table: u64 = table.iter().map(|input| input.sidecar.rows_out).sum();
-    let used = *used.lock().unwrap_or_else(PoisonError::into_inner);
-    outcome.details.insert("rows_of_the_table".to_owned(), of_table.into());
-    outcome.details.insert("rows_of_the_table_without_a_sample".to_owned(), of_table.saturating_sub(used).into());
+    outcome.observed.insert(USED.to_owned(), *used.lock().unwrap_or_else(PoisonError::into_inner));
     let bytes = spilled(plan.as_ref()) + spilled(mapping_plan.as_ref());
     outcome.details.insert("spilled_bytes".to_owned(), bytes.into());
     Ok(outcome)
@@ -175,7 +175,7 @@ async fn mapping(
 }
 
 /// What is sorted by the samples' rows: their places, and what the table says.
-fn beside_schema(joined: &Joined) -> SchemaRef {
+pub(super) fn beside_schema(joined: &Joined) -> SchemaRef {
     let places = [Field::new(SAMPLE_PART, DataType::UInt32, false), Field::new(SAMPLE_ROW, DataType::UInt64, false)];
     let taken = joined.taken.iter().map(|taken| Field::new(&taken.name, taken.kind.clone(), true));
     Arc::new(Schema::new(places.into_iter().chain(taken).collect::<Vec<_>>()))
@@ -222,12 +222,16 @@ impl PartitionStream for Beside {
 }
 
 /// How partitions of the table are called.
-struct Names {
+pub(super) struct Names {
     inputs: Vec<String>,
 }
 
 impl Names {
-    fn place(&self, (part, row): (u32, u64)) -> String {
+    pub(super) fn new(table: &[Input]) -> Self {
+        Self { inputs: table.iter().map(Input::name).collect() }
+    }
+
+    pub(super) fn place(&self, (part, row): (u32, u64)) -> String {
         let part = self.inputs.get(part as usize).map_or("?", String::as_str);
         format!("row {row} of {part}")
     }
@@ -372,130 +376,11 @@ impl TableReader {
     }
 }
 
-/// The survey's files, one for each partition of samples.
-struct Files<'a> {
-    joined: &'a Joined,
-    schema: SchemaRef,
-    task: &'a Task<'a>,
-    /// Rows of each partition.
-    rows: Vec<u64>,
-    open: Option<(ShardWriter, u64)>,
-    outcome: Outcome,
-    matched: u64,
-}
-
-impl<'a> Files<'a> {
-    fn new(joined: &'a Joined, samples: &[Input], task: &'a Task<'a>) -> Self {
-        let rows = samples.iter().map(|input| input.sidecar.data.iter().map(|file| file.rows).sum()).collect();
-        Self { joined, schema: survey_schema(joined), task, rows, open: None, outcome: Outcome::default(), matched: 0 }
-    }
-
-    /// Takes in rows that are sorted by partition and row.
-    fn take(&mut self, batch: &RecordBatch) -> Result<(), Fault> {
-        let parts: &UInt32Array = typed(batch, SAMPLE_PART)?;
-        let rows: &UInt64Array = typed(batch, SAMPLE_ROW)?;
-        self.matched += batch.num_rows() as u64;
-        let mut start = 0;
-        for of_part in parts.values().chunk_by(|a, b| a == b) {
-            let part = of_part.first().copied().unwrap_or_default() as usize;
-            while self.outcome.data.len() < part {
-                self.finish_file()?;
-            }
-            let places = rows.values().iter().enumerate().skip(start).take(of_part.len());
-            self.write(batch, places.map(|(at, row)| (*row, at as u64)))?;
-            start += of_part.len();
-        }
-        Ok(())
-    }
-
-    /// Writes rows of the open file up to the last of `places`: numbers of rows, each with where in `batch` it is.
-    fn write(&mut self, batch: &RecordBatch, places: impl Iterator<Item = (u64, u64)>) -> Result<(), StageError> {
-        let mut indices: Vec<Option<u64>> = Vec::with_capacity(ROWS);
-        let mut next = self.writer()?.1;
-        for (row, at) in places {
-            while next < row {
-                indices.push(None);
-                next += 1;
-                if indices.len() >= ROWS {
-                    self.put(batch, &mut indices)?;
-                }
-            }
-            if next > row {
-                return Err(lost("the order of the samples"));
-            }
-            indices.push(Some(at));
-            next += 1;
-            if indices.len() >= ROWS {
-                self.put(batch, &mut indices)?;
-            }
-        }
-        self.put(batch, &mut indices)
-    }
-
-    /// Writes the rows of `batch` at `indices`, empty ones where there is none.
-    fn put(&mut self, batch: &RecordBatch, indices: &mut Vec<Option<u64>>) -> Result<(), StageError> {
-        if indices.is_empty() {
-            return Ok(());
-        }
-        let has_match: BooleanArray = indices.iter().map(|index| Some(index.is_some())).collect();
-        let places = UInt64Array::from(std::mem::take(indices));
-        let mut arrays: Vec<ArrayRef> = vec![Arc::new(has_match)];
-        for taken in &self.joined.taken {
-            let column = batch.column_by_name(&taken.name).ok_or_else(|| lost(&taken.name))?;
-            arrays.push(take(column, &places, None).map_err(StageError::failed)?);
-        }
-        let rows = RecordBatch::try_new(Arc::clone(&self.schema), arrays).map_err(StageError::failed)?;
-        let (writer, next) = self.writer()?;
-        writer.write(&rows)?;
-        *next += rows.num_rows() as u64;
-        Ok(())
-    }
-
-    fn writer(&mut self) -> Result<&mut (ShardWriter, u64), StageError> {
-        let open = match self.open.take() {
-            Some(open) => open,
-            None => (ShardWriter::create(&self.task.attempt.numbered(self.outcome.data.len()), &self.schema)?, 0),
-        };
-        Ok(self.open.insert(open))
-    }
-
-    /// Fills the open file up to the rows of its partition, and ends it.
-    fn finish_file(&mut self) -> Result<(), StageError> {
-        self.task.check_cancelled()?;
-        let rows = self.rows.get(self.outcome.data.len()).copied().unwrap_or(0);
-        let nothing = RecordBatch::new_empty(beside_schema(self.joined));
-        let mut next = self.writer()?.1;
-        while next < rows {
-            let mut indices = vec![None; usize::try_from(rows - next).unwrap_or(ROWS).min(ROWS)];
-            next += indices.len() as u64;
-            self.put(&nothing, &mut indices)?;
-        }
-        if let Some((writer, _)) = self.open.take() {
-            let file = writer.finish()?;
-            if file.rows != rows {
-                return Err(lost("a row of the samples"));
-            }
-            self.outcome.rows_in += file.rows;
-            self.outcome.data.push(file);
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Outcome, StageError> {
-        while self.outcome.data.len() < self.rows.len() {
-            self.finish_file()?;
-        }
-        self.outcome.rows_out = self.outcome.rows_in;
-        self.outcome.observed.insert(MATCHED.to_owned(), self.matched);
-        Ok(self.outcome)
-    }
-}
-
-fn lost(what: &str) -> StageError {
+pub(super) fn lost(what: &str) -> StageError {
     StageError::failed(format!("{what} got lost in the join; this is a fault in the program"))
 }
 
-fn typed<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, StageError> {
+pub(super) fn typed<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a A, StageError> {
     let array = batch.column_by_name(name).and_then(|array| array.as_any().downcast_ref::<A>());
     array.ok_or_else(|| lost(name))
 }

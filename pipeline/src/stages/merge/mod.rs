@@ -5,12 +5,15 @@
 //! - stale when: a parameter or its own input changed, or what the table says of its rows
 //! - law: in = matched + unmatched; with `unmatched = "drop"` the latter are refused (`unmatched`)
 //!
-//! A survey joins keys with keys and then orders the table's columns as the samples lie ([`join`]); each partition attaches its own.
+//! A survey joins keys with keys and then orders the table's columns as the samples lie ([`join`]; with a cluster, [`distributed`]);
+//! each partition attaches its own.
 //! No image enters the join. Both keep to the stage's `memory` (1 GB unless the manifest says otherwise) and spill the rest to
 //! the folder for temporary files (`TMPDIR`). A sample has at most one row of the table: a key that is there twice is an error. Several
 //! samples may have the same row (names of classes).
 
 mod attach;
+mod distributed;
+mod files;
 mod join;
 
 use std::collections::BTreeMap;
@@ -239,6 +242,10 @@ impl Stage for Merge {
 
     fn law(&self) -> Law {
         Law::Joins
+    }
+
+    fn asks_a_cluster(&self) -> bool {
+        true
     }
 
     fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
