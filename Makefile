@@ -15,9 +15,15 @@ DEPLOY  := $(CACHE)/deploy
 ALL     := --workspace --features ferrotype/cluster --release --locked
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: build demo test soak lint libtorch assembler peers files readers captions-server images-client chromium slurm deploy-checks check-deploy bench bench-engine bench-peers bench-buckets bench-cluster bench-merge bench-captions bench-loader bench-train bench-sample
+.PHONY: build install demo test soak lint libtorch assembler peers files readers captions-server images-client chromium slurm deploy-checks check-deploy bench bench-engine bench-peers bench-buckets bench-cluster bench-merge bench-captions bench-loader bench-train bench-sample
 build: .cargo/config.toml
 	$(CARGO) build --release --locked
+
+# The program, and beside it the library by which it calls libtorch (which stays where it is, or is found by LD_LIBRARY_PATH).
+PREFIX ?= $(HOME)/.local
+install: build
+	install -D $(BINARY) $(PREFIX)/bin/ferrotype
+	sed -n 's/^FERROTYPE_TORCH = "\(.*\)"/\1/p' .cargo/config.toml | xargs -r -I{} install {} $(PREFIX)/bin
 
 # An existing LIBTORCH is honoured; otherwise the CPU libraries are fetched once into the user's cache.
 libtorch: $(LIBTORCH)/build-version
@@ -34,12 +40,13 @@ assembler:
 	$(INSTALL) || { echo "please install$$missing (libjpeg-turbo is built with them)"; exit 1; }
 
 # Written anew whenever the places change, so that plain `cargo build` finds libtorch and the shared target directory.
-.cargo/config.toml: $(LIBTORCH)/build-version Makefile | assembler
-	@mkdir -p .cargo
-	@printf '%s\n' '# Written by make; not committed.' \
-	  '[env]' 'LIBTORCH = "$(LIBTORCH)"' 'LIBTORCH_BYPASS_VERSION_CHECK = "1"' \
+.cargo/config.toml: $(LIBTORCH)/build-version Makefile tools/lazy_torch.py | assembler
+	@mkdir -p .cargo && rm -f $@
+	@$(PYTHON) tools/lazy_torch.py $(LIBTORCH) $(CACHE)/torch > .cargo/lazy_torch
+	@{ printf '%s\n' '# Written by make; not committed.' \
 	  '[build]' 'target-dir = "$(CARGO_TARGET_DIR)"' \
-	  'rustflags = ["-C", "link-arg=-Wl,-rpath,$(LIBTORCH)/lib"]' > $@
+	  'rustflags = ["-C", "link-arg=-Wl,-rpath,$(LIBTORCH)/lib"]' \
+	  '[env]' 'LIBTORCH = "$(LIBTORCH)"' 'LIBTORCH_BYPASS_VERSION_CHECK = "1"'; cat .cargo/lazy_torch; } > $@
 
 # With CAPTIONS=1 a small language model rewrites its captions, on a llama.cpp server that lives as long as the demo runs.
 demo: build $(if $(CAPTIONS),files captions-server)

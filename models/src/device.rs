@@ -1,9 +1,10 @@
-//! Where tensors live: the CPU, or a GPU whose half of libtorch is loaded while the program runs.
+//! Where tensors live: the CPU, or a GPU; and libtorch, which is loaded while the program runs.
 //!
-//! One binary serves both. It is linked to libtorch's CPU half alone; where the libtorch that is in use has a CUDA half beside it, that
-//! is loaded when a device is first asked for, and registers itself.
+//! One binary serves both. It knows libtorch's CPU half alone, and loads that at its first call (`tools/lazy_torch.py`) or when a device
+//! is first asked for, whichever comes first; where the libtorch that is in use has a CUDA half beside it, that is loaded when a device
+//! is asked for, and registers itself.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -13,19 +14,45 @@ use tch::{Cuda, Device, Kind};
 /// Devices that one machine may be asked for.
 const MOST_DEVICES: usize = 1024;
 
-/// Loads libtorch's CUDA half, once, where it lies beside the CPU half. The error says why it could not be loaded; not to have one is
-/// none.
+/// Loads libtorch, once, where the program is not linked to it already, and its CUDA half where it lies beside the CPU half. The error
+/// says why it could not be loaded; not to have a CUDA half is none.
 pub fn prepare() -> Result<(), String> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     LOADED.get_or_init(load).clone()
 }
 
 fn load() -> Result<(), String> {
+    load_torch()?;
     let beside = library("libtorch_cpu.so").and_then(|cpu| Some(cpu.parent()?.join("libtorch_cuda.so")));
     let Some(path) = beside.filter(|path| path.exists() && library("libtorch_cuda.so").is_none()) else {
         return Ok(());
     };
     open(&path).map_err(|reason| format!("{} cannot be loaded: {reason}", path.display()))
+}
+
+/// Loads libtorch's CPU half. A call of one of its functions would do so, too, but end the process where it fails.
+///
+/// # Errors
+/// Why it cannot be loaded.
+#[allow(unsafe_code, reason = "functions of C")]
+pub fn load_torch() -> Result<(), String> {
+    unsafe extern "C" {
+        /// Of the library that `tools/lazy_torch.py` makes.
+        fn ferrotype_torch_open() -> *const c_char;
+    }
+    // Without that, the program is linked to libtorch and runs it already.
+    if const { option_env!("FERROTYPE_TORCH").is_none() } {
+        return Ok(());
+    }
+    // SAFETY: it takes nothing, may be called from any thread, and returns null or a C string that is never changed or freed.
+    let reason = unsafe {
+        let reason = ferrotype_torch_open();
+        if reason.is_null() {
+            return Ok(());
+        }
+        CStr::from_ptr(reason).to_string_lossy()
+    };
+    Err(format!("libtorch cannot be loaded: {reason}"))
 }
 
 #[allow(unsafe_code, reason = "loading a library runs its initialisers")]
@@ -72,6 +99,7 @@ pub fn named(name: Option<&str>, usual: usize) -> Result<Device, String> {
     let wanted =
         name.map(|name| parse(name).ok_or_else(|| format!("{name:?}: expected \"cpu\", \"cuda\" or \"cuda:N\"")));
     let wanted = wanted.transpose()?;
+    load_torch().map_err(|reason| format!("{reason}; `ferrotype doctor` says what to do"))?;
     if wanted == Some(Device::Cpu) {
         return Ok(Device::Cpu);
     }
@@ -107,6 +135,7 @@ mod tests {
                     7f02-7f03 rw-p 00000000 00:00 0                   [heap]\n";
         assert_eq!(library_in(maps, "libtorch_cpu.so").unwrap(), Path::new("/opt/a folder/lib/libtorch_cpu.so"));
         assert_eq!(library_in(maps, "libtorch_cuda.so"), None);
+        load_torch().unwrap();
         assert!(library("libtorch_cpu.so").is_some(), "this process runs it");
     }
 

@@ -1,14 +1,12 @@
-//! A Ballista cluster of processes on this machine: executors that are killed, that leave, that see another workdir, that fail; and a
-//! join that all of them make. What comes out is what a local run makes.
+//! A Ballista cluster of processes on this machine: executors that are killed, that leave, that see another workdir, that fail; and
+//! queries that all of them answer. What comes out is what a local run makes.
+
+mod queries;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray, UInt64Array};
-use parquet::arrow::ArrowWriter;
 
 use crate::engine::Web;
 use crate::store::Store;
@@ -377,124 +375,4 @@ fn a_cluster_of_two_machines_makes_partitions() {
         assert_eq!(digests(&here.path().join("work"), stage), digests(&locally, stage), "{stage}");
     }
     assert_eq!(digests(&locally, "bucket").len(), 8);
-}
-
-/// A picture of one pixel.
-fn pixel() -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image::RgbImage::new(1, 1).write_to(&mut bytes, image::ImageFormat::Png).expect("a picture");
-    bytes.into_inner()
-}
-
-fn parquet(path: &Path, columns: Vec<(&str, ArrayRef)>) {
-    let batch = RecordBatch::try_from_iter(columns).expect("columns");
-    let file = std::fs::File::create(path).expect("a file");
-    let mut writer = ArrowWriter::try_new(file, batch.schema(), None).expect("a writer");
-    writer.write(&batch).expect("rows");
-    writer.close().expect("a file");
-}
-
-/// So many samples and a table with a row for three of four of them, and one for none; each in `files` files. Samples have numbers
-/// for keys, the table texts; two samples of each hundred share one.
-fn to_merge(folder: &Path, rows: u64, files: u64) -> String {
-    let pixel = pixel();
-    for name in ["samples", "table"] {
-        std::fs::create_dir(folder.join(name)).expect("a folder");
-    }
-    let per_file = rows / files;
-    for file in 0..files {
-        let numbers = || file * per_file..(file + 1) * per_file;
-        let ids: ArrayRef = Arc::new(UInt64Array::from_iter_values(numbers().map(|n| {
-            let n = n * 7919 % rows;
-            if n % 100 == 99 { n - 1 } else { n }
-        })));
-        let images: ArrayRef = Arc::new(BinaryArray::from_iter_values(numbers().map(|_| &pixel)));
-        let alts: ArrayRef = Arc::new(StringArray::from_iter_values(numbers().map(|n| format!("alt {n}"))));
-        parquet(
-            &folder.join(format!("samples/{file:03}.parquet")),
-            vec![("id", ids), ("image", images), ("alt", alts)],
-        );
-        let named = || numbers().map(|n| n * 104_729 % rows).map(|n| if n % 4 == 0 { n + rows } else { n });
-        let keys: ArrayRef = Arc::new(StringArray::from_iter_values(named().map(|n| n.to_string())));
-        let words = |n: u64| format!("a long caption, of picture {n}, {}", "x".repeat(n as usize % 90));
-        let texts: StringArray = named().map(|n| (n % 7 > 0).then(|| words(n))).collect();
-        let texts: ArrayRef = Arc::new(texts);
-        let numbers: ArrayRef = Arc::new(UInt64Array::from_iter_values(named().map(|n| n % 13)));
-        let columns = vec![("name", keys), ("re \"caption\"", texts), ("score", numbers)];
-        parquet(&folder.join(format!("table/{file:03}.parquet")), columns);
-    }
-    let manifest = folder.join("merge.toml");
-    let text = format!(
-        "[pipeline]\nname = \"merge\"\nworkdir = \"{0}/work\"\n\
-         [stage.samples]\nuses = \"import\"\nfiles = \"{0}/samples/*.parquet\"\nsource = \"x\"\ncheck = \"header\"\n\
-         columns = {{ key = \"id\", image = \"image\", caption = \"alt\", id = \"id\" }}\n\
-         [stage.table]\nuses = \"import\"\nfiles = \"{0}/table/*.parquet\"\nsource = \"x\"\n\
-         columns = {{ name = \"name\", text = 're \"caption\"', score = \"score\" }}\n\
-         [stage.merge]\nuses = \"merge\"\nfrom = [\"samples\", \"table\"]\non = {{ id = \"name\" }}\n\
-         columns = {{ recaption = \"text\", 'a \"score\"' = \"score\" }}\nfallback = {{ recaption = \"caption\" }}\n",
-        folder.display()
-    );
-    std::fs::write(&manifest, text).expect("a manifest");
-    manifest.to_string_lossy().into_owned()
-}
-
-/// What the survey of a merge says of itself.
-fn survey(workdir: &Path) -> serde_json::Value {
-    let folder = workdir.join("stages/merge");
-    let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-    let names = std::fs::read_dir(&folder).expect("a stage").map(|entry| name(entry.expect("a listing")));
-    let mut records = names.filter(|name| name.starts_with("part-survey.") && name.ends_with(".json"));
-    let record = records.next().expect("a survey");
-    serde_json::from_slice(&std::fs::read(folder.join(record)).expect("a record")).expect("JSON")
-}
-
-fn a_cluster_joins_what_one_machine_joins(rows: u64, files: u64) {
-    let here = folder();
-    let manifest = to_merge(here.path(), rows, files);
-    let locally = here.path().join("local");
-    let started = Instant::now();
-    let local = run(&["run", &manifest, "-q", "--set", &format!("pipeline.workdir=\"{}\"", locally.display())]);
-    succeeds(&local);
-    eprintln!("{rows} rows here: {:.1} s", started.elapsed().as_secs_f64());
-    let (_scheduler, address) = scheduler(&[]);
-    let _executors = [executor(&address, here.path()), executor(&address, here.path())];
-    let started = Instant::now();
-    succeeds(&run_on(&address, &manifest, &["-q"]));
-    eprintln!("{rows} rows by two executors: {:.1} s", started.elapsed().as_secs_f64());
-    let workdir = here.path().join("work");
-    assert_eq!(digests(&workdir, "merge"), digests(&locally, "merge"));
-    let [mut remote, mut local] = [survey(&workdir), survey(&locally)];
-    assert_eq!(remote["details"]["distributed"], true);
-    for survey in [&mut remote, &mut local] {
-        let details = survey["details"].as_object_mut().expect("details");
-        details.retain(|name, _| name.starts_with("rows_"));
-    }
-    assert_eq!((&remote["details"], &remote["observed"]), (&local["details"], &local["observed"]));
-    assert!(remote["observed"]["matched"].as_u64() > Some(rows / 2));
-    assert!(text(&run(&["verify", &manifest]).stdout).contains("all as recorded"));
-}
-
-#[test]
-fn a_cluster_joins_thousands_of_rows() {
-    a_cluster_joins_what_one_machine_joins(9000, 3);
-}
-
-#[test]
-#[ignore = "slow: two million rows on either side; run by `make soak`"]
-fn soak_a_cluster_joins_millions_of_rows() {
-    a_cluster_joins_what_one_machine_joins(2_000_000, 20);
-}
-
-#[test]
-fn a_key_that_a_table_has_twice_is_named_by_a_cluster_too() {
-    let here = folder();
-    let manifest = to_merge(here.path(), 40, 2);
-    std::fs::copy(here.path().join("table/000.parquet"), here.path().join("table/001.parquet")).expect("a copy");
-    let (_scheduler, address) = scheduler(&[]);
-    let _executor = executor(&address, here.path());
-    let refused = run_on(&address, &manifest, &[]);
-    let words = text(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1), "{words}");
-    assert!(words.contains("twice, in row ") && words.contains(" of table/part-00000 and row "), "{words}");
-    assert!(words.contains(" of table/part-00001; a sample can have one row of it"), "{words}");
 }

@@ -15,6 +15,11 @@ pub(super) fn open<'a>(inputs: impl IntoIterator<Item = &'a Input>) -> Result<Ve
     inputs.into_iter().flat_map(Input::files).map(|file| Ok(Shard::open(&file)?)).collect()
 }
 
+/// Rows of all these inputs.
+pub(super) fn of(inputs: &[Input]) -> u64 {
+    inputs.iter().flat_map(|input| &input.sidecar.data).map(|file| file.rows).sum()
+}
+
 /// How many rows they have together.
 pub(super) fn count(shards: &[Shard]) -> usize {
     shards.iter().map(|shard| shard.rows() as usize).sum()

@@ -9,35 +9,42 @@ use super::Finding;
 
 /// The libtorch that this binary is built against, without its patch number.
 const BUILT_FOR: &str = "2.11";
+const TORCH: &str = "libtorch";
 const NCCL: &str = "libnccl.so.2";
 
 pub(super) fn look() -> Vec<Finding> {
-    let libtorch = device::library("libtorch_cpu.so");
+    if let Err(reason) = device::load_torch() {
+        // Nothing of it can be called.
+        let advice = format!(
+            "keep libferrotype_torch.so beside the program, and point LD_LIBRARY_PATH at the lib folder of a libtorch {BUILT_FOR}"
+        );
+        return vec![Finding::problem(TORCH, reason, advice), nccl(None, 0)];
+    }
     let prepared = device::prepare();
+    let libtorch = device::library("libtorch_cpu.so");
     let devices = Cuda::device_count();
     vec![torch(libtorch.as_deref()), cuda(libtorch.as_deref(), prepared, devices), nccl(libtorch.as_deref(), devices)]
 }
 
 fn torch(library: Option<&Path>) -> Finding {
-    const CHECK: &str = "libtorch";
     let place = library.map_or_else(String::new, |library| format!(", from {}", library.display()));
     let version = library.and_then(version_of);
     let named = version.clone().unwrap_or_else(|| "of unknown version".to_owned());
     if let Err(reason) = compute() {
         let found = format!("{named}{place}, but a small computation failed: {reason}");
         return Finding::problem(
-            CHECK,
+            TORCH,
             found,
             format!("use a libtorch {BUILT_FOR}: `make libtorch`, or LD_LIBRARY_PATH"),
         );
     }
     match version {
         Some(version) if !version.starts_with(BUILT_FOR) => Finding::problem(
-            CHECK,
+            TORCH,
             format!("{version}{place}; this binary is built for {BUILT_FOR}"),
             format!("point LD_LIBRARY_PATH at the lib folder of a libtorch {BUILT_FOR}, or unset it"),
         ),
-        _ => Finding::ok(CHECK, format!("{named}{place}; a small computation comes out right")),
+        _ => Finding::ok(TORCH, format!("{named}{place}; a small computation comes out right")),
     }
 }
 

@@ -14,29 +14,29 @@
 //! largest such, else it is kept. So every dropped picture is close to its kept one itself: no chain of small steps leads from
 //! one picture to another. Pictures that cannot be decoded, or whose hash says nothing (a blank page), are kept.
 //!
-//! The survey reads all partitions in parallel and remembers about 40 bytes a row (digest or hash, size, where the key ends,
+//! With a cluster, exact duplicates are found by one query that it answers ([`distributed`]), where every row has its sha256 recorded.
+//! Otherwise the survey reads all partitions in parallel and remembers about 40 bytes a row (digest or hash, size, where the key ends,
 //! and its place in the order of comparison) and the text of its key; `perceptual` another 32 bytes for each different hash,
 //! and 16 for each kept one and band, of which there are distance + 1.
 
+mod distributed;
 mod near;
 mod pictures;
 
 use std::cmp::Reverse;
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{BooleanArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use rayon::prelude::*;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use shards::sidecar::DataFile;
-use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 
 use self::pictures::{Pictures, Place};
 use super::rows;
+use super::survey_file::{ROWS, SurveyFile};
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Cancel, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
@@ -125,9 +125,18 @@ impl Stage for Dedup {
         Law::RowWise
     }
 
+    fn asks_a_cluster(&self) -> bool {
+        self.by == By::Exact
+    }
+
     fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
         match self.by {
             By::Exact => {
+                if let Some(queries) = task.queries
+                    && let Some(found) = distributed::survey(task, queries)?
+                {
+                    return Ok(found);
+                }
                 let pictures = pictures::digests(task.inputs, task.cancel)?;
                 let found = exact(&pictures);
                 leave(&pictures, found, 0, task)
@@ -235,38 +244,86 @@ fn leave<M>(
     task: &Task,
 ) -> Result<Outcome, StageError> {
     found.sort_unstable_by_key(|duplicate| Reverse(duplicate.row));
-    let rows_in = pictures.len() as u64;
-    let mut outcome = Outcome { rows_in, rows_out: rows_in - found.len() as u64, ..Outcome::default() };
+    let mut list = List::new(task);
+    // They come off the end, in ascending order.
+    while let Some(Duplicate { row, kept, distance }) = found.pop() {
+        list.add(row.part as usize, u64::from(row.row), pictures.key(kept), distance)?;
+    }
+    let mut outcome = list.finish()?;
     if not_compared > 0 {
         outcome.observed.insert("not compared".to_owned(), not_compared);
-    }
-    for n in 0..task.inputs.len() {
-        task.check_cancelled()?;
-        // They come off the end, in ascending order.
-        let mut here = Vec::new();
-        while let Some(duplicate) = found.pop_if(|duplicate| duplicate.row.part as usize == n) {
-            here.push(duplicate);
-        }
-        outcome.data.push(write(&task.attempt.numbered(n), &here, pictures)?);
     }
     Ok(outcome)
 }
 
-fn write<M>(path: &Path, rows: &[Duplicate], pictures: &Pictures<M>) -> Result<DataFile, StageError> {
-    let schema = Arc::new(Schema::new(vec![
-        Field::new(rows::ROW, DataType::UInt64, false),
-        Field::new(KEPT, DataType::Utf8, false),
-        Field::new(DISTANCE, DataType::UInt32, false),
-    ]));
-    let batch = RecordBatch::try_new(
-        Arc::clone(&schema),
-        vec![
-            Arc::new(UInt64Array::from_iter_values(rows.iter().map(|d| u64::from(d.row.row)))),
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|d| pictures.key(d.kept)))),
-            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|d| d.distance))),
-        ],
-    );
-    let mut writer = ShardWriter::create(path, &schema)?;
-    writer.write(&batch.map_err(ShardError::arrow(path))?)?;
-    Ok(writer.finish()?)
+/// The rows to drop as they are written, a file for each input. They come in their order.
+struct List<'a> {
+    task: &'a Task<'a>,
+    schema: SchemaRef,
+    outcome: Outcome,
+    open: Option<SurveyFile>,
+    /// What has come of the open file and is not in it.
+    rows: Vec<u64>,
+    kept: Vec<String>,
+    distances: Vec<u32>,
+    listed: u64,
+}
+
+impl<'a> List<'a> {
+    fn new(task: &'a Task<'a>) -> Self {
+        let schema = Arc::new(Schema::new(vec![
+            Field::new(rows::ROW, DataType::UInt64, false),
+            Field::new(KEPT, DataType::Utf8, false),
+            Field::new(DISTANCE, DataType::UInt32, false),
+        ]));
+        let outcome = Outcome::default();
+        Self { task, schema, outcome, open: None, rows: vec![], kept: vec![], distances: vec![], listed: 0 }
+    }
+
+    fn add(&mut self, part: usize, row: u64, kept: &str, distance: u32) -> Result<(), StageError> {
+        while self.outcome.data.len() < part {
+            self.finish_file()?;
+        }
+        self.rows.push(row);
+        self.kept.push(kept.to_owned());
+        self.distances.push(distance);
+        self.listed += 1;
+        if self.rows.len() < ROWS { Ok(()) } else { self.write() }
+    }
+
+    /// Writes what has come, opens the file if need be.
+    fn write(&mut self) -> Result<(), StageError> {
+        let path = self.task.attempt.numbered(self.outcome.data.len());
+        let file = match self.open.take() {
+            Some(file) => file,
+            None => SurveyFile::create(&path, &self.schema)?,
+        };
+        let batch = RecordBatch::try_new(
+            Arc::clone(&self.schema),
+            vec![
+                Arc::new(UInt64Array::from(std::mem::take(&mut self.rows))),
+                Arc::new(StringArray::from(std::mem::take(&mut self.kept))),
+                Arc::new(UInt32Array::from(std::mem::take(&mut self.distances))),
+            ],
+        );
+        self.open.insert(file).take(batch.map_err(ShardError::arrow(&path))?)
+    }
+
+    fn finish_file(&mut self) -> Result<(), StageError> {
+        self.task.check_cancelled()?;
+        self.write()?;
+        if let Some(file) = self.open.take() {
+            self.outcome.data.push(file.finish()?);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Outcome, StageError> {
+        while self.outcome.data.len() < self.task.inputs.len() {
+            self.finish_file()?;
+        }
+        self.outcome.rows_in = rows::of(self.task.inputs);
+        self.outcome.rows_out = self.outcome.rows_in.saturating_sub(self.listed);
+        Ok(self.outcome)
+    }
 }

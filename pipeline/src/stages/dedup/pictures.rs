@@ -18,6 +18,8 @@ use picture::{NOTHING, decode, perceptual_hash};
 
 /// Larger images are not decoded, as in `bucket`.
 const MOST_PIXELS: u64 = 100_000_000;
+/// Sides that are said to be longer count as this, so that an area is a number of 64 bits.
+pub(super) const LONGEST_SIDE: u64 = u32::MAX as u64;
 /// Rows whose images are in memory together.
 const BATCH: usize = 64;
 
@@ -51,10 +53,6 @@ impl<M> Default for Part<M> {
 }
 
 impl<M> Pictures<M> {
-    pub(super) fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.marks.len()).sum()
-    }
-
     /// All rows, in order.
     pub(super) fn places(&self) -> Vec<Place> {
         let of = |(part, rows): (u32, &Part<M>)| (0..rows.marks.len() as u32).map(move |row| Place { part, row });
@@ -189,7 +187,8 @@ impl<M> Part<M> {
             return Err(StageError::failed(format!("{} has more rows than can be compared", shard.path().display())));
         }
         let (widths, heights) = (sides(shard, batch, columns::WIDTH)?, sides(shard, batch, columns::HEIGHT)?);
-        let area = |(width, height): (Option<u64>, Option<u64>)| width.unwrap_or(0).saturating_mul(height.unwrap_or(0));
+        let side = |side: Option<u64>| side.unwrap_or(0).min(LONGEST_SIDE);
+        let area = |(width, height)| side(width) * side(height);
         self.areas.extend(widths.iter().zip(&heights).map(area));
         Ok(())
     }

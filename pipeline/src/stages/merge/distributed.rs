@@ -6,23 +6,20 @@
 //!   table's shards: key, place, columns ─── by hash of the key ─┘
 //! ```
 //!
-//! A row's place is its number in its shard, which is counted where the shard is read. No image is read, and none travels.
+//! No image is read, and none travels.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
-use datafusion::error::DataFusionError;
-use datafusion::logical_expr::{LogicalPlan, Union};
-use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionContext};
 use futures::StreamExt;
 
 use super::files::Files;
 use super::join::{Fault, KEY, Names, PART, ROW, SAMPLE_PART, SAMPLE_ROW, USED, beside_schema, lost, typed};
 use super::{Joined, MergeError};
 use crate::stage::{Input, Outcome, Queries, StageError, Task};
+use crate::stages::distributed::{quoted, register};
 
 /// Of a row of the table: the place of the row before it that has its key.
 const BEFORE: [&str; 2] = ["__ferrotype_before_part", "__ferrotype_before_row"];
@@ -40,8 +37,8 @@ pub(super) async fn run(
     let key = |name: &str| format!("CAST({} AS VARCHAR) AS {KEY}", quoted(name));
     let mut columns = vec![key(&joined.on[1])];
     columns.extend(joined.taken.iter().map(|taken| format!("{} AS {}", quoted(&taken.of_table), quoted(&taken.name))));
-    if !rows(&context, "samples", samples, &[key(&joined.on[0])], [SAMPLE_PART, SAMPLE_ROW]).await?
-        || !rows(&context, "lines", table, &columns, [PART, ROW]).await?
+    if !register(&context, "samples", samples, &[key(&joined.on[0])], [SAMPLE_PART, SAMPLE_ROW]).await?
+        || !register(&context, "lines", table, &columns, [PART, ROW]).await?
     {
         return Ok(Files::new(joined, samples, task).finish()?);
     }
@@ -83,47 +80,6 @@ pub(super) async fn run(
     Ok(outcome)
 }
 
-/// Registers a table of these columns of all inputs' rows, with their partitions' numbers and their own; returns whether there is one.
-async fn rows(
-    context: &SessionContext,
-    name: &str,
-    inputs: &[Input],
-    columns: &[String],
-    [part_name, row_name]: [&str; 2],
-) -> Result<bool, Fault> {
-    let columns = columns.join(", ");
-    let mut parts = Vec::new();
-    for (part, input) in inputs.iter().enumerate() {
-        let mut first = 0;
-        for (file, path) in input.sidecar.data.iter().zip(input.files()) {
-            if file.rows > 0 {
-                let shard = format!("{name}_{}", parts.len());
-                register(context, &shard, &path).await?;
-                // A shard is read by one task from its first row on, so that the numbers are those of its rows.
-                let query = format!(
-                    "SELECT {columns}, CAST({part} AS INT UNSIGNED) AS {part_name}, \
-                       CAST({first} + row_number() OVER () - 1 AS BIGINT UNSIGNED) AS {row_name} FROM {shard}"
-                );
-                parts.push(Arc::new(context.sql(&query).await?.into_unoptimized_plan()));
-            }
-            first += file.rows;
-        }
-    }
-    let state = context.state();
-    let plan = match parts.as_slice() {
-        [] => return Ok(false),
-        [one] => LogicalPlan::clone(one),
-        _ => LogicalPlan::Union(Union::try_new_with_loose_types(parts)?),
-    };
-    context.register_table(name, DataFrame::new(state, plan).into_view())?;
-    Ok(true)
-}
-
-async fn register(context: &SessionContext, name: &str, path: &Path) -> Result<(), DataFusionError> {
-    let path = std::path::absolute(path)?;
-    context.register_parquet(name, path.to_string_lossy(), ParquetReadOptions::default()).await
-}
-
 /// The error for a key that the table has twice.
 fn twice(batch: &RecordBatch, names: &Names) -> Result<Option<MergeError>, StageError> {
     let (parts, rows): (&UInt32Array, &UInt64Array) = (typed(batch, PART)?, typed(batch, ROW)?);
@@ -135,9 +91,4 @@ fn twice(batch: &RecordBatch, names: &Names) -> Result<Option<MergeError>, Stage
     let key = key.as_any().downcast_ref::<StringArray>().map(|key| key.value(0).to_owned()).unwrap_or_default();
     let first = names.place((before_parts.value(row), before_rows.value(row)));
     Ok(Some(MergeError::Twice { key, first, second: names.place((parts.value(row), rows.value(row))) }))
-}
-
-/// A name as SQL takes it.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

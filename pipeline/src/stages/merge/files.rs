@@ -3,19 +3,16 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, UInt32Array, UInt64Array};
-use arrow::compute::{BatchCoalescer, take};
+use arrow::compute::take;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use shards::sidecar::DataFile;
-use shards::writer::ShardWriter;
 
 use super::Joined;
 use super::join::{Fault, SAMPLE_PART, SAMPLE_ROW, beside_schema, lost, typed};
 use crate::stage::{Input, MATCHED, Outcome, StageError, Task};
+use crate::stages::survey_file::{ROWS, SurveyFile};
 
 /// Whether the table names the row.
 pub(super) const HAS_MATCH: &str = "__ferrotype_matched";
-/// Rows that are written together.
-const ROWS: usize = 8192;
 
 /// The schema of the survey's files.
 fn survey_schema(joined: &Joined) -> SchemaRef {
@@ -39,33 +36,9 @@ pub(super) struct Files<'a> {
 
 /// The file that is being written.
 struct Open {
-    writer: ShardWriter,
-    /// What has come and not been written: batches of one size, whatever their sizes are here, so that a file's bytes depend on
-    /// its rows only.
-    waiting: BatchCoalescer,
+    file: SurveyFile,
     /// The number of the row that comes next.
     next: u64,
-}
-
-impl Open {
-    fn take(&mut self, rows: RecordBatch) -> Result<(), StageError> {
-        self.next += rows.num_rows() as u64;
-        self.waiting.push_batch(rows).map_err(StageError::failed)?;
-        self.write()
-    }
-
-    fn write(&mut self) -> Result<(), StageError> {
-        while let Some(batch) = self.waiting.next_completed_batch() {
-            self.writer.write(&batch)?;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<DataFile, StageError> {
-        self.waiting.finish_buffered_batch().map_err(StageError::failed)?;
-        self.write()?;
-        Ok(self.writer.finish()?)
-    }
 }
 
 impl<'a> Files<'a> {
@@ -129,15 +102,16 @@ impl<'a> Files<'a> {
             arrays.push(take(column, &places, None).map_err(StageError::failed)?);
         }
         let rows = RecordBatch::try_new(Arc::clone(&self.schema), arrays).map_err(StageError::failed)?;
-        self.open()?.take(rows)
+        let open = self.open()?;
+        open.next += rows.num_rows() as u64;
+        open.file.take(rows)
     }
 
     fn open(&mut self) -> Result<&mut Open, StageError> {
         let open = match self.open.take() {
             Some(open) => open,
             None => Open {
-                writer: ShardWriter::create(&self.task.attempt.numbered(self.outcome.data.len()), &self.schema)?,
-                waiting: BatchCoalescer::new(Arc::clone(&self.schema), ROWS),
+                file: SurveyFile::create(&self.task.attempt.numbered(self.outcome.data.len()), &self.schema)?,
                 next: 0,
             },
         };
@@ -156,7 +130,7 @@ impl<'a> Files<'a> {
             self.put(&nothing, &mut indices)?;
         }
         if let Some(open) = self.open.take() {
-            let file = open.finish()?;
+            let file = open.file.finish()?;
             if file.rows != rows {
                 return Err(lost("a row of the samples"));
             }

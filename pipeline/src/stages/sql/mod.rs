@@ -14,7 +14,12 @@
 //! joins, subqueries, window functions) runs once, over the metadata of all partitions, in a survey. It keeps to the stage's
 //! `memory` (1 GB unless the manifest says otherwise) and spills the rest to the folder for temporary files (`TMPDIR`). Where an
 //! ORDER BY leaves ties open, memory may decide them: end it with the key.
+//!
+//! With a cluster, the survey is a query that it answers ([`distributed`]), if it comes to the same in whichever order rows are met
+//! ([`order`]).
 
+mod distributed;
+mod order;
 pub(super) mod select;
 mod statement;
 pub(super) mod table;
@@ -35,6 +40,7 @@ use self::select::{IMAGE_PLACE, Located, PLACE, select};
 use self::statement::Reach;
 use self::table::Table;
 use super::rows;
+use super::survey_file::SurveyFile;
 use crate::stage::{Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
 /// Bytes of memory for a query where the manifest does not say.
@@ -78,8 +84,12 @@ impl Stage for Sql {
     fn partitioning(&self) -> Partitioning {
         match self.reach {
             Reach::Row => Partitioning::EachInput,
-            Reach::Whole => Partitioning::Surveyed,
+            Reach::AnyOrder | Reach::Whole => Partitioning::Surveyed,
         }
+    }
+
+    fn asks_a_cluster(&self) -> bool {
+        self.reach == Reach::AnyOrder
     }
 
     fn law(&self) -> Law {
@@ -87,45 +97,55 @@ impl Stage for Sql {
     }
 
     fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
-        let mut writer: Option<(usize, ShardWriter)> = None;
+        let mut open: Option<(usize, SurveyFile)> = None;
         let mut files: Vec<Option<DataFile>> = vec![None; task.inputs.len()];
-        let mut finish = |writer: Option<(usize, ShardWriter)>| -> Result<(), StageError> {
-            if let Some((part, writer)) = writer
-                && let Some(file) = files.get_mut(part)
+        let mut finish = |open: Option<(usize, SurveyFile)>| -> Result<(), StageError> {
+            if let Some((part, file)) = open
+                && let Some(place) = files.get_mut(part)
             {
-                *file = Some(writer.finish()?);
+                *place = Some(file.finish()?);
             }
             Ok(())
         };
         let table = Table::of(task.inputs)?;
-        let done = select(&self.parameters.query, &table, memory(task), task.cancel, |Located { part, rows }| {
-            if writer.as_ref().is_none_or(|(at, _)| *at != part) {
-                finish(writer.take())?;
-                writer = Some((part, ShardWriter::create(&task.attempt.numbered(part), &rows.schema())?));
+        let each = |Located { part, rows }: Located| {
+            let file = match open.take() {
+                Some((at, file)) if at == part => file,
+                before => {
+                    finish(before)?;
+                    SurveyFile::create(&task.attempt.numbered(part), &rows.schema())?
+                }
+            };
+            open.insert((part, file)).1.take(rows)
+        };
+        let query = &self.parameters.query;
+        let done = match task.queries {
+            Some(queries) if rows::of(task.inputs) > 0 => {
+                distributed::select(query, &table, task.inputs, queries, task.cancel, each)
             }
-            if let Some((_, writer)) = &mut writer {
-                writer.write(&rows)?;
-            }
-            Ok(())
-        })?;
-        finish(writer.take())?;
-        let mut outcome = Outcome { rows_in: rows_of(task), ..Outcome::default() };
+            _ => select(query, &table, memory(task), task.cancel, each),
+        }?;
+        finish(open.take())?;
+        let mut outcome = Outcome { rows_in: rows::of(task.inputs), ..Outcome::default() };
         for (part, file) in files.into_iter().enumerate() {
             let file = match file {
                 Some(file) => file,
-                None => ShardWriter::create(&task.attempt.numbered(part), &done.schema)?.finish()?,
+                None => SurveyFile::create(&task.attempt.numbered(part), &done.schema)?.finish()?,
             };
             outcome.rows_out += file.rows;
             outcome.data.push(file);
         }
-        outcome.details.insert("spilled_bytes".to_owned(), done.spilled.into());
+        match done.spilled {
+            Some(bytes) => outcome.details.insert("spilled_bytes".to_owned(), bytes.into()),
+            None => outcome.details.insert("distributed".to_owned(), true.into()),
+        };
         Ok(outcome)
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
         let shards = rows::open(task.inputs)?;
         let (schema, batches) = match self.reach {
-            Reach::Whole => {
+            Reach::AnyOrder | Reach::Whole => {
                 let survey = rows::survey(task)?;
                 let batches = survey.batches(None, 65_536)?.collect::<Result<Vec<_>, _>>()?;
                 (Arc::clone(survey.schema()), batches)
@@ -158,10 +178,6 @@ const NOT_SELECTED: &str = "not_selected";
 
 fn memory(task: &Task) -> u64 {
     task.memory.unwrap_or(MEMORY)
-}
-
-fn rows_of(task: &Task) -> u64 {
-    task.inputs.iter().flat_map(|input| &input.sidecar.data).map(|file| file.rows).sum()
 }
 
 /// Writes the selected rows, with the images of the shards that they lie in where the query selects them.

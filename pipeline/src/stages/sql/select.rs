@@ -39,11 +39,12 @@ use crate::stage::{Cancel, StageError};
 pub(super) const IMAGE_PLACE: &str = "__ferrotype_image";
 
 const LOCATIONS: &str = "__ferrotype_locations";
-const KEY: &str = "__ferrotype_key";
-const PART: &str = "__ferrotype_part";
+pub(super) const KEY: &str = "__ferrotype_key";
+pub(super) const PART: &str = "__ferrotype_part";
 /// The number of a row in its partition.
 pub(super) const PLACE: &str = "__ferrotype_row";
-const AGAIN: &str = "__ferrotype_again";
+/// In the locations of keys: whether a row before has the same one.
+pub(super) const AGAIN: &str = "__ferrotype_again";
 
 /// Rows of the result that lie in one partition, in their order there.
 pub(super) struct Located {
@@ -56,8 +57,8 @@ pub(super) struct Located {
 pub(super) struct Done {
     /// Of all [`Located::rows`].
     pub(super) schema: SchemaRef,
-    /// Bytes written to disk for want of memory.
-    pub(super) spilled: u64,
+    /// Bytes written to disk for want of memory, where that was here.
+    pub(super) spilled: Option<u64>,
 }
 
 /// Runs `query` in at most `memory` bytes and gives the result to `each`, in the order of partitions and rows.
@@ -73,11 +74,11 @@ pub(super) fn select(
         .map_err(|error| StageError::failed(format!("a query cannot be started: {error}")))?;
     runtime.block_on(run(query, table, memory, cancel, each)).map_err(|fault| match fault {
         Fault::Stage(error) => error,
-        Fault::Query(error) => in_words(&error, table, memory),
+        Fault::Query(error) => in_words(&error, table, Some(memory)),
     })
 }
 
-enum Fault {
+pub(super) enum Fault {
     Stage(StageError),
     Query(DataFusionError),
 }
@@ -88,14 +89,15 @@ impl<E: Into<DataFusionError>> From<E> for Fault {
     }
 }
 
-fn fault(words: impl Into<String>) -> Fault {
+pub(super) fn fault(words: impl Into<String>) -> Fault {
     Fault::Stage(StageError::failed(words.into()))
 }
 
-fn in_words(error: &DataFusionError, table: &Table, memory: u64) -> StageError {
+/// What a query's error says to people. `memory` is what it was limited to, where that was here.
+pub(super) fn in_words(error: &DataFusionError, table: &Table, memory: Option<u64>) -> StageError {
     let words = error.strip_backtrace();
-    StageError::failed(match error.find_root() {
-        DataFusionError::ResourcesExhausted(_) => format!(
+    StageError::failed(match (error.find_root(), memory) {
+        (DataFusionError::ResourcesExhausted(_), Some(memory)) => format!(
             "query: {words}\nmemory is limited to {memory} bytes, and what this step holds cannot go to disk: give the stage \
              more, such as memory = \"4 GB\""
         ),
@@ -113,8 +115,7 @@ async fn run(
     let context = session(memory)?;
     context.register_table(TABLE, Arc::new(table.clone()))?;
     context.register_table(LOCATIONS, Arc::new(table.locations([KEY, PART, PLACE])))?;
-    let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    let result = normalised(context.sql_with_options(query, only_read).await?)?;
+    let result = answer(&context, query).await?;
     // A key that is there twice would make two rows of one.
     let by_key = format!("ORDER BY {KEY} NULLS FIRST");
     let located = format!(
@@ -131,7 +132,7 @@ async fn run(
         }
         shape.split(&batch?, &mut last, &mut each)?;
     }
-    Ok(Done { schema: shape.schema, spilled: spilled(plan.as_ref()) })
+    Ok(Done { schema: shape.schema, spilled: Some(spilled(plan.as_ref())) })
 }
 
 /// A session that keeps to `memory` bytes, spills the rest to disk, and whose results do not depend on the number of cores. Joins
@@ -146,6 +147,12 @@ pub(in crate::stages) fn session(memory: u64) -> Result<SessionContext, DataFusi
         .with_batch_size((memory / 65_536).clamp(128, 8192))
         .with_sort_spill_reservation_bytes((memory / 32).min(10 << 20));
     Ok(SessionContext::new_with_config_rt(config, runtime))
+}
+
+/// What `query` gives, once it is something that a stage can take.
+pub(super) async fn answer(context: &SessionContext, query: &str) -> Result<DataFrame, Fault> {
+    let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    normalised(context.sql_with_options(query, only_read).await?)
 }
 
 /// The result with plain names and types that shards hold, or what is wrong with it.
@@ -217,18 +224,18 @@ pub(in crate::stages) fn spilled(plan: &dyn ExecutionPlan) -> u64 {
 }
 
 /// The columns of a located result.
-struct Shape {
+pub(super) struct Shape {
     /// Of what is handed on.
-    schema: SchemaRef,
+    pub(super) schema: SchemaRef,
     /// The columns of the result itself come first.
     width: usize,
 }
 
 /// The place of the row before, to see repeats by.
-type Last = Option<(u32, u64)>;
+pub(super) type Last = Option<(u32, u64)>;
 
 impl Shape {
-    fn of(joined: &Schema) -> Self {
+    pub(super) fn of(joined: &Schema) -> Self {
         let width = joined.fields().len().saturating_sub(4);
         let row = Field::new(PLACE, DataType::UInt64, false);
         let own = joined.fields().iter().take(width).map(|field| {
@@ -241,7 +248,7 @@ impl Shape {
     }
 
     /// Hands on the rows of `batch`, partition by partition, once they are what they should be.
-    fn split(
+    pub(super) fn split(
         &self,
         batch: &RecordBatch,
         last: &mut Last,

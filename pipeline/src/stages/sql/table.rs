@@ -125,9 +125,13 @@ impl Table {
         Self { schema: Arc::new(Schema::new(fields)), origins, files }
     }
 
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.schema.fields().iter().map(|field| field.name().as_str())
+    }
+
     /// Its columns, for people.
     pub(super) fn columns(&self) -> String {
-        self.schema.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ")
+        self.names().collect::<Vec<_>>().join(", ")
     }
 
     fn project(&self, projection: Option<&Vec<usize>>) -> Result<Self, ArrowError> {
