@@ -39,6 +39,12 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// Whether nobody reads our output any more, as when `head` has seen enough: that is no failure. What goes wrong between machines has
+/// an error of its own around it.
+pub(crate) fn reader_has_left(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
 fn is_usage(error: &(dyn Error + 'static)) -> bool {
     #[cfg(feature = "pipeline")]
     if error.is::<pipeline::manifest::Diagnostics>()

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     let arguments = commands::Arguments::parse();
     match commands::dispatch(arguments) {
         Ok(code) => ExitCode::from(code),
+        Err(error) if errors::reader_has_left(&error) => ExitCode::from(errors::OK),
         Err(error) => {
             eprintln!("{}", errors::in_words(&error));
             ExitCode::from(errors::exit_code(&error))

@@ -126,7 +126,23 @@ impl Checkpoint {
                 fs::remove_dir_all(stale).map_err(ModelError::io("remove", stale))?;
             }
         }
-        fs::create_dir(&staged).map_err(ModelError::io("create the folder", &staged))?;
+        if let Err(error) = Self::stage(&staged, state, files) {
+            // The room may be what is missing. That this fails, too, is not the error to tell.
+            let _ = fs::remove_dir_all(&staged);
+            return Err(error);
+        }
+        fs::rename(&staged, &folder).map_err(ModelError::io("rename", &staged))?;
+        shards::disk::sync_parent(&folder)?;
+        shards::disk::replace(&run.join(LATEST), format!("{name}\n").as_bytes())?;
+        Ok(Self { folder, state: state.clone() })
+    }
+
+    fn stage(
+        staged: &Path,
+        state: &CheckpointState,
+        files: &[(&str, Vec<(String, Tensor)>)],
+    ) -> Result<(), ModelError> {
+        fs::create_dir(staged).map_err(ModelError::io("create the folder", staged))?;
         for (file, tensors) in files {
             weights::write(&staged.join(file), tensors)?;
         }
@@ -136,11 +152,7 @@ impl Checkpoint {
             what: "checkpoint state",
             detail: e.to_string(),
         })?;
-        shards::disk::replace(&file, &bytes)?;
-        fs::rename(&staged, &folder).map_err(ModelError::io("rename", &staged))?;
-        shards::disk::sync_parent(&folder)?;
-        shards::disk::replace(&run.join(LATEST), format!("{name}\n").as_bytes())?;
-        Ok(Self { folder, state: state.clone() })
+        Ok(shards::disk::replace(&file, &bytes)?)
     }
 
     /// The parameters in one of the checkpoint's files: [`EMA`] to sample, [`MODEL`] as trained.

@@ -85,6 +85,52 @@ fn latents_are_drawn_anew_from_what_an_autoencoder_said() {
     }
 }
 
+/// Sets all of a float32 tensor in a safetensors file to `value`.
+fn overwrite(file: &Path, tensor: &str, value: f32) {
+    let mut bytes = fs::read(file).unwrap();
+    let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    assert_eq!(header[tensor]["dtype"], "F32");
+    let [start, end] = [0, 1].map(|i| 8 + length + header[tensor]["data_offsets"][i].as_u64().unwrap() as usize);
+    bytes[start..end].chunks_exact_mut(4).for_each(|number| number.copy_from_slice(&value.to_le_bytes()));
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn what_cannot_be_encoded_is_refused_with_its_reason() {
+    let folder = folder();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/fixtures/hf/autoencoder_kl");
+    let autoencoder = folder.path().join("autoencoder");
+    fs::create_dir(&autoencoder).unwrap();
+    for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        fs::copy(fixture.join(file), autoencoder.join(file)).unwrap();
+    }
+    // A row that says another size than its image has, and latents of which float16 has no number.
+    let stages = format!(
+        "[stage.wrong]\nuses = \"sql\"\nfrom = \"bucket\"\nquery = \"SELECT key, image, caption, width, height, \
+         CASE WHEN caption LIKE 'picture 3,%' THEN '8x8' ELSE bucket_size END AS bucket_size FROM input\"\n\
+         [stage.encode]\nuses = \"encode\"\nfrom = \"wrong\"\nlatents = {{ autoencoder = {{ folder = \"{}\" }} }}\ntext = \"hash\"\n\
+         batch = 3\ndevice = \"cpu\"\n",
+        autoencoder.display()
+    );
+    let manifest = bucketed(folder.path(), &sizes(), &stages);
+    let dropped = |precision: &str| -> Value {
+        let sets = [format!("stage.encode.precision={precision}"), "pipeline.warn_above=1.0".to_owned()];
+        let made = run(&["run", &manifest, "-q", "--set", &sets[0], "--set", &sets[1]]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let status = run(&["status", &manifest, "--json", "--set", &sets[0]]);
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        let stages = status["stages"].as_array().unwrap();
+        stages.iter().find(|stage| stage["stage"] == "encode").unwrap()["refused"].clone()
+    };
+    assert_eq!(dropped("half"), serde_json::json!({ "damaged_image": 1 }));
+    overwrite(&autoencoder.join("diffusion_pytorch_model.safetensors"), "encoder.conv_out.bias", 1e6);
+    assert_eq!(dropped("half"), serde_json::json!({ "damaged_image": 1, "not_finite": 29 }));
+    assert_eq!(dropped("float32"), serde_json::json!({ "damaged_image": 1 }));
+    let said = run(&["explain", &manifest, "--dropped", "encode", "--set", "stage.encode.precision=float32"]);
+    assert!(text(&said.stdout).contains("32x32 pixels are more than 64 allowed"), "{}", text(&said.stdout));
+}
+
 #[test]
 fn encodings_that_do_not_fit_a_training_are_faults_of_the_manifest() {
     let folder = folder();

@@ -48,6 +48,38 @@ fn every_template_can_be_planned_once_its_list_is_there() {
 }
 
 #[test]
+fn libtorch_is_loaded_by_what_computes_with_it_alone() {
+    if option_env!("FERROTYPE_TORCH").is_none() {
+        eprintln!("skipped: this build is linked to libtorch, which is then there from the start");
+        return;
+    }
+    let folder = folder();
+    // The dynamic loader says which libraries come in.
+    let loads_torch = |arguments: &[&str]| {
+        let output = ferrotype().args(arguments).current_dir(folder.path()).env("LD_DEBUG", "files").output().unwrap();
+        let said = text(&output.stderr);
+        assert!(said.contains("libc.so"), "{said}");
+        said.contains("libtorch_cpu.so")
+    };
+    std::fs::write(folder.path().join("urls.tsv"), "url\tcaption\nhttp://x/1\ta dog\n").unwrap();
+    assert!(run(&["init", "urls", "--out", &folder.path().join("m.toml").to_string_lossy()]).status.success());
+    // Its stages train and sample, which is planned without doing so.
+    for arguments in [&["--version"][..], &["plan", "m.toml"], &["graph", "m.toml"], &["status", "m.toml"], &["schema"]]
+    {
+        assert!(!loads_torch(arguments), "{arguments:?}");
+    }
+    assert!(loads_torch(&["doctor", "--resolve", "localhost"]));
+}
+
+#[test]
+fn output_that_nobody_reads_any_more_is_no_failure() {
+    let mut child = ferrotype().arg("schema").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
 fn the_doctor_looks_at_everything_and_leaves_nothing_behind() {
     let folder = folder();
     let workdir = folder.path().join("not/there/yet");

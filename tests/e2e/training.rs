@@ -124,6 +124,36 @@ fn a_rank_that_is_killed_ends_all_and_the_same_command_goes_on() {
     assert!(state.starts_with("step-"), "{state}");
 }
 
+#[test]
+fn a_checkpoint_that_does_not_fit_is_said_and_the_same_command_goes_on() {
+    let folder = folder();
+    let index = index(folder.path());
+    let config = |name: &str| config(&index, folder.path(), name, "steps = 60");
+    assert!(run(&["train", &config("whole"), "-q"]).status.success());
+    let cramped = config("cramped");
+    let run_folder = folder.path().join("cramped");
+    let mut child = started(&["train", &cramped, "-q"]);
+    wait_for_checkpoint(&run_folder, &mut child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = weights(folder.path(), "cramped");
+
+    // No file may be longer than the weights: the optimiser's moments are, twice.
+    let longest = before[0].len().div_ceil(1024) + 8;
+    let script = format!("trap '' XFSZ; ulimit -f {longest}; exec \"$0\" train \"$1\" -q");
+    let limited =
+        Command::new("bash").args(["-c", &script, env!("CARGO_BIN_EXE_ferrotype"), &cramped]).output().unwrap();
+    let words = text(&limited.stderr);
+    assert_eq!(limited.status.code(), Some(1), "{words}");
+    assert!(words.contains("optimizer.safetensors") && words.contains("File too large"), "{words}");
+    assert!(weights(folder.path(), "cramped") == before, "the checkpoint before is as it was");
+    let staged = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().to_string_lossy().starts_with('.');
+    assert!(!fs::read_dir(&run_folder).unwrap().any(staged), "nothing takes up room in vain");
+
+    assert!(run(&["train", &cramped, "-q"]).status.success());
+    assert!(weights(folder.path(), "whole") == weights(folder.path(), "cramped"), "to the bit");
+}
+
 /// Kills a training so many times, each time a while after it began anew, and compares the end with one that was left alone.
 fn killed(times: u64, steps: u64) {
     let folder = folder();

@@ -75,7 +75,7 @@ fn copied(tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
     tensors.into_iter().map(|(name, tensor)| (name, copy(tensor))).collect()
 }
 
-/// Removes all but the newest checkpoints, and those that are kept for good.
+/// Removes all but the newest checkpoints, and those that are kept for good; and what a killed process was writing.
 fn prune(folder: &Path, operations: &TrainOperations) -> Result<(), TrainError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
@@ -84,6 +84,10 @@ fn prune(folder: &Path, operations: &TrainOperations) -> Result<(), TrainError> 
     let mut checkpoints: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed("list", folder))? {
         let path = entry.map_err(failed("list", folder))?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".step-")) {
+            std::fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+            continue;
+        }
         let step = path.file_name().and_then(|name| name.to_string_lossy().strip_prefix("step-")?.parse::<u64>().ok());
         let is_kept = |step: u64| operations.keep_every > 0 && step.is_multiple_of(operations.keep_every);
         if step.is_some_and(|step| !is_kept(step)) {
