@@ -40,9 +40,10 @@ impl TextCondition {
             let factors: Vec<f32> = keep.iter().map(|&keep| f32::from(u8::from(keep))).collect();
             Tensor::from_slice(&factors).to_device(self.pooled.device())
         };
+        // Tokens are most of a batch: where all are kept, they are not copied.
         let kept = |(number, stream): (usize, &Tensor)| match tokens.get(number) {
-            Some(keep) => stream * factors(keep).view([-1, 1, 1]),
-            None => stream.shallow_clone(),
+            Some(keep) if keep.contains(&false) => stream * factors(keep).view([-1, 1, 1]),
+            _ => stream.shallow_clone(),
         };
         Self {
             tokens: self.tokens.iter().enumerate().map(kept).collect(),
