@@ -19,6 +19,8 @@ use crate::stages::distributed::{quoted, register};
 const PART: &str = "part";
 const ROW: &str = "row";
 const TABLE: &str = "pictures";
+/// The mark of a row without an image, which is no duplicate of anything.
+const NO_IMAGE: &str = "00000000000000000000000000000000";
 
 /// What the query finds; `None` where it cannot, since not every row has its digest recorded.
 pub(super) fn survey(task: &Task, queries: &dyn Queries) -> Result<Option<Outcome>, StageError> {
@@ -71,7 +73,7 @@ async fn run(task: &Task<'_>, queries: &dyn Queries) -> Result<Option<Outcome>, 
     if !register(&context, TABLE, task.inputs, &wanted, [PART, ROW]).await.map_err(|error| in_words(&error))? {
         return Ok(Some(list.finish()?));
     }
-    // Those have to be counted from their images.
+    // Those can only be compared by their images.
     let without = format!(
         "SELECT key FROM {TABLE} WHERE digest IS NULL OR NOT regexp_like(digest, '^[0-9a-fA-F]{{64}}$') LIMIT 1"
     );
@@ -84,7 +86,7 @@ async fn run(task: &Task<'_>, queries: &dyn Queries) -> Result<Option<Outcome>, 
     let query = format!(
         "SELECT {PART}, {ROW}, kept FROM \
            (SELECT {PART}, {ROW}, first_value(key) OVER w AS kept, row_number() OVER w AS nth FROM \
-              (SELECT key, lower(substr(digest, 1, 32)) AS mark, area, {PART}, {ROW} FROM {TABLE}) \
+              (SELECT key, lower(substr(digest, 1, 32)) AS mark, area, {PART}, {ROW} FROM {TABLE}) WHERE mark <> '{NO_IMAGE}' \
             WINDOW w AS (PARTITION BY mark ORDER BY area DESC, key, {PART}, {ROW})) \
          WHERE nth > 1 ORDER BY {PART}, {ROW}"
     );

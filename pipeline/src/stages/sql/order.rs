@@ -13,8 +13,7 @@ use shards::columns;
 use super::statement::{is_column, name};
 
 /// Aggregates that come to the same in any order, to the last bit. Sums of fractions do not.
-const AGGREGATES: [&str; 9] =
-    ["count", "min", "max", "bool_and", "bool_or", "bit_and", "bit_or", "bit_xor", "approx_distinct"];
+const AGGREGATES: [&str; 8] = ["count", "min", "max", "bool_and", "bool_or", "bit_and", "bit_or", "bit_xor"];
 
 /// Whether `query`, which is one that a stage takes, gives the same result in whichever order rows are met: where an order matters,
 /// in LIMIT and in windows, it has to end with the key, which no two rows share. Joins and subqueries in conditions are left out:

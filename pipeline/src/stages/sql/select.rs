@@ -89,7 +89,7 @@ impl<E: Into<DataFusionError>> From<E> for Fault {
     }
 }
 
-pub(super) fn fault(words: impl Into<String>) -> Fault {
+fn fault(words: impl Into<String>) -> Fault {
     Fault::Stage(StageError::failed(words.into()))
 }
 
