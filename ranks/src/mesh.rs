@@ -5,6 +5,7 @@
 //! a process that died, and within ten of one that was stopped or cut off.
 
 use std::net::Shutdown;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -184,6 +185,24 @@ impl Mesh {
             && let Some(error) = self.shared.failure()
         {
             callback(error);
+        }
+    }
+
+    /// Runs `work` on a thread of its own, and comes back with what it gives, or as soon as a rank is lost. For what waits for other ranks
+    /// beside this mesh and cannot be told to stop: once a rank is lost, the thread is left to itself, with all that `work` holds.
+    pub fn unless_lost<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, RankError> {
+        let (sender, first) = std::sync::mpsc::channel();
+        let lost = sender.clone();
+        // Whoever comes second finds nobody who listens any more.
+        self.on_failure(Box::new(move |error| _ = lost.send(Err(error.clone()))));
+        let thread = std::thread::Builder::new().name("ranks-work".to_owned());
+        let work = move || _ = sender.send(Ok(catch_unwind(AssertUnwindSafe(work))));
+        thread.spawn(work).map_err(RankError::io("start a thread"))?;
+        match first.recv() {
+            Ok(Ok(result)) => Ok(result.unwrap_or_else(|panic| resume_unwind(panic))),
+            Ok(Err(error)) => Err(error),
+            // The mesh drops its callbacks only with itself.
+            Err(_) => Err(self.fail("a thread of its own ended early")),
         }
     }
 

@@ -196,6 +196,34 @@ fn to_leave_at_once_is_no_loss() {
 }
 
 #[test]
+fn work_that_waits_for_a_lost_rank_beside_the_mesh_is_left_behind() {
+    let worlds = worlds(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mesh = Mesh::join(&worlds[0], MeshOptions::default()).unwrap();
+            assert_eq!(mesh.unless_lost(|| 7).unwrap(), 7);
+            let panics = || mesh.unless_lost::<()>(|| panic!("as asked for"));
+            let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).unwrap_err();
+            assert_eq!(panic.downcast_ref(), Some(&"as asked for"));
+            mesh.send(1, 3, b"now").unwrap();
+            // As a library that nobody can tell of the loss: what would wake it never comes.
+            let (_never, waits) = std::sync::mpsc::channel::<()>();
+            let start = Instant::now();
+            let error = mesh.unless_lost(move || waits.recv()).unwrap_err().to_string();
+            assert_eq!(error, "rank 1 is lost: it failed: why");
+            assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+            let error = mesh.unless_lost(std::thread::park).unwrap_err().to_string();
+            assert_eq!(error, "rank 1 is lost: it failed: why");
+        });
+        scope.spawn(|| {
+            let mesh = Mesh::join(&worlds[1], MeshOptions::default()).unwrap();
+            mesh.receive(0, 3).unwrap();
+            mesh.fail("why");
+        });
+    });
+}
+
+#[test]
 fn what_was_sent_before_leaving_arrives() {
     let worlds = worlds(2);
     std::thread::scope(|scope| {

@@ -74,7 +74,7 @@ pub fn softmax_attention(
 /// Rotary positions of transformers' models: the first half of a head's features pairs with the second.
 #[derive(Debug)]
 pub struct HalfRotation {
-    /// Each (…, positions, features of a head), in the order of the positions.
+    /// Each (…, positions, features of a head), in the order of the positions. Of the first half the sines are negative.
     cos: Tensor,
     sin: Tensor,
 }
@@ -83,8 +83,9 @@ impl HalfRotation {
     /// For the given positions (any shape, int64) and frequencies (features / 2).
     pub fn new(positions: &Tensor, frequencies: &Tensor, kind: Kind) -> Self {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies.to_device(positions.device());
-        let angles = Tensor::cat(&[&angles, &angles], -1);
-        Self { cos: angles.cos().to_kind(kind), sin: angles.sin().to_kind(kind) }
+        let (cos, sin) = (angles.cos(), angles.sin());
+        let twice = |first: &Tensor, second: &Tensor| Tensor::cat(&[first, second], -1).to_kind(kind);
+        Self { cos: twice(&cos, &cos), sin: twice(&sin.neg(), &sin) }
     }
 
     /// For the positions 0..`count`.
@@ -102,7 +103,7 @@ impl HalfRotation {
     pub fn apply(&self, x: &Tensor) -> Tensor {
         let halves = x.chunk(2, -1);
         let turned = match halves.as_slice() {
-            [first, second] => Tensor::cat(&[&second.neg(), first], -1),
+            [first, second] => Tensor::cat(&[second, first], -1),
             _ => x.shallow_clone(),
         };
         (x * &self.cos).addcmul(&turned, &self.sin)

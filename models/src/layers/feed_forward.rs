@@ -46,11 +46,10 @@ impl FeedForward {
     }
 }
 
-/// `down(activation(gate·x) · up·x)`, as in Llama and Gemma.
+/// `down(activation(gate·x) · up·x)`, as in Llama and Gemma. Gate and up are one layer: they have the same input.
 #[derive(Debug)]
 pub struct GatedFeedForward {
-    gate: Linear,
-    up: Linear,
+    gate_and_up: Linear,
     down: Linear,
     activation: Activation,
 }
@@ -58,15 +57,25 @@ pub struct GatedFeedForward {
 impl GatedFeedForward {
     pub fn new(scope: &Scope, features: i64, hidden: i64, bias: bool, activation: Activation) -> Self {
         let linear = |name: &str, inputs, outputs| Linear::with_bias_if(bias, &scope.at(name), inputs, outputs);
+        let gate_and_up = ["gate_proj", "up_proj"].map(|name| linear(name, features, hidden));
         Self {
-            gate: linear("gate_proj", features, hidden),
-            up: linear("up_proj", features, hidden),
+            gate_and_up: Linear::side_by_side(&gate_and_up),
             down: linear("down_proj", hidden, features),
             activation,
         }
     }
 
+    fn hidden(&self, x: &Tensor) -> Tensor {
+        let halves = self.gate_and_up.forward(x).chunk(2, -1);
+        self.activation.forward(&halves[0]) * &halves[1]
+    }
+
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.down.forward(&(self.activation.forward(&self.gate.forward(x)) * self.up.forward(x)))
+        self.down.forward(&self.hidden(x))
+    }
+
+    /// As [`forward`](Self::forward), added to `sum` in place.
+    pub fn add_to(&self, sum: &mut Tensor, x: &Tensor) {
+        self.down.add_to(sum, &self.hidden(x));
     }
 }

@@ -41,6 +41,17 @@ impl Linear {
         Self { weight: weight.shallow_clone(), bias: None }
     }
 
+    /// One layer in place of several with the same input: what they make, side by side. Either all of them have a bias, or none.
+    pub fn side_by_side(layers: &[Self]) -> Self {
+        let joined = |tensors: Vec<&Tensor>| match tensors.iter().find(|tensor| tensor.numel() == 0) {
+            // A placeholder: whoever reads or collects the parameters knows of it.
+            Some(placeholder) => placeholder.shallow_clone(),
+            None => Tensor::cat(&tensors, 0),
+        };
+        let biases: Option<Vec<&Tensor>> = layers.iter().map(|layer| layer.bias.as_ref()).collect();
+        Self { weight: joined(layers.iter().map(|layer| &layer.weight).collect()), bias: biases.map(joined) }
+    }
+
     /// Whether its weight is equal to `weight`.
     pub fn has_weight(&self, weight: &Tensor) -> bool {
         self.weight.size() == weight.size() && self.weight.equal(weight)
@@ -59,5 +70,14 @@ impl Linear {
     /// `x` (…, inputs) to (…, outputs).
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
+    }
+
+    /// Adds what it makes of `x` (…, inputs) to `sum` (…, outputs; contiguous), in place: without a bias that is one kernel.
+    pub fn add_to(&self, sum: &mut Tensor, x: &Tensor) {
+        let rows = |tensor: &Tensor| tensor.reshape([-1, tensor.size().last().copied().unwrap_or(1)]);
+        let _ = sum.view([-1, self.outputs()]).addmm_(&rows(x), &self.weight.tr());
+        if let Some(bias) = &self.bias {
+            let _ = sum.g_add_(bias);
+        }
     }
 }

@@ -5,6 +5,9 @@ use tch::{Device, Kind, Tensor};
 use super::LlamaConfig;
 use crate::ModelError;
 
+/// Elements of a mask's row: libtorch's memory-efficient attention wants a multiple.
+const ALIGNED: u64 = 16;
+
 /// One layer's keys and values, each (slots, key heads, capacity, features).
 #[derive(Debug)]
 struct LayerCache {
@@ -72,10 +75,13 @@ impl Cache {
         let positions = Tensor::from_slice(lengths).to_device(self.device);
         let uneven = lengths.iter().any(|&length| length + 1 < longest);
         let mask = uneven.then(|| {
-            let places = Tensor::arange(longest, (Kind::Int64, self.device)).unsqueeze(0);
+            // With rows of a length that attention on a GPU takes as they are; others would be copied in each layer.
+            let room = (longest as u64).next_multiple_of(ALIGNED) as i64;
+            let places = Tensor::arange(room, (Kind::Int64, self.device)).unsqueeze(0);
             let unseen = places.gt_tensor(&positions.unsqueeze(1));
-            let zeros = Tensor::zeros([count, longest], (self.kind, self.device));
-            zeros.masked_fill(&unseen, f64::NEG_INFINITY).unsqueeze(1).unsqueeze(1)
+            let zeros = Tensor::zeros([count, room], (self.kind, self.device));
+            let mask = zeros.masked_fill(&unseen, f64::NEG_INFINITY);
+            mask.narrow(1, 0, longest).unsqueeze(1).unsqueeze(1)
         });
         Step { positions, mask, count, longest }
     }

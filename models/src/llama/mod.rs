@@ -25,9 +25,8 @@ use crate::weights::Weights;
 #[derive(Debug)]
 struct Layer {
     attention_norm: RmsNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    /// Queries, keys and values of all heads, one after the other.
+    heads: Linear,
     out: Linear,
     feed_forward_norm: RmsNorm,
     feed_forward: GatedFeedForward,
@@ -44,9 +43,11 @@ impl Layer {
             (config.width, config.heads * config.head_features, config.key_heads * config.head_features);
         Self {
             attention_norm: norm("input_layernorm"),
-            query: projection("q_proj", width, queries),
-            key: projection("k_proj", width, keys),
-            value: projection("v_proj", width, keys),
+            heads: Linear::side_by_side(&[
+                projection("q_proj", width, queries),
+                projection("k_proj", width, keys),
+                projection("v_proj", width, keys),
+            ]),
             out: projection("o_proj", queries, width),
             feed_forward_norm: norm("post_attention_layernorm"),
             feed_forward: GatedFeedForward::new(
@@ -59,22 +60,25 @@ impl Layer {
         }
     }
 
-    /// `x` (sequences, tokens, width). `attended` is given rotated queries and keys, and values, each (sequences, heads,
-    /// tokens, features), and returns the attention's result in the shape of the queries.
+    /// Brings `x` (sequences, tokens, width) through the layer, in place. `attended` is given rotated queries and keys, and values, each
+    /// (sequences, heads, tokens, features), and returns the attention's result, (sequences, tokens, heads × features).
+    ///
+    /// One token at a time, on a GPU it is the number of kernels that takes time: what can be one is one.
     fn forward(
         &self,
-        x: &Tensor,
+        x: &mut Tensor,
         rotation: &HalfRotation,
-        head_features: i64,
+        config: &LlamaConfig,
         attended: impl FnOnce(Tensor, Tensor, Tensor) -> Tensor,
-    ) -> Tensor {
-        let normalised = self.attention_norm.forward(x);
-        let split = |layer: &Linear| layer.forward(&normalised).unflatten(-1, [-1, head_features]).transpose(1, 2);
-        let query = rotation.apply(&split(&self.query));
-        let key = rotation.apply(&split(&self.key));
-        let attended = attended(query, key, split(&self.value));
-        let x = x + self.out.forward(&attended.transpose(1, 2).flatten(2, 3));
-        &x + self.feed_forward.forward(&self.feed_forward_norm.forward(&x))
+    ) {
+        let heads = self.heads.forward(&self.attention_norm.forward(x));
+        let heads = heads.unflatten(-1, [-1, config.head_features]).transpose(1, 2);
+        let (queries, keys) = (config.heads, config.key_heads);
+        let turned = rotation.apply(&heads.narrow(1, 0, queries + keys));
+        let [query, key] = [turned.narrow(1, 0, queries), turned.narrow(1, queries, keys)];
+        self.out.add_to(x, &attended(query, key, heads.narrow(1, queries + keys, keys)));
+        let normalised = self.feed_forward_norm.forward(x);
+        self.feed_forward.add_to(x, &normalised);
     }
 }
 
@@ -164,11 +168,11 @@ impl Llama {
         let tokens = embeddings.size().get(1).copied().unwrap_or(0);
         let positions = Tensor::arange(tokens, (Kind::Int64, self.device())).unsqueeze(0);
         let rotation = self.rotation(&positions);
-        let mut x = embeddings.shallow_clone();
+        let mut x = embeddings.contiguous().copy();
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &rotation, self.config.head_features, |query, key, value| {
+            layer.forward(&mut x, &rotation, &self.config, |query, key, value| {
                 keep(i, &key, &value);
-                attend(&query, &key, &value, None, true, None)
+                attend(&query, &key, &value, None, true, None).transpose(1, 2).flatten(2, 3)
             });
         }
         self.norm.forward(&x)
@@ -198,11 +202,11 @@ impl Llama {
         let step = cache.begin_step(count);
         let rotation = self.rotation(&step.positions.unsqueeze(1));
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &rotation, self.config.head_features, |query, key, value| {
+            layer.forward(&mut x, &rotation, &self.config, |query, key, value| {
                 let (keys, values) = cache.append(i, &step, &key, &value);
                 // Query heads that share a key head become rows of one query, so that keys are not copied.
-                let shared = query.view([count, self.config.key_heads, -1, self.config.head_features]);
-                attend(&shared, &keys, &values, step.mask.as_ref(), false, None).reshape(query.size())
+                let shared = query.reshape([count, self.config.key_heads, -1, self.config.head_features]);
+                attend(&shared, &keys, &values, step.mask.as_ref(), false, None).reshape([count, 1, -1])
             });
         }
         cache.end_step(&step);

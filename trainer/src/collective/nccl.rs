@@ -298,15 +298,26 @@ impl Mark {
     }
 }
 
-/// Joins a communicator that is aborted when a rank of the mesh is lost, whatever it waits for then.
+/// Joins a communicator and has its ranks `meet` over tensors that it gives; it is aborted when a rank of the mesh is lost, whatever it waits for then.
+///
+/// NCCL connects ranks with the first that they do together. Neither who waits for that nor who waits for others to join can be freed if
+/// another is lost, so both are done on a thread that may be left behind.
 pub(super) fn join_on(
     mesh: &Mesh,
     nccl: Nccl,
-    identifier: &[u8],
+    identifier: Vec<u8>,
     [rank, ranks]: [usize; 2],
     ordinal: usize,
+    meet: impl FnOnce(&Communicator) -> Result<Vec<Tensor>, NcclError> + Send + 'static,
 ) -> Result<Arc<Communicator>, TrainError> {
-    let communicator = Arc::new(explained(mesh, Communicator::join(nccl, identifier, rank, ranks, ordinal))?);
+    let joined = mesh.unless_lost(move || {
+        let communicator = Communicator::join(nccl, &identifier, rank, ranks, ordinal)?;
+        let met = meet(&communicator)?;
+        communicator.mark()?.wait()?;
+        drop(met);
+        Ok(communicator)
+    });
+    let communicator = Arc::new(explained(mesh, joined.map_err(TrainError::Rank)?)?);
     let aborted = Arc::downgrade(&communicator);
     mesh.on_failure(Box::new(move |_failure| {
         if let Some(communicator) = aborted.upgrade() {
@@ -334,12 +345,12 @@ impl NcclCollective {
         let mut identifier = if group.position() == 0 { nccl.identifier()? } else { Vec::new() };
         group.broadcast(super::tcp::first(&group), &mut identifier)?;
         let place = [group.position(), group.ranks().len()];
-        let communicator = join_on(group.mesh(), nccl, &identifier, place, ordinal)?;
-        let ranks = Self { group, communicator };
-        // NCCL connects ranks with their first sum, and whoever waits for that cannot be freed if another is lost.
-        let first = Tensor::zeros([1], (Kind::Float, ranks.communicator.device()));
-        ranks.explained(ranks.communicator.sum(&first).and_then(|()| ranks.communicator.mark()?.wait()))?;
-        Ok(ranks)
+        let communicator = join_on(group.mesh(), nccl, identifier, place, ordinal, |communicator| {
+            let first = Tensor::zeros([1], (Kind::Float, communicator.device()));
+            communicator.sum(&first)?;
+            Ok(vec![first])
+        })?;
+        Ok(Self { group, communicator })
     }
 
     fn explained(&self, result: Result<(), NcclError>) -> Result<(), TrainError> {

@@ -82,7 +82,7 @@ impl<'a> Link<'a> {
                 let nccl = Nccl::load()?;
                 let identifier = nccl.identifier()?;
                 mesh.send(model, channels.batch, &identifier)?;
-                Some(connected(mesh, nccl, &identifier, LOADER, ordinal)?)
+                Some(connected(mesh, nccl, identifier, LOADER, ordinal)?)
             }
             _ => {
                 mesh.send(model, channels.batch, &[])?;
@@ -105,7 +105,7 @@ impl<'a> Link<'a> {
         let identifier = mesh.receive(loader, channels.batch)?;
         let communicator = match device {
             Device::Cuda(ordinal) if !identifier.is_empty() => {
-                Some(connected(mesh, Nccl::load()?, &identifier, MODEL, ordinal)?)
+                Some(connected(mesh, Nccl::load()?, identifier, MODEL, ordinal)?)
             }
             _ => None,
         };
@@ -179,21 +179,20 @@ impl<'a> Link<'a> {
     }
 }
 
-/// Joins the communicator of a loader and a model at `place`, and has them meet: NCCL connects two ranks when they first exchange
-/// something, and whoever waits for that cannot be freed if the other is lost.
+/// Joins the communicator of a loader and a model at `place`.
 fn connected(
     mesh: &Mesh,
     nccl: Nccl,
-    identifier: &[u8],
+    identifier: Vec<u8>,
     place: usize,
     ordinal: usize,
 ) -> Result<Arc<Communicator>, TrainError> {
-    let communicator = join_on(mesh, nccl, identifier, [place, 2], ordinal)?;
     let other = LOADER + MODEL - place;
-    let [sent, received] = [1.0, 0.0].map(|value| Tensor::full([1], value, (Kind::Float, communicator.device())));
-    explained(mesh, communicator.exchange(&[(&sent, other)], &[(&received, other)]))?;
-    explained(mesh, communicator.mark().and_then(|mark| mark.wait()))?;
-    Ok(communicator)
+    join_on(mesh, nccl, identifier, [place, 2], ordinal, move |communicator| {
+        let [sent, received] = [1.0, 0.0].map(|value| Tensor::full([1], value, (Kind::Float, communicator.device())));
+        communicator.exchange(&[(&sent, other)], &[(&received, other)])?;
+        Ok(vec![sent, received])
+    })
 }
 
 impl Header {

@@ -14,9 +14,10 @@ pub mod repack;
 mod resolution;
 mod spool;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::ScopedJoinHandle;
 
 use arrow::array::{ArrayRef, BinaryBuilder, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field};
@@ -163,7 +164,7 @@ impl Stage for Bucket {
             None => Merges::default(),
         };
         let outputs = self.max_resolution.variants();
-        let wanted = Wanted { bucket: self, rules: &self.rules(), merges: &merges };
+        let wanted = &Wanted { bucket: self, rules: &self.rules(), merges: &merges };
         let spools = outputs.iter().map(|_| Spool::create(&task.folder.path()));
         let mut sorted = Sorted {
             tally: task.tally,
@@ -177,31 +178,29 @@ impl Stage for Bucket {
             let shard = Shard::open(&file)?;
             // A shard without rows has a schema all the same, which a shard made from it needs.
             let none = (shard.rows() == 0).then(|| Ok(RecordBatch::new_empty(Arc::clone(shard.schema()))));
-            let mut batches = shard.batches(None, 64)?.chain(none);
-            let mut made: Option<(RecordBatch, Vec<Made>)> = None;
-            let mut next = batches.next();
-            while let Some(batch) = next {
-                task.check_cancelled()?;
-                let batch = batch?;
-                let images = shard.binary(&batch, columns::IMAGE)?;
-                // While a batch is made, the one before is put away and the one after is read.
-                let (results, following) = std::thread::scope(|scope| {
-                    let making = scope.spawn(|| {
-                        (0..batch.num_rows()).into_par_iter().map(|i| wanted.make(images.value(i))).collect()
-                    });
-                    if let Some((batch, results)) = made.take() {
-                        sorted.take(&shard, batch, results)?;
+            // Batches are made two at a time, so that no thread waits for the last pictures of one, while the one before is put away
+            // and the one after is read.
+            std::thread::scope(|scope| {
+                let mut making = VecDeque::new();
+                let mut put_away = |(batch, made): (RecordBatch, ScopedJoinHandle<'_, Vec<Made>>)| {
+                    let made = made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                    sorted.take(&shard, batch, made)
+                };
+                for batch in shard.batches(None, 64)?.chain(none) {
+                    task.check_cancelled()?;
+                    let batch = batch?;
+                    let images = shard.binary(&batch, columns::IMAGE)?.clone();
+                    let rows = 0..batch.num_rows();
+                    let make = move || rows.into_par_iter().map(|row| wanted.make(images.value(row))).collect();
+                    making.push_back((batch, scope.spawn(make)));
+                    if making.len() > 2
+                        && let Some(first) = making.pop_front()
+                    {
+                        put_away(first)?;
                     }
-                    let following = batches.next();
-                    let results = making.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                    Ok::<_, StageError>((results, following))
-                })?;
-                made = Some((batch, results));
-                next = following;
-            }
-            if let Some((batch, results)) = made {
-                sorted.take(&shard, batch, results)?;
-            }
+                }
+                making.into_iter().try_for_each(put_away)
+            })?;
         }
         let Sorted { quarantine, observed, metadata, mut spools, rows: rows_in, .. } = sorted;
         let mut outcome = Outcome { rows_in, observed, ..Outcome::default() };
