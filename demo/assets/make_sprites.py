@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make sprites.tar: 48 small emoji pictures with alpha, one WebP each, named by their Unicode short name.
+"""Make sprites.tar: 320 small emoji pictures with alpha, one WebP each, named by their Unicode short name.
 
 Usage: make_sprites.py INPUT_FOLDER OUTPUT_TAR
 The input folder holds what `npm pack` writes for these packages:
@@ -8,7 +8,6 @@ The input folder holds what `npm pack` writes for these packages:
   fluentui-emoji-js@1.2.1          carries Microsoft's LICENSE text, whose drawings (Fluent Emoji) these are
   unicode-emoji-json@0.9.0         code point -> Unicode short name (MIT; only the names are used)
 Needs: Pillow, numpy.  Also writes names.txt (one name a line) beside OUTPUT_TAR.
-They are few, so that a model that sees each of them fifty times in as many places learns in minutes what they look like.
 The output is deterministic for one version of Pillow and of its libwebp.
 """
 import io
@@ -26,10 +25,39 @@ PACKAGES = ("lobehub-fluent-emoji-3d-1.1.0", "lobehub-fluent-emoji-4.1.1", "flue
             "unicode-emoji-json-0.9.0")
 
 NAMES = """
-airplane; anchor; balloon; banana; bomb; bus; butterfly; cactus; carrot; cherry blossom; crescent moon; crown; doughnut; duck
-evergreen tree; fire; fox; frog; ghost; grapes; green apple; hamburger; house; jack-o-lantern; key; lemon; light bulb; lion; mushroom
-owl; panda; penguin; pig face; pizza; rainbow; red apple; red heart; rocket; sailboat; snowman; soccer ball; star; strawberry; sunflower
-tropical fish; umbrella; volcano; watermelon
+grinning face; face with tears of joy; smiling face with heart-eyes; smiling face with sunglasses; thinking face
+sleeping face; loudly crying face; enraged face; cold face; nauseated face; exploding head; cowboy hat face
+partying face; nerd face; smiling face with halo
+skull; clown face; ogre; ghost; alien; robot; red heart; brain; tooth; bone
+monkey face; orangutan; dog face; wolf; fox; raccoon; cat face; black cat; lion; tiger face; leopard; horse face
+unicorn; zebra; deer; bison; cow face; pig face; ram; camel; llama; giraffe; elephant; mammoth; hippopotamus
+mouse face; rabbit face; chipmunk; hedgehog; bat; bear; koala; panda; sloth; otter; kangaroo; rooster
+hatching chick; penguin; dove; eagle; duck; swan; owl; flamingo; peacock; parrot; frog; crocodile; turtle; lizard
+snake; dragon; sauropod; T-Rex; spouting whale; dolphin; seal; tropical fish; blowfish; shark; octopus; spiral shell
+jellyfish; crab; lobster; snail; butterfly; honeybee; lady beetle; spider; scorpion
+bouquet; cherry blossom; rose; hibiscus; sunflower; tulip; hyacinth; lotus; seedling; potted plant; evergreen tree
+deciduous tree; palm tree; cactus; four leaf clover; maple leaf; mushroom; coral
+grapes; watermelon; tangerine; lemon; banana; pineapple; mango; red apple; green apple; pear; peach; cherries
+strawberry; blueberries; kiwi fruit; tomato; coconut; avocado; eggplant; potato; carrot; ear of corn; hot pepper
+bell pepper; cucumber; broccoli; garlic; onion; pea pod; bread; croissant; pretzel; pancakes; cheese wedge
+poultry leg; bacon; hamburger; french fries; pizza; hot dog; sandwich; taco; popcorn; spaghetti; sushi
+soft ice cream; doughnut; cookie; birthday cake; shortcake; cupcake; chocolate bar; candy; lollipop; honey pot
+hot beverage; teapot; wine glass; cocktail glass; beer mug; bubble tea; ice
+compass; volcano; brick; house; castle; Statue of Liberty; church; tent; carousel horse; ferris wheel; circus tent
+locomotive; bus; ambulance; fire engine; police car; taxi; automobile; pickup truck; delivery truck; tractor
+racing car; motorcycle; motor scooter; auto rickshaw; bicycle; skateboard; roller skate; fuel pump; wheel
+vertical traffic light; anchor; ring buoy; sailboat; canoe; passenger ship; airplane; parachute; helicopter; rocket
+flying saucer; luggage; watch; alarm clock; ringed planet; crescent moon; sun with face; star; cloud with rain
+rainbow; umbrella; snowflake; snowman; fire; droplet; water wave
+jack-o-lantern; Christmas tree; balloon; party popper; ribbon; wrapped gift; trophy; soccer ball; baseball
+basketball; volleyball; american football; tennis; bowling; boxing glove; ice skate; bullseye; yo-yo; kite
+pool 8 ball; crystal ball; video game; game die; puzzle piece; teddy bear; artist palette; yarn
+glasses; t-shirt; jeans; gloves; dress; backpack; running shoe; high-heeled shoe; crown; top hat; graduation cap
+lipstick; gem stone; megaphone; bell; headphone; radio; saxophone; trumpet; accordion; guitar; violin; drum; maracas
+telephone; battery; laptop; floppy disk; abacus; clapper board; television; camera; candle; light bulb
+red paper lantern; books; scroll; coin; money bag; package; pencil; crayon; pushpin; scissors; key; hammer; axe
+bomb; shield; wrench; gear; toolbox; magnet; ladder; test tube; microscope; telescope; chair; bucket
+fire extinguisher
 """
 
 
@@ -86,10 +114,10 @@ def main():
     emoji = {v["name"]: code_points(e) for e, v in json.loads(names_package["data-by-emoji.json"]).items()}
 
     sprites = {n.lower(): sprite(pictures[emoji[n]]) for n in wanted_names()}
-    assert len(sprites) == len(wanted_names()) == 48, (len(sprites), len(wanted_names()))
+    assert len(sprites) == len(wanted_names()) == 320, (len(sprites), len(wanted_names()))
     assert all(n.isascii() for n in sprites)
     source = (
-        f"Pictures: npm @lobehub/fluent-emoji-3d 1.1.0 (MIT; Microsoft's Fluent Emoji, 3D style), 48 of them, trimmed,"
+        f"Pictures: npm @lobehub/fluent-emoji-3d 1.1.0 (MIT; Microsoft's Fluent Emoji, 3D style), 320 of them, trimmed,"
         f" scaled to {SIZE}x{SIZE} and encoded anew as WebP by make_sprites.py.\n"
         f"Names: Unicode short names out of npm unicode-emoji-json 0.9.0 (MIT), lower case, a space written as '-'.\n")
     licence = (b"The packaging (@lobehub/fluent-emoji-3d):\n\n" + lobehub["LICENSE"].strip(b"\n")
