@@ -1,22 +1,27 @@
 //! What several commands share: the interrupt, prompts from files, sizes.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use shards::bucket::BucketSize;
 
 use crate::errors::{INTERRUPTED, Usage};
 
-/// Calls `stop` at the first SIGINT or SIGTERM; a second one ends the process at once.
+/// Signals this close to the first one are the same request: systemd and Slurm signal all processes of a job, and who started this
+/// one sends theirs on.
+const SAME_REQUEST: Duration = Duration::from_secs(1);
+
+/// Calls `stop` at the first SIGINT or SIGTERM; one that comes over a second later ends the process at once.
 pub(crate) fn on_interrupt(stop: impl Fn() + Send + 'static) -> Result<()> {
-    let count = Arc::new(AtomicUsize::new(0));
-    ctrlc::set_handler(move || {
-        if count.fetch_add(1, Ordering::Relaxed) > 0 {
-            std::process::exit(i32::from(INTERRUPTED));
+    let mut first: Option<Instant> = None;
+    ctrlc::set_handler(move || match first {
+        None => {
+            first = Some(Instant::now());
+            stop();
         }
-        stop();
+        Some(first) if first.elapsed() < SAME_REQUEST => {}
+        Some(_) => std::process::exit(i32::from(INTERRUPTED)),
     })
     .context("cannot listen for interrupts")
 }

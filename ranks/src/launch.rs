@@ -16,10 +16,10 @@ use super::world::SECRET;
 const POLL: Duration = Duration::from_millis(20);
 /// After one has failed the others hear of it from each other, say so, and end.
 const REPORTING: Duration = Duration::from_secs(5);
-/// After which who was asked to end is made to.
-const ENDING: Duration = Duration::from_secs(10);
-/// As above where someone asked for it: there may be a checkpoint to write.
-const ENDING_ON_SIGNAL: Duration = Duration::from_secs(30);
+/// After which who was asked to end is made to: the first rank may be writing the checkpoint of a large model.
+const ENDING: Duration = Duration::from_mins(1);
+/// As above where someone asked for it, on a slow disk too. Who cannot wait interrupts the launcher once more.
+const ENDING_ON_SIGNAL: Duration = Duration::from_mins(5);
 /// For the last lines of those that have ended. What they started themselves may hold the pipe for longer.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -234,7 +234,8 @@ impl Ranks {
                 self.signal(signal);
                 ending.kill_by(now + ENDING_ON_SIGNAL);
             }
-            if self.ended.iter().any(|(_, exit)| exit.is_some()) {
+            // After a signal all end by themselves, one after the other; another signal would interrupt the last one's checkpoint.
+            if sent_on.is_none() && self.ended.iter().any(|(_, exit)| exit.is_some()) {
                 ending.terminate_at.get_or_insert(now + REPORTING);
             }
             if ending.terminate_at.is_some_and(|at| now >= at) && !ending.is_terminating {

@@ -138,6 +138,29 @@ fn signals_are_sent_on() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
+/// Rank 0 says by its exit code how many signals came; it needs longer to end than failed ranks are given to speak.
+#[test]
+fn who_still_writes_after_a_signal_is_not_sent_another() {
+    let script = "if [ $RANK = 1 ]; then trap 'exit 5' TERM; while :; do sleep 0.1; done; fi
+        n=0; trap 'n=$((n+1))' TERM; while [ $n = 0 ]; do sleep 0.1; done
+        i=0; while [ $i -lt 60 ]; do sleep 0.1; i=$((i+1)); done; exit $n";
+    let signal = Arc::new(AtomicI32::new(0));
+    let options = LaunchOptions {
+        processes: 2,
+        bystander_code: Some(5),
+        signal: Arc::clone(&signal),
+        ..LaunchOptions::default()
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(500));
+            signal.store(15, Ordering::Release);
+        });
+        let end = launch("sh".as_ref(), &["-c", script].map(OsString::from), &options).unwrap();
+        assert_eq!(end.failure, Some(FirstFailure { rank: 0, exit: ChildExit::Code(1) }));
+    });
+}
+
 #[test]
 fn no_rank_outlives_a_launcher_that_was_killed() {
     let world =

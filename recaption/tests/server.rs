@@ -220,6 +220,24 @@ async fn wrong_options_end_the_job_and_say_what_is_wrong() {
     assert_eq!(reason, "refused_by_server");
 }
 
+/// Moderation refuses a request with 403; whoever refuses all of them has another reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_answered_may_forbid_a_request_but_not_all_of_them() {
+    let options = || Options { rates: vec![(Manner::Forbidden, 0.5)], most_misbehaviour: 1, ..Options::default() };
+    let server = CaptionServer::start(options()).unwrap();
+    let captioner = captioner(&[&server], &json!({}));
+    let options = options();
+    let is_answered = |row: &usize| Manner::of(&options, identity_of(*row), 0) == Manner::Caption;
+    let (answered, forbidden): (Vec<usize>, Vec<usize>) = (0..700).partition(is_answered);
+    captioner.complete(request(picture(answered[0], false))).await.unwrap();
+    for row in &forbidden[..255] {
+        let (reason, detail) = refused(captioner.complete(request(picture(*row, false))).await);
+        assert!(reason == "refused_by_server" && detail.contains("403"), "{reason}: {detail}");
+    }
+    let why = unavailable(captioner.complete(request(picture(forbidden[255], false))).await);
+    assert!(why.contains("the last 256 requests") && why.contains("moderation"), "{why}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_is_sent_and_never_shown() {
     // A variable that is there whoever runs this.

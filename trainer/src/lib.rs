@@ -61,6 +61,8 @@ pub enum TrainError {
     BucketSize { bucket: String, multiple: i64 },
     #[error("the loss of step {step} is {loss}; lower the learning rate or raise warmup_steps")]
     NotFinite { step: u64, loss: f64 },
+    #[error("the gradient of step {step} has the norm {norm}; lower the learning rate or raise warmup_steps")]
+    GradientNotFinite { step: u64, norm: f64 },
     #[error(
         "{folder} holds a checkpoint of another configuration: {difference}; train into another folder, or remove it"
     )]

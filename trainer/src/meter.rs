@@ -65,8 +65,8 @@ impl<'a> Meter<'a> {
         self.updates.push((step, update));
     }
 
-    /// Reads what the updates since the line before came to, of all ranks, and begins anew. Waits for the device. A loss that is no number
-    /// is an error.
+    /// Reads what the updates since the line before came to, of all ranks, and begins anew. Waits for the device. A loss or
+    /// a gradient that is no number is an error.
     pub(crate) fn record(
         &mut self,
         done: u64,
@@ -92,7 +92,12 @@ impl<'a> Meter<'a> {
                     numbers[place] += value;
                 }
             }
-            norm += gradient_norm.double_value(&[]);
+            // Losses are those before the update: with such a gradient, what it left is no model to save.
+            let of_step = gradient_norm.double_value(&[]);
+            if !of_step.is_finite() {
+                return Err(TrainError::GradientNotFinite { step: *step, norm: of_step });
+            }
+            norm += of_step;
         }
         let seconds = since.elapsed().as_secs_f64().max(1e-9);
         ranks.sum_numbers(&mut numbers)?;

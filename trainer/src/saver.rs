@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
 use models::checkpoint::{self, Checkpoint, CheckpointState};
+use shards::event::Event;
 use tch::Tensor;
 
 use crate::TrainError;
@@ -19,7 +20,7 @@ pub(crate) struct Saver {
 
 impl Saver {
     /// Begins to write what `learner` is after `step` updates, and to remove what need not be kept. The checkpoint before is waited for
-    /// first. An error shows at the next call.
+    /// first. An error shows at the next call, of this or of [`Saver::check`].
     pub(crate) fn save(&mut self, job: &Job, learner: &Learner, step: u64, max_side: u32) -> Result<(), TrainError> {
         self.finish()?;
         let state = CheckpointState {
@@ -39,13 +40,26 @@ impl Saver {
             (checkpoint::OPTIMIZER, copied(learner.optimizer.state_dict(&learner.parameters))),
         ];
         let (folder, operations) = (job.folder.to_owned(), job.operations.clone());
+        let (stage, events) = (job.stage.to_owned(), job.events.clone());
         let write = move || {
             let checkpoint = Checkpoint::write(&folder, &state, &files)?;
-            prune(&folder, &operations)?;
+            if let Err(error) = prune(&folder, step, &operations) {
+                // The new one is there, which is what counts; the next one tries again.
+                let why = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
+                events.send(Event::Note { stage, text: format!("an old checkpoint stays: {error}{why}") });
+            }
             Ok(checkpoint)
         };
         let thread = Builder::new().name("checkpoint".to_owned()).spawn(write);
         self.writing = Some(thread.map_err(|source| TrainError::Thread { source })?);
+        Ok(())
+    }
+
+    /// The error of a checkpoint whose writing has ended meanwhile. What follows would be lost with it, so it is not to wait for the next one.
+    pub(crate) fn check(&mut self) -> Result<(), TrainError> {
+        if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.finish()?;
+        }
         Ok(())
     }
 
@@ -75,8 +89,9 @@ fn copied(tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
     tensors.into_iter().map(|(name, tensor)| (name, copy(tensor))).collect()
 }
 
-/// Removes all but the newest checkpoints, and those that are kept for good; and what a killed process was writing.
-fn prune(folder: &Path, operations: &TrainOperations) -> Result<(), TrainError> {
+/// Removes all but the newest checkpoints up to `newest`, the step of the one just written, and those that are kept for good; and what a killed
+/// process was writing. Later ones are those of a training that was set back: they stay until it has come so far again.
+fn prune(folder: &Path, newest: u64, operations: &TrainOperations) -> Result<(), TrainError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
         move |source| TrainError::Io { action, path, source }
@@ -90,7 +105,7 @@ fn prune(folder: &Path, operations: &TrainOperations) -> Result<(), TrainError> 
         }
         let step = path.file_name().and_then(|name| name.to_string_lossy().strip_prefix("step-")?.parse::<u64>().ok());
         let is_kept = |step: u64| operations.keep_every > 0 && step.is_multiple_of(operations.keep_every);
-        if step.is_some_and(|step| !is_kept(step)) {
+        if step.is_some_and(|step| step <= newest && !is_kept(step)) {
             checkpoints.push(path);
         }
     }

@@ -145,6 +145,7 @@ pub(crate) fn run(
         let flops = model.forward_flops(side(batch.bucket.height), side(batch.bucket.width), text);
         meter.updated(step, update, 3.0 * flops * task.samples() as f64);
         meter.check()?;
+        saver.check()?;
         step += 1;
         interrupted = step < config.steps && is_cancelled(job, ranks)?;
         let is_due = |every: u64| step % every.max(1) == 0 || step == config.steps;

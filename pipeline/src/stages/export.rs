@@ -2,8 +2,8 @@
 //!
 //! - in: shards with an image column
 //! - out: a tar for each partition, with `KEY.jpg` (or png, webp, gif), `KEY.txt` and `KEY.json` of each row in the order of the
-//!   input, so that a bucketed shard's buckets follow each other. The keys in a tar are numbers; the sample's own key is in its
-//!   json, with all other columns
+//!   input, so that a bucketed shard's buckets follow each other. The keys in a tar are the partition's name and a number;
+//!   the sample's own key is in its json, with all other columns
 //! - stale when: caption or its input changed
 //! - law: in = out + Σ dropped (`not_an_image`)
 //!
@@ -39,7 +39,7 @@ fn default_caption() -> String {
 pub fn kind() -> StageKind {
     StageKind {
         name: "export",
-        version: 1,
+        version: 2,
         about: "Writes samples as webdataset tars.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Export)],
@@ -74,6 +74,8 @@ impl Stage for Export {
         let mut tar = tar::Builder::new(DataFileWriter::create(&path)?);
         let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
         let mut outcome = Outcome::default();
+        // Of the partition's name, which no other has; positions move when there is one more.
+        let prefix = task.partition.trim_start_matches("part-");
         for shard in rows::open(task.inputs)? {
             for batch in shard.batches(None, 64)? {
                 task.check_cancelled()?;
@@ -82,7 +84,7 @@ impl Stage for Export {
                 let objects = objects(&without_bytes(&batch)?)?;
                 for row in 0..batch.num_rows() {
                     // Nine digits: a tar of a thousand million images is none.
-                    let key = format!("{:05}{:09}", task.number, outcome.rows_in);
+                    let key = format!("{prefix}{:09}", outcome.rows_in);
                     outcome.rows_in += 1;
                     let image = images.value(row);
                     let Some(ending) = ending(image) else {

@@ -27,6 +27,17 @@ enum Asking {
     Never,
 }
 
+/// Refusals for which the row itself is to blame, whoever is asked. Others may come from a server, an account or a limit that is mended by
+/// the time that the row comes up again: it is asked again then, and they are not kept.
+const OWN_FAULTS: [&str; 3] = ["bad_image", "content_filter", "poisoned"];
+
+fn lasts(entry: &Entry) -> bool {
+    match entry {
+        Entry::Completion(_) => true,
+        Entry::Refused { reason, .. } => OWN_FAULTS.contains(&reason.as_str()),
+    }
+}
+
 /// A question that nobody has answered yet.
 #[derive(Clone, Debug)]
 pub struct Unanswered {
@@ -70,7 +81,7 @@ impl Answers {
         }
     }
 
-    /// The answer to a question of `step`, and whether it was known. What is new is durable when this returns.
+    /// The answer to a question of `step`, and whether it was known. What is new, and lasts, is durable when this returns.
     pub(super) async fn get(
         &self,
         question: &Question<'_>,
@@ -80,7 +91,7 @@ impl Answers {
         let key = CacheKey::of(question);
         // Looked up in a statement of its own: the lock is not held while anyone is asked.
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        if let Some(entry) = known {
+        if let Some(entry) = known.filter(lasts) {
             return Ok((entry, true));
         }
         if let Asking::Never = self.asking {
@@ -96,7 +107,9 @@ impl Answers {
             Err(Failure::Unavailable(why)) => return Err(JobError::Unavailable(why)),
             Err(Failure::Cancelled) => return Err(JobError::Cancelled),
         };
-        if let Asking::Journal(journal) = &self.asking {
+        if let Asking::Journal(journal) = &self.asking
+            && lasts(&entry)
+        {
             journal.append(&key, &entry).await?;
             self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, entry.clone());
         }

@@ -1,11 +1,13 @@
 //! A request's body. The image is most of it: its base64 goes straight to where it is sent from.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
 
 use super::image::{Image, prepare};
 use super::options::Semantics;
@@ -20,6 +22,8 @@ pub struct Bodies {
     /// `,"key":value` for each of them.
     tail: Vec<u8>,
     max_side: u32,
+    /// How many images are decoded at a time: more would take memory, not time.
+    decoding: Arc<Semaphore>,
 }
 
 impl Bodies {
@@ -31,7 +35,9 @@ impl Bodies {
         for (key, value) in &semantics.extra {
             member(&mut tail, key, value);
         }
-        Self { head, extra: semantics.extra.clone(), tail, max_side: semantics.max_side }
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let decoding = Arc::new(Semaphore::new(threads));
+        Self { head, extra: semantics.extra.clone(), tail, max_side: semantics.max_side, decoding }
     }
 
     /// The body that asks `request`, on one line. Fails where its image is none.
@@ -42,7 +48,7 @@ impl Bodies {
     /// A request's image, as it is sent.
     pub(super) async fn image(&self, request: &Request) -> Result<Option<Image>, Failure> {
         match &request.image {
-            Some(bytes) => Ok(Some(prepare(Arc::clone(bytes), self.max_side).await?)),
+            Some(bytes) => Ok(Some(prepare(Arc::clone(bytes), self.max_side, &self.decoding).await?)),
             None => Ok(None),
         }
     }

@@ -65,14 +65,16 @@ impl ServerCaptioner {
     }
 
     /// Nobody is answered any more, or this request is not.
-    fn refuse(&self, reason: &'static str, detail: String) -> Failure {
-        if self.fleet.refused() {
-            let all = "not one request has been answered, and all that were sent were refused; the last one";
-            return Failure::Unavailable(format!(
-                "{all}: {reason}: {detail}. Are `model` and `extra` right for the servers?"
-            ));
-        }
-        Failure::Refused { reason, detail }
+    fn refuse(&self, endpoint: usize, reason: &'static str, detail: String) -> Failure {
+        let Some(run) = self.fleet.refused(endpoint) else { return Failure::Refused { reason, detail } };
+        let what = if self.fleet.has_answered(endpoint) {
+            format!("the last {run} requests that a server has ended were all refused; the last one")
+        } else {
+            "not one request has been answered, and all that were sent were refused; the last one".to_owned()
+        };
+        Failure::Unavailable(format!(
+            "{what}: {reason}: {detail}. Are `model`, `extra` and the account right for the servers? Those rows are asked again"
+        ))
     }
 
     fn unauthorised(&self, address: &Address, status: u16, words: &str) -> Failure {
@@ -94,7 +96,7 @@ impl ServerCaptioner {
             return Failure::Unavailable(format!("{base} has no model `{}`; its models: {models}", self.model));
         }
         if self.fleet.has_answered(endpoint) {
-            return self.refuse("refused_by_server", format!("{status}: {words}"));
+            return self.refuse(endpoint, "refused_by_server", format!("{status}: {words}"));
         }
         Failure::Unavailable(format!(
             "{base}/chat/completions answers {status} ({words}): is this the base URL? Most end in /v1"
@@ -138,7 +140,12 @@ impl Captioner for ServerCaptioner {
                     if let ("server_busy", Some(why)) = (reason, self.fleet.silence_since(course.began)) {
                         return Err(Failure::Unavailable(why));
                     }
-                    return Err(self.refuse(reason, format!("{detail} ({})", address.base)));
+                    return Err(self.refuse(endpoint, reason, format!("{detail} ({})", address.base)));
+                }
+                // Moderation says so, too, of a single request.
+                Next::Unauthorised { status: 403, words } if self.fleet.has_answered(endpoint) => {
+                    let detail = format!("403: {words} ({})", address.base);
+                    return Err(self.refuse(endpoint, "refused_by_server", detail));
                 }
                 Next::Unauthorised { status, words } => return Err(self.unauthorised(address, status, &words)),
                 Next::Missing { status, words } => return Err(self.missing(address, endpoint, status, words).await),

@@ -48,6 +48,8 @@ pub(super) struct Endpoint {
     cooled_at: u64,
     pub(super) answered: u64,
     pub(super) failed: u64,
+    /// Requests refused since its last answer.
+    pub(super) refused: u32,
     /// Smoothed, in seconds.
     pub(super) latency: f64,
     last_alive: Option<Instant>,
@@ -106,6 +108,7 @@ impl Endpoint {
             cooled_at: 0,
             answered: 0,
             failed: 0,
+            refused: 0,
             latency: 0.0,
             last_alive: None,
             words: String::new(),
@@ -172,6 +175,7 @@ impl Endpoint {
                 self.last_alive = Some(Instant::now());
                 if sign == Sign::Answered {
                     self.answered += 1;
+                    self.refused = 0;
                     let latency = place.at.elapsed();
                     let weight = if self.answered == 1 { 1.0 } else { SMOOTH };
                     self.latency += weight * (latency.as_secs_f64() - self.latency);

@@ -16,8 +16,10 @@ use super::outcome::Sign;
 use super::turns::{Granted, State};
 use crate::captioner::Failure;
 
-/// Requests that end without an answer before there was any, until the fault is taken to be in how servers are asked.
+/// Requests that an endpoint refuses before it answers any, until the fault is taken to be in how it is asked.
 const REFUSED_AT_FIRST: u32 = 32;
+/// As above with no answer between, where it has answered before: it came back as another, or an account is empty.
+const REFUSED_IN_A_ROW: u32 = 256;
 
 pub(super) struct Fleet {
     pub(super) addresses: Vec<Address>,
@@ -184,14 +186,13 @@ impl Fleet {
         )
     }
 
-    /// A request was refused. Says so where that happens to all, from the first one on.
-    pub(super) fn refused(&self) -> bool {
+    /// An endpoint refused a request: how many it has refused in a row, where that is no longer the requests' fault.
+    pub(super) fn refused(&self, endpoint: usize) -> Option<u32> {
         let mut state = self.state();
-        if state.endpoints.iter().any(|endpoint| endpoint.answered > 0) {
-            return false;
-        }
-        state.refused_at_first += 1;
-        state.refused_at_first >= REFUSED_AT_FIRST
+        let endpoint = state.endpoints.get_mut(endpoint)?;
+        endpoint.refused += 1;
+        let most = if endpoint.answered > 0 { REFUSED_IN_A_ROW } else { REFUSED_AT_FIRST };
+        (endpoint.refused >= most).then_some(endpoint.refused)
     }
 
     /// A request was answered after so many failures by no fault of its own.

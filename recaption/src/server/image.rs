@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use picture::{Check, Format, Mode, Resize, header};
+use tokio::sync::Semaphore;
 
 use crate::captioner::Failure;
 
@@ -19,10 +20,11 @@ pub(super) struct Image {
     pub(super) media_type: &'static str,
 }
 
-/// What is sent of `bytes`: themselves, or a JPEG with no side longer than `max_side`, which may take a while.
+/// What is sent of `bytes`: themselves, or a JPEG with no side longer than `max_side`, which may take a while, and waits
+/// for a permit of `decoding`.
 ///
 /// What its EXIF turns is encoded anew as well: servers show models the pixels as stored.
-pub(super) async fn prepare(bytes: Arc<[u8]>, max_side: u32) -> Result<Image, Failure> {
+pub(super) async fn prepare(bytes: Arc<[u8]>, max_side: u32, decoding: &Arc<Semaphore>) -> Result<Image, Failure> {
     let bad = |detail: String| Failure::Refused { reason: "bad_image", detail };
     if bytes.len() <= MOST_BYTES {
         let header = header(&bytes, MOST_PIXELS).map_err(|error| bad(error.to_string()))?;
@@ -33,7 +35,12 @@ pub(super) async fn prepare(bytes: Arc<[u8]>, max_side: u32) -> Result<Image, Fa
             return Ok(Image { bytes, media_type: media_type(format) });
         }
     }
-    let encoded = tokio::task::spawn_blocking(move || reencode(&bytes, max_side)).await;
+    let permit = Arc::clone(decoding).acquire_owned().await.map_err(|_closed| Failure::Cancelled)?;
+    let encoded = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        reencode(&bytes, max_side)
+    });
+    let encoded = encoded.await;
     let bytes = match encoded {
         Ok(encoded) => encoded.map_err(bad)?,
         Err(error) if error.is_cancelled() => return Err(Failure::Cancelled),
@@ -76,13 +83,17 @@ mod tests {
         bytes.into_inner().into()
     }
 
+    fn one() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(1))
+    }
+
     #[tokio::test]
     async fn what_servers_read_is_sent_as_stored_and_the_rest_as_jpeg() {
         for (format, media_type) in
             [(ImageFormat::Jpeg, "image/jpeg"), (ImageFormat::Png, "image/png"), (ImageFormat::WebP, "image/webp")]
         {
             let bytes = encoded(40, 30, format);
-            let image = prepare(Arc::clone(&bytes), 40).await.unwrap();
+            let image = prepare(Arc::clone(&bytes), 40, &one()).await.unwrap();
             assert!(Arc::ptr_eq(&image.bytes, &bytes) && image.media_type == media_type, "{format:?}");
         }
         for (bytes, size) in [
@@ -90,7 +101,7 @@ mod tests {
             (encoded(40, 100, ImageFormat::Png), (16, 40)),
             (encoded(80, 8, ImageFormat::Jpeg), (40, 4)),
         ] {
-            let image = prepare(bytes, 40).await.unwrap();
+            let image = prepare(bytes, 40, &one()).await.unwrap();
             let header = header(&image.bytes, MOST_PIXELS).unwrap();
             assert_eq!((header.format, header.width, header.height), (Some(Format::Jpeg), size.0, size.1));
             assert_eq!(image.media_type, "image/jpeg");
@@ -101,7 +112,7 @@ mod tests {
     async fn what_is_no_image_is_refused() {
         let cut = encoded(40, 30, ImageFormat::Jpeg);
         for bytes in [Arc::from(*b"<html>"), Arc::from(&cut[..cut.len() - 9])] {
-            let error = prepare(bytes, 40).await.unwrap_err();
+            let error = prepare(bytes, 40, &one()).await.unwrap_err();
             assert!(matches!(error, Failure::Refused { reason: "bad_image", .. }), "{error}");
         }
     }

@@ -23,7 +23,6 @@ pub(super) struct State {
     pub(super) next: u64,
     pub(super) last_answer: Option<Instant>,
     pub(super) silence: Option<Silence>,
-    pub(super) refused_at_first: u32,
     /// Failures of requests that were answered in the end.
     pub(super) accidents: u64,
 }
@@ -49,15 +48,7 @@ pub(super) type Granted = Vec<(Reply, usize, Place)>;
 
 impl State {
     pub(super) fn new(endpoints: Vec<Endpoint>) -> Self {
-        Self {
-            endpoints,
-            queues: Default::default(),
-            next: 0,
-            last_answer: None,
-            silence: None,
-            refused_at_first: 0,
-            accidents: 0,
-        }
+        Self { endpoints, queues: Default::default(), next: 0, last_answer: None, silence: None, accidents: 0 }
     }
 
     /// Lets a request wait; the number by which it is known. One that was sent before goes before the others.

@@ -318,12 +318,10 @@ pub(super) fn join_on(
         Ok(communicator)
     });
     let communicator = Arc::new(explained(mesh, joined.map_err(TrainError::Rank)?)?);
-    let aborted = Arc::downgrade(&communicator);
-    mesh.on_failure(Box::new(move |_failure| {
-        if let Some(communicator) = aborted.upgrade() {
-            communicator.abort();
-        }
-    }));
+    // Kept by the mesh until a rank is lost or all have left. To give a communicator back, NCCL waits for the other ranks of this machine;
+    // a rank that ends with an error must not do so before they know.
+    let kept = Arc::clone(&communicator);
+    mesh.on_failure(Box::new(move |_failure| kept.abort()));
     Ok(communicator)
 }
 

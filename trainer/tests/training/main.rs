@@ -8,9 +8,10 @@ mod watched;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use models::checkpoint::folder_name;
+use models::checkpoint::{MODEL, folder_name};
 use shards::event::{Event, EventSink};
 use support::{Case, assert_same, assert_same_losses, case, config, dataset, difference, losses, operations, tensors};
+use tch::Tensor;
 use trainer::config::{TrainConfig, TrainOperations};
 use trainer::start::Start;
 use trainer::{Job, train};
@@ -96,6 +97,48 @@ fn a_training_begins_from_a_checkpoint_with_or_without_its_moments() {
     let wider = TrainConfig { start: start(false), width: 64, ..config };
     let error = case(&wider, &operations, &index, "wider").job(train).unwrap_err().to_string();
     assert!(error.contains("width 32 → 64"), "{error}");
+}
+
+#[test]
+fn a_training_that_was_set_back_keeps_what_it_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, config) = (dataset(folder.path()), config());
+    let operations = TrainOperations { keep_last: 1, keep_every: 3, ..operations() };
+    let mut case = case(&config, &operations, &index, "set back");
+    let whole = tensors(&case.alone());
+    std::fs::write(case.folder.join("latest"), "step-000000003\n").unwrap();
+    case.stop_after = 1;
+    // Step 8 of the first time is later, and no reason to remove step 4.
+    assert_eq!(case.alone().checkpoint.state.step, 4);
+    assert!([3, 4, 6, 8].iter().all(|step| case.folder.join(folder_name(*step)).exists()));
+    case.stop_after = u64::MAX;
+    let again = tensors(&case.alone());
+    assert!(whole.iter().all(|(name, tensor)| again[name] == *tensor), "to the bit");
+    let left = [3, 4, 6, 8].map(|step| case.folder.join(folder_name(step)).exists());
+    assert_eq!(left, [true, false, true, true], "once it is as far, all is as ever");
+}
+
+#[test]
+fn an_update_by_a_gradient_that_is_no_number_is_not_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, config, operations) = (dataset(folder.path()), config(), operations());
+    let mut case = case(&config, &operations, &index, "spike");
+    case.stop_after = 3;
+    let saved = case.alone().checkpoint.folder;
+    // Numbers so large that their loss is one still, but the sum of their gradients' squares is none.
+    let file = saved.join(MODEL);
+    let mut weights: Vec<(String, Tensor)> =
+        models::weights::read(&file).unwrap().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect();
+    for (_, tensor) in weights.iter_mut().filter(|(name, _)| name.starts_with("out_proj")) {
+        *tensor = &*tensor * 1e16;
+    }
+    std::fs::remove_file(&file).unwrap();
+    models::weights::write(&file, &weights).unwrap();
+    case.stop_after = 1;
+    let error = case.job(train).unwrap_err().to_string();
+    assert!(error.contains("the gradient of step 3 has the norm inf"), "{error}");
+    let latest = std::fs::read_to_string(case.folder.join("latest")).unwrap();
+    assert_eq!(latest, "step-000000003\n");
 }
 
 #[test]

@@ -47,6 +47,8 @@ pub enum Manner {
     Parts,
     /// 400 with `{"error":{"message":…}}`.
     BadRequest,
+    /// 403, as moderation says it.
+    Forbidden,
     /// 400 with `{"object":"error","message":…}`.
     BadRequestFlat,
     /// 413 with `{"error":"…"}`.
@@ -130,6 +132,7 @@ impl Manner {
             Self::Length => paid(&format!("\"{text}\""), "\"length\"", &usage),
             Self::Parts => paid(&format!(r#"[{{"type":"text","text":"{text}"}}]"#), "null", "null"),
             Self::BadRequest => error(400, "this image is not for us"),
+            Self::Forbidden => error(403, "flagged by moderation"),
             Self::BadRequestFlat => {
                 plain(400, r#"{"object":"error","message":"too long for us","type":"BadRequestError","code":400}"#)
             }

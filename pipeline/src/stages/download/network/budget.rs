@@ -67,8 +67,10 @@ impl Share {
         }
     }
 
-    /// Gives back all but what `bytes` bytes need.
+    /// Gives back all but what `bytes` bytes need, and the overdraft in any case: a picture that waits for earlier rows to be
+    /// written must not hold what one of those may need.
     pub(in super::super) fn shrink(&mut self, bytes: u64) {
+        self.overdraft_held = None;
         let keep = self.budget.units(bytes) as usize;
         if let Some(units) = &mut self.units {
             let surplus = units.num_permits().saturating_sub(keep);
@@ -80,6 +82,19 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_picture_that_is_made_leaves_the_overdraft_to_the_rows_before_it() {
+        let budget = Budget::new(128 * UNIT);
+        let (mut earlier, mut later) = (budget.reserve(None).await, budget.reserve(None).await);
+        later.grow(200 * UNIT).await;
+        later.shrink(10 * UNIT);
+        // More than is free: what the later one gave back is not enough.
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(5), earlier.grow(200 * UNIT)).await;
+        assert!(waited.is_ok());
+        drop((earlier, later));
+        assert_eq!((budget.units.available_permits(), budget.overdraft.available_permits()), (128, 1));
+    }
 
     #[tokio::test]
     async fn all_of_it_comes_back_and_bodies_of_unknown_length_cannot_block_each_other() {

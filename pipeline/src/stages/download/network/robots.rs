@@ -70,8 +70,9 @@ const WITH_VALUES: [&str; 4] = ["unavailable_after", "max-snippet", "max-image-p
 impl OptOut {
     /// By which header an answer opts out, in words.
     pub(super) fn found(&self, headers: &HeaderMap) -> Option<String> {
-        for value in headers.get_all("x-robots-tag").iter().filter_map(|value| value.to_str().ok()) {
-            if let Some(directive) = self.disallowed(value) {
+        for value in headers.get_all("x-robots-tag") {
+            // A byte that is no ASCII spoils one directive, not the others.
+            if let Some(directive) = self.disallowed(&String::from_utf8_lossy(value.as_bytes())) {
                 // img2dataset's words, and the directive.
                 return Some(format!("Use of image disallowed by X-Robots-Tag directive ({directive})"));
             }
@@ -80,13 +81,15 @@ impl OptOut {
         (self.tdm_reservation && reserved).then(|| "tdm-reservation: 1".to_owned())
     }
 
-    /// The directive of one header that concerns us. An agent's name holds for all directives until the next name.
+    /// The directive of one header that concerns us. An agent's name holds for all directives until the next name. What has white
+    /// space within is no name: a date has commas and colons of its own.
     fn disallowed(&self, value: &str) -> Option<String> {
         let mut for_us = true;
         for part in value.split(',') {
             let mut directive = part.trim().to_lowercase();
             if let Some((name, rest)) = directive.split_once(':')
                 && !WITH_VALUES.contains(&name.trim())
+                && !name.trim().contains(char::is_whitespace)
             {
                 for_us = matches!(name.trim(), "*") || name.trim() == self.agent;
                 directive = rest.trim().to_owned();
@@ -115,12 +118,21 @@ mod tests {
             "*: noai",
             "otherbot: nofollow, ferrotype: noai",
             "unavailable_after: 25 Jun 2010 15:00:00 PST, noai",
+            "unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT, noai",
             "max-image-preview: large, noindex",
         ] {
             assert!(opt_out.disallowed(value).is_some(), "{value}");
         }
-        for value in ["", "nofollow", "otherbot: noai", "otherbot: nofollow, noai", "max-snippet: 0", "noaix", ": noai"]
-        {
+        for value in [
+            "",
+            "nofollow",
+            "otherbot: noai",
+            "otherbot: nofollow, noai",
+            "otherbot: unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT, noai",
+            "max-snippet: 0",
+            "noaix",
+            ": noai",
+        ] {
             assert!(opt_out.disallowed(value).is_none(), "{value}");
         }
         let mut headers = HeaderMap::new();
