@@ -5,7 +5,7 @@
 
 mod commands;
 mod errors;
-mod memory;
+mod process;
 mod settings;
 mod stages;
 mod watch;
@@ -16,7 +16,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    memory::one_heap_a_processor();
+    process::one_heap_a_processor();
+    process::as_many_files_as_allowed();
     let arguments = commands::Arguments::parse();
     match commands::dispatch(arguments) {
         Ok(code) => ExitCode::from(code),

@@ -184,8 +184,8 @@ def use(page):
     seen["hostile_text"] = page.look(f"{CARDS}.map((card) => card.querySelector('p').textContent)")
     seen["planted_elements"] = page.look("document.querySelectorAll('[onerror]').length")
 
-    # While one samples.
-    page.generate("a market square in the rain", n=2, steps=80)
+    # While one samples, with steps enough that it still does after two screenshots on a busy machine: it is cancelled in its middle.
+    page.generate("a market square in the rain", n=2, steps=300)
     page.until("document.getElementById('progress').value > 0.3")
     page.look("scrollTo(0, 0)")
     page.shoot("sampling-light")

@@ -298,6 +298,10 @@ mod tests {
         let cut = new.to_string().replace("\"stop\"", "\"length\"");
         let found = read(&cut).pop().unwrap().unwrap().1;
         assert!(matches!(found, Entry::Completion(Completion { finish: Finish::Length, .. })));
+        // Who says nothing has answered: the row is not asked again by every file that follows.
+        let blank = new.to_string().replace("\"A dog.\"", "null");
+        let found = read(&blank).pop().unwrap().unwrap().1;
+        assert!(matches!(found, Entry::Completion(Completion { text, .. }) if text.is_empty()));
         let filtered = new.to_string().replace("\"stop\"", "\"content_filter\"");
         assert!(matches!(read(&filtered).pop().unwrap().unwrap().1, Entry::Refused { .. }));
     }
@@ -324,9 +328,9 @@ mod tests {
             (body(200, json!({ "object": "error", "message": "no" })), "failed", "the server says: no"),
             (body(200, json!({ "choices": [] })), "empty_answer", "the answer has no choices"),
             (
-                result(json!({ "choices": [{ "message": { "content": " " } }] }), Value::Null),
-                "empty_answer",
-                "the answer has no text",
+                result(json!({ "choices": [{ "text": "A dog." }] }), Value::Null),
+                "bad_answer",
+                "the answer's choice has no message",
             ),
         ];
         for (line, reason, words) in &cases {

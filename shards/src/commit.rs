@@ -140,12 +140,12 @@ impl StageFolder {
         self.workdir.remove(&self.name_of(name))
     }
 
-    /// Takes back the records of `partition` that name any of `names`, relative to this folder, but for the record `own`: what
-    /// is about to be written under those names is no longer theirs.
-    pub fn retract_others(&self, partition: &str, own: &str, names: &[String]) -> Result<(), ShardError> {
+    /// Takes back the records of `partition` that name any of `names`, relative to this folder: what is about to be written under
+    /// those names is no longer theirs.
+    pub fn retract_that_name(&self, partition: &str, names: &[String]) -> Result<(), ShardError> {
         let prefix = format!("{partition}.");
-        let others = self.listing()?.sidecars.into_iter().filter(|name| name.starts_with(&prefix) && name != own);
-        for (name, sidecar) in self.read_all(&others.collect::<Vec<_>>())? {
+        let records = self.listing()?.sidecars.into_iter().filter(|name| name.starts_with(&prefix));
+        for (name, sidecar) in self.read_all(&records.collect::<Vec<_>>())? {
             if files(&sidecar).any(|file| names.iter().any(|name| name == file)) {
                 self.retract(&name)?;
             }

@@ -6,16 +6,16 @@
 //! ```
 //!
 //! A runner is one process at work on a workdir. Before it makes a partition it claims it, by creating a file that names it;
-//! so runners share the work of a workdir, on one machine or many. A runner is dead when its process is gone (as its own
-//! machine can tell) or its heartbeat has been silent for a minute by the storage's own clock; its claims are then taken over
-//! by creating the next number. Claims only keep work from being done twice: what counts is the commit, which only one wins.
+//! so runners share the work of a workdir, on one machine or many. A runner is dead when its process is gone (as those can
+//! tell who see the same processes) or its heartbeat has been silent for a minute by the storage's own clock; its claims are then
+//! taken over by creating the next number. Claims only keep work from being done twice: what counts is the commit, which only one
+//! wins.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +47,9 @@ pub struct Holder {
     pub process: u32,
     /// Tells a process from a later one with the same number: its start, in clock ticks since boot (Linux), else 0.
     process_start: u64,
+    /// Among whose processes the number counts; empty where that is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    processes: String,
     /// Seconds since 1970, UTC.
     pub since: u64,
     /// What it is at work on, in the words of whoever runs it.
@@ -61,15 +64,18 @@ impl Holder {
             host: host_name(),
             process,
             process_start: process_start(process).unwrap_or(0),
+            processes: processes().to_owned(),
             since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             doing: Value::Null,
         }
     }
 
-    /// Known to be gone: a process of this machine that no longer exists.
+    /// Known to be gone: a process among those that can be seen here, which no longer exists. The name of a host alone says
+    /// nothing: containers may share one, and each has processes of its own.
     fn is_gone(&self) -> bool {
         self.host == host_name()
-            && Path::new("/proc/self").exists()
+            && !self.processes.is_empty()
+            && self.processes == processes()
             && process_start(self.process) != Some(self.process_start)
     }
 }
@@ -332,6 +338,18 @@ pub fn host_name() -> String {
         .unwrap_or_else(|_unset| "localhost".to_owned())
 }
 
+/// Among whose processes this one has its number: the boot of the machine and the namespace (Linux), else empty.
+fn processes() -> &'static str {
+    static PROCESSES: OnceLock<String> = OnceLock::new();
+    PROCESSES.get_or_init(|| {
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        match fs::read_link("/proc/self/ns/pid") {
+            Ok(namespace) if !boot.is_empty() => format!("{} {}", boot.trim(), namespace.display()),
+            _ => String::new(),
+        }
+    })
+}
+
 /// When a process of this machine started, in clock ticks since boot: field 22 of /proc/PID/stat. A zombie counts as gone.
 fn process_start(process: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
@@ -392,7 +410,9 @@ mod tests {
         assert_eq!(taken.fencing_number, 2);
         drop(taken);
 
-        write("elsewhere", &Holder { host: "elsewhere".into(), ..Holder::here() });
+        // A container's that has this host's name: its number is no process here.
+        let elsewhere = Holder { processes: "another boot pid:[1]".into(), process_start: 1, ..Holder::here() };
+        write("elsewhere", &elsewhere);
         claim("elsewhere", 1);
         std::thread::sleep(FRESH);
         assert!(claimed(&runner, &stage).is_none());
@@ -402,6 +422,20 @@ mod tests {
         std::thread::sleep(FRESH);
         assert_eq!(claimed(&runner, &stage).unwrap().fencing_number, 2);
         assert_eq!(runner.living().unwrap(), HashSet::from([runner.id().to_owned()]));
+    }
+
+    #[test]
+    fn only_what_can_be_seen_from_here_is_known_to_be_gone() {
+        let ended = Holder { process_start: 1, ..Holder::here() };
+        assert!(ended.is_gone() && !Holder::here().is_gone());
+        for unknown in [
+            Holder { host: "elsewhere".into(), ..ended.clone() },
+            Holder { processes: "another boot pid:[1]".into(), ..ended.clone() },
+            // As an older version wrote it.
+            Holder { processes: String::new(), ..ended },
+        ] {
+            assert!(!unknown.is_gone(), "{unknown:?}");
+        }
     }
 
     #[test]

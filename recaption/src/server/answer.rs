@@ -64,15 +64,20 @@ pub(crate) fn read(body: &[u8]) -> Held {
         }
         _ => Finish::Stop,
     };
+    if !message.is_object() {
+        return nothing("bad_answer", format!("the answer's choice has no message: {}", words(body)));
+    }
+    // A model that says nothing has answered, and the caption is empty: asking the very same again would bring the same.
     let text = match text(&message["content"]) {
-        Some(text) if !text.trim().is_empty() || finish == Finish::Length => text,
-        None if !message["content"].is_null() => return nothing("bad_answer", "its content is no text".to_owned()),
-        None if finish == Finish::Length => String::new(),
-        _ => match message["refusal"].as_str() {
-            Some(refusal) if !refusal.is_empty() => return Held::Filtered(shorten(refusal)),
-            _ => return nothing("empty_answer", "the answer has no text".to_owned()),
-        },
+        Some(text) => text,
+        None if message["content"].is_null() => String::new(),
+        None => return nothing("bad_answer", "its content is no text".to_owned()),
     };
+    if let Some(refusal) = message["refusal"].as_str().filter(|refusal| !refusal.is_empty())
+        && text.trim().is_empty()
+    {
+        return Held::Filtered(shorten(refusal));
+    }
     Held::Completion(Completion { text, finish, usage: usage(&parsed.usage) })
 }
 
@@ -187,6 +192,12 @@ mod tests {
                 r#"{"choices":[{"message":{"content":null},"finish_reason":"length"}]}"#,
                 completion("", Finish::Length, [0; 3]),
             ),
+            (
+                r#"{"choices":[{"message":{"content":null},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,
+                "completion_tokens":1}}"#,
+                completion("", Finish::Stop, [9, 1, 0]),
+            ),
+            (r#"{"choices":[{"message":{"content":" \n"}}]}"#, completion(" \n", Finish::Stop, [0; 3])),
         ] {
             assert_eq!(read(body.as_bytes()), expected, "{body}");
         }
@@ -201,16 +212,17 @@ mod tests {
             ("{}", "bad_answer"),
             (r#"{"choices":"none"}"#, "bad_answer"),
             (r#"{"choices":[]}"#, "empty_answer"),
-            (r#"{"choices":[7]}"#, "empty_answer"),
-            (r#"{"choices":[{"message":{"content":null}}]}"#, "empty_answer"),
-            (r#"{"choices":[{"message":{"content":" \n"}}]}"#, "empty_answer"),
+            (r#"{"choices":[7]}"#, "bad_answer"),
+            (r#"{"choices":[{"text":"A cat."}]}"#, "bad_answer"),
             (r#"{"choices":[{"message":{"content":7}}]}"#, "bad_answer"),
             (r#"{"choices":[{"message":{"content":"A"},"finish_reason":"abort"}]}"#, "bad_answer"),
         ] {
             assert!(matches!(read(body.as_bytes()), Held::Nothing { reason: r, .. } if r == reason), "{body}");
         }
-        let filtered = r#"{"choices":[{"message":{"content":null,"refusal":"No."},"finish_reason":"stop"}]}"#;
-        assert_eq!(read(filtered.as_bytes()), Held::Filtered("No.".to_owned()));
+        for content in ["null", "\"\""] {
+            let filtered = format!(r#"{{"choices":[{{"message":{{"content":{content},"refusal":"No."}}}}]}}"#);
+            assert_eq!(read(filtered.as_bytes()), Held::Filtered("No.".to_owned()));
+        }
     }
 
     #[test]

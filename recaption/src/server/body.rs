@@ -55,7 +55,7 @@ impl Bodies {
 
     /// The body that asks `request`, whose image has become `image`.
     pub(super) fn write(&self, request: &Request, image: Option<&Image>) -> Vec<u8> {
-        let base64 = image.map_or(0, |image| image.bytes.len().div_ceil(3) * 4);
+        let base64 = image.map_or(0, base64_length);
         let words = request.prompt.len() + request.system.as_ref().map_or(0, String::len);
         let mut body = Vec::with_capacity(self.head.len() + self.tail.len() + base64 + words + words / 8 + 320);
         body.extend_from_slice(&self.head);
@@ -64,26 +64,8 @@ impl Bodies {
             json(&mut body, system);
             body.extend_from_slice(b"},");
         }
-        body.extend_from_slice(br#"{"role":"user","content":"#);
-        if let Some(image) = image {
-            body.extend_from_slice(br#"[{"type":"image_url","image_url":{"url":"data:"#);
-            body.extend_from_slice(image.media_type.as_bytes());
-            body.extend_from_slice(b";base64,");
-            let start = body.len();
-            body.resize(start + base64, b'=');
-            // It fits: that is how much base64 is made of so many bytes.
-            if let Some(space) = body.get_mut(start..)
-                && STANDARD.encode_slice(&image.bytes, space).is_err()
-            {
-                body.truncate(start);
-            }
-            body.extend_from_slice(br#""}},{"type":"text","text":"#);
-            json(&mut body, &request.prompt);
-            body.extend_from_slice(b"}]}]");
-        } else {
-            json(&mut body, &request.prompt);
-            body.extend_from_slice(b"}]");
-        }
+        message(&mut body, image, &request.prompt);
+        body.push(b']');
         self.sampling(&mut body, request.sampling);
         body.extend_from_slice(&self.tail);
         body.push(b'}');
@@ -104,12 +86,50 @@ impl Bodies {
     }
 }
 
-/// A question so small that any server that works at all answers it at once.
-pub(super) fn control(model: &str) -> Vec<u8> {
+/// A question so small that any server that works at all answers it at once. With an image, only one that can look at images
+/// does.
+pub(super) fn control(model: &str, with_image: bool) -> Vec<u8> {
     let mut body = br#"{"model":"#.to_vec();
     json(&mut body, model);
-    body.extend_from_slice(br#","messages":[{"role":"user","content":"Say yes."}],"temperature":0.0,"max_tokens":1}"#);
+    body.extend_from_slice(br#","messages":["#);
+    let image = if with_image { grey() } else { None };
+    message(&mut body, image.as_ref(), "Say yes.");
+    body.extend_from_slice(br#"],"temperature":0.0,"max_tokens":1}"#);
     body
+}
+
+/// A small image; large enough for models that want a few patches of any.
+fn grey() -> Option<Image> {
+    let image = image::RgbImage::from_pixel(64, 64, image::Rgb([128; 3]));
+    let bytes = picture::encode(&image, picture::Format::Jpeg, 90).ok()?;
+    Some(Image { bytes: bytes.into(), media_type: "image/jpeg" })
+}
+
+/// What the user says, and shows.
+fn message(body: &mut Vec<u8>, image: Option<&Image>, prompt: &str) {
+    body.extend_from_slice(br#"{"role":"user","content":"#);
+    let Some(image) = image else {
+        json(body, prompt);
+        return body.push(b'}');
+    };
+    body.extend_from_slice(br#"[{"type":"image_url","image_url":{"url":"data:"#);
+    body.extend_from_slice(image.media_type.as_bytes());
+    body.extend_from_slice(b";base64,");
+    let start = body.len();
+    body.resize(start + base64_length(image), b'=');
+    // It fits: that is how much base64 is made of so many bytes.
+    if let Some(space) = body.get_mut(start..)
+        && STANDARD.encode_slice(&image.bytes, space).is_err()
+    {
+        body.truncate(start);
+    }
+    body.extend_from_slice(br#""}},{"type":"text","text":"#);
+    json(body, prompt);
+    body.extend_from_slice(b"}]}");
+}
+
+fn base64_length(image: &Image) -> usize {
+    image.bytes.len().div_ceil(3) * 4
 }
 
 fn member(out: &mut Vec<u8>, key: &str, value: &impl Serialize) {
@@ -177,6 +197,11 @@ mod tests {
             serde_json::from_slice(&Bodies::new(&semantics(json!({}))).write(&request(None), None)).unwrap();
         assert_eq!(body["messages"], json!([{ "role": "user", "content": "What is \"this\"?\n\u{1f5bc}" }]));
         assert_eq!(body["seed"], json!(u64::MAX));
-        assert!(serde_json::from_slice::<Value>(&control("m\"")).is_ok());
+        let control = |with_image| serde_json::from_slice::<Value>(&control("m\"", with_image)).unwrap();
+        assert_eq!(control(false)["messages"][0]["content"], "Say yes.");
+        let shown = control(true);
+        let url = shown["messages"][0]["content"][0]["image_url"]["url"].as_str().unwrap();
+        let bytes = STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
+        assert_eq!(picture::decode(&bytes, 1 << 20).unwrap().dimensions(), (64, 64));
     }
 }

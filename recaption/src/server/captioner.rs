@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,12 +44,12 @@ impl ServerCaptioner {
         let addresses = operations.addresses()?;
         let most = addresses.iter().map(|address| address.cap).max().unwrap_or(1);
         let client = Client::new(operations, most)?;
-        let control = Bytes::from(control(&semantics.model));
+        let controls = [false, true].map(|with_image| Bytes::from(control(&semantics.model, with_image)));
         Ok(Self {
             model: semantics.model.clone(),
             identity: semantics.identity(),
             bodies: Bodies::new(semantics),
-            fleet: Arc::new(Fleet::new(addresses, operations, client, control)),
+            fleet: Arc::new(Fleet::new(addresses, operations, client, controls)),
             patience: Patience {
                 attempts: operations.attempts,
                 back_off: seconds(operations.back_off),
@@ -116,6 +117,9 @@ impl Captioner for ServerCaptioner {
 
     async fn complete(&self, request: Request) -> Result<Completion, Failure> {
         let image = self.bodies.image(&request).await?;
+        if image.is_some() {
+            self.fleet.shows_images.store(true, Ordering::Relaxed);
+        }
         let mut body = None;
         let mut course = Course::new();
         loop {

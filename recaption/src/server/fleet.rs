@@ -1,5 +1,6 @@
 //! All endpoints: [turns](super::turns) are waited for here, and what comes of each request is noted.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +25,10 @@ const REFUSED_IN_A_ROW: u32 = 256;
 pub(super) struct Fleet {
     pub(super) addresses: Vec<Address>,
     pub(super) client: Client,
-    /// The body of a small question.
-    pub(super) control: bytes::Bytes,
+    /// The bodies of a small question, without an image and with one.
+    controls: [bytes::Bytes; 2],
+    /// Whether there were requests with an image.
+    pub(super) shows_images: AtomicBool,
     pub(super) timeout: Duration,
     cool_down: Duration,
     pub(super) longest_cool_down: Duration,
@@ -34,18 +37,31 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn new(addresses: Vec<Address>, operations: &Operations, client: Client, control: bytes::Bytes) -> Self {
+    pub(super) fn new(
+        addresses: Vec<Address>,
+        operations: &Operations,
+        client: Client,
+        controls: [bytes::Bytes; 2],
+    ) -> Self {
         let endpoints = addresses.iter().map(|address| Endpoint::new(address.cap)).collect();
         Self {
             addresses,
             client,
-            control,
+            controls,
+            shows_images: AtomicBool::new(false),
             timeout: seconds(operations.timeout),
             cool_down: seconds(operations.cool_down),
             longest_cool_down: seconds(operations.longest_cool_down).max(seconds(operations.cool_down)),
             give_up_after: seconds(operations.give_up_after),
             state: Mutex::new(State::new(endpoints)),
         }
+    }
+
+    /// A small question by which a server shows that it can do what is asked of it: one that fails at images only must not
+    /// pass for one that works, or every image would be taken for poisoned.
+    pub(super) fn control(&self) -> bytes::Bytes {
+        let [without_image, with_image] = &self.controls;
+        if self.shows_images.load(Ordering::Relaxed) { with_image.clone() } else { without_image.clone() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -39,7 +39,7 @@ async fn probe(fleet: &Fleet, endpoint: usize) -> Result<(), String> {
     let soon = SOON.min(fleet.timeout);
     works("/health", &fleet.client.get(&address.health, soon).await)?;
     works("/models", &fleet.client.get(&address.models, soon).await)?;
-    let answer = fleet.client.post(&address.chat, fleet.control.clone(), IN_TIME.min(fleet.timeout)).await;
+    let answer = fleet.client.post(&address.chat, fleet.control(), IN_TIME.min(fleet.timeout)).await;
     works("a small question", &answer)
 }
 

@@ -14,19 +14,15 @@ const MEMORY_NEEDED: u64 = 2_000_000_000;
 pub(super) fn descriptors() -> Finding {
     const CHECK: &str = "descriptors";
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let Some((soft, hard)) = open_files(&limits) else {
+    // All that is allowed has been asked for at the start.
+    let Some(limit) = open_files(&limits) else {
         return Finding::note(CHECK, "this system does not say how many files may be open").advise("see `ulimit -n`");
     };
-    let shown = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
-    let found = format!("{} files and connections at a time (at most {})", shown(soft), shown(hard));
-    let raise = if hard >= DESCRIPTORS_PLENTY {
-        format!("`ulimit -n {}` in the shell that runs the pipeline", hard.min(65_536))
-    } else {
-        "an administrator raises it: nofile in /etc/security/limits.conf, LimitNOFILE= in a systemd unit, \
-         --ulimit nofile=65536:65536 of a container"
-            .to_owned()
-    };
-    match soft {
+    let shown = if limit == u64::MAX { "any number of".to_owned() } else { limit.to_string() };
+    let found = format!("{shown} files and connections at a time");
+    let raise = "an administrator raises it: nofile in /etc/security/limits.conf, LimitNOFILE= in a systemd unit, \
+                 --ulimit nofile=65536:65536 of a container";
+    match limit {
         DESCRIPTORS_PLENTY.. => Finding::ok(CHECK, found),
         DESCRIPTORS_NEEDED.. => {
             let found = format!("{found}: enough by default, but not for a download with many more requests in flight");
@@ -36,14 +32,13 @@ pub(super) fn descriptors() -> Finding {
     }
 }
 
-/// Soft and hard limit of open files in the text of /proc/PID/limits.
-fn open_files(limits: &str) -> Option<(u64, u64)> {
+/// How many files may be open (the soft limit), in the text of /proc/PID/limits.
+fn open_files(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    let mut numbers = line.split_whitespace().map(|word| match word {
+    match line.split_whitespace().next()? {
         "unlimited" => Some(u64::MAX),
         number => number.parse().ok(),
-    });
-    Some((numbers.next()??, numbers.next()??))
+    }
 }
 
 pub(super) fn memory() -> Finding {
@@ -129,7 +124,7 @@ mod tests {
     fn limits_are_read_in_the_kernels_words() {
         let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
                       Max open files            1024                 unlimited            files     \n";
-        assert_eq!(open_files(limits), Some((1024, u64::MAX)));
+        assert_eq!(open_files(limits), Some(1024));
         assert_eq!(open_files("Max cpu time unlimited unlimited seconds"), None);
         assert_eq!(of_meminfo("MemTotal:       24591236 kB\nMemFree: 1 kB\n", "MemTotal"), Some(24_591_236 * 1024));
         assert_eq!(quota("150000 100000"), Some(1.5));

@@ -8,7 +8,7 @@ use arrow::array::{Array, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use pipeline::stage::StageError;
 use recaption::job::{Job, Row};
-use recaption::ready::Ready;
+use recaption::ready::{LineFault, Ready, ReadyError};
 use shards::reader::Shard;
 use shards::{ShardError, columns};
 
@@ -62,7 +62,11 @@ fn ready_captions(recaption: &Recaption, shards: &[Shard]) -> Result<ReadyOnes, 
     let mut found = HashMap::new();
     for file in &lists.files {
         for row in Ready::open(file, lists.columns.clone()).map_err(StageError::failed)? {
-            let row = row.map_err(StageError::failed)?;
+            let row = match row {
+                // As if the list did not know it: the models are asked.
+                Err(ReadyError::Line { fault: LineFault::Empty, .. }) => continue,
+                row => row.map_err(StageError::failed)?,
+            };
             if let Some(key) = wanted.get(&row.key) {
                 found.insert(key.clone(), (row.long, row.short));
             }

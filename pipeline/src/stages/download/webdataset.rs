@@ -235,10 +235,10 @@ impl Webdataset {
         ];
         disk::create_folder(&places.folder.join(&places.name))?;
         let names = named.each_ref().map(|(_, name, _)| name.clone());
-        // There already: of the same configuration, but of rows that have changed since.
+        // There already: of the same configuration, but of rows that have changed since, or made again because `--force` said so.
+        // A record must not name what it does not describe, whenever this run ends.
         if names.iter().any(|name| places.folder.join(name).exists()) {
-            let own = format!("{}.{}.json", task.partition, task.fingerprint.short());
-            task.folder.retract_others(task.partition, &own, &names)?;
+            task.folder.retract_that_name(task.partition, &names)?;
         }
         let mut data = Vec::with_capacity(named.len());
         for (from, name, file) in named {

@@ -15,7 +15,7 @@ fn fleet(caps: &[usize]) -> Arc<Fleet> {
         ..Operations::default()
     };
     let client = Client::new(&operations, 1).unwrap();
-    Arc::new(Fleet::new(operations.addresses().unwrap(), &operations, client, bytes::Bytes::new()))
+    Arc::new(Fleet::new(operations.addresses().unwrap(), &operations, client, Default::default()))
 }
 
 async fn turn(fleet: &Arc<Fleet>, company: Company) -> Option<Permit> {

@@ -133,6 +133,9 @@ async fn chat(shared: &Shared, head: &Head, body: &[u8]) -> Reply {
         );
     }
     shared.counts.lock().questions.entry(question.identity).or_default().asked.times += 1;
+    if options.fails_at_images && question.shows_image {
+        return whole(500, r#"{"error":{"message":"the image encoder is out of memory","code":500}}"#);
+    }
     let was_broken = is_broken(shared, question.is_poisoned);
     if !was_broken {
         sleep(options.latency).await;

@@ -49,6 +49,8 @@ pub struct Options {
     pub limit: usize,
     /// Once it has been asked about an image with [`POISON`], every answer is 500 until nobody has asked for so long.
     pub recovers_after: Duration,
+    /// Whatever shows an image is answered with 500; questions in words are not.
+    pub fails_at_images: bool,
     /// It looks at nothing and answers at once, for measuring whoever asks.
     pub at_once: bool,
 }
@@ -64,6 +66,7 @@ impl Default for Options {
             latency: Duration::from_millis(2),
             limit: usize::MAX,
             recovers_after: Duration::from_millis(60),
+            fails_at_images: false,
             at_once: false,
         }
     }

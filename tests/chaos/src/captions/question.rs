@@ -30,6 +30,7 @@ pub fn caption(identity: Identity) -> String {
 pub(crate) struct Question {
     pub(crate) identity: Identity,
     pub(crate) model: String,
+    pub(crate) shows_image: bool,
     pub(crate) is_poisoned: bool,
 }
 
@@ -40,7 +41,7 @@ impl Question {
         let model = body["model"].as_str()?.to_owned();
         let content = &body["messages"].as_array()?.iter().find(|message| message["role"] == "user")?["content"];
         if let Some(prompt) = content.as_str() {
-            return Some(Self { identity: identity(prompt, None), model, is_poisoned: false });
+            return Some(Self { identity: identity(prompt, None), model, shows_image: false, is_poisoned: false });
         }
         let parts = content.as_array()?;
         let part = |kind: &str| parts.iter().find(|part| part["type"] == kind);
@@ -49,6 +50,6 @@ impl Question {
         let (_, base64) = url.strip_prefix("data:image/")?.split_once(";base64,")?;
         let image = STANDARD.decode(base64).ok()?;
         let is_poisoned = image.windows(POISON.len()).any(|window| window == POISON);
-        Some(Self { identity: identity(prompt, Some(&image)), model, is_poisoned })
+        Some(Self { identity: identity(prompt, Some(&image)), model, shows_image: true, is_poisoned })
     }
 }

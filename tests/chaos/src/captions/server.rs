@@ -60,7 +60,7 @@ impl CaptionServer {
             .thread_name("captions")
             .enable_all()
             .build()?;
-        let question = Question { identity: Identity(0), model: String::new(), is_poisoned: false };
+        let question = Question { identity: Identity(0), model: String::new(), shows_image: false, is_poisoned: false };
         let at_once = match Manner::Caption.reply(&question) {
             Reply::Whole { body, .. } => body,
             _ => String::new(),
