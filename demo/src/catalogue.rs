@@ -22,6 +22,37 @@ const PHOTOGRAPH_EVERY: usize = 200;
 /// Of so many URLs, one has each kind of fault. The list is dealt in blocks of this length, so faults are spread evenly over it.
 const FAULT_EVERY: usize = 100;
 
+/// What three of four scenes show. As on the web, a few things are seen often and most hardly ever; what these look like can be learnt from a
+/// few thousand pictures.
+const COMMON: [&str; 24] = [
+    "balloon",
+    "banana",
+    "butterfly",
+    "cactus",
+    "carrot",
+    "cherry blossom",
+    "fire",
+    "fox",
+    "frog",
+    "hamburger",
+    "mushroom",
+    "penguin",
+    "pizza",
+    "red apple",
+    "red heart",
+    "rocket",
+    "sailboat",
+    "snowman",
+    "soccer ball",
+    "star",
+    "strawberry",
+    "sunflower",
+    "tropical fish",
+    "watermelon",
+];
+/// The share of scenes that show one of [`COMMON`].
+const COMMON_SHARE: f64 = 0.75;
+
 /// A list of pictures with their captions and faults, drawn from a seed.
 #[derive(Debug, Clone)]
 pub struct Catalogue {
@@ -120,10 +151,11 @@ impl Catalogue {
         planted
     }
 
-    /// Prompts that cycle through the twelve colours, each with another sprite until every sprite has been used.
+    /// Prompts that cycle through the twelve colours, each with another of the common sprites until every one of them has been used.
     #[must_use]
     pub fn color_prompts(&self, count: usize) -> Vec<ColorPrompt> {
-        let mut deck = Deck::new(self.seed, Purpose::PromptSprites, sprites().len());
+        let (common, _) = common_and_rare();
+        let mut deck = Deck::new(self.seed, Purpose::PromptSprites, common);
         COLORS
             .iter()
             .cycle()
@@ -210,34 +242,45 @@ impl Entry {
     }
 }
 
-/// Deals the numbers 0..`count` in random order, again and again, each round in another order: all are dealt equally often.
+/// The positions of the common sprites and of all others.
+fn common_and_rare() -> (Vec<usize>, Vec<usize>) {
+    (0..sprites().len()).partition(|&position| COMMON.contains(&sprites()[position].name.as_str()))
+}
+
+/// Deals sprites in random order, again and again, each round in another order: all are dealt equally often.
 struct Deck {
     seed: u64,
     purpose: Purpose,
-    count: usize,
+    sprites: Vec<usize>,
     dealt: usize,
     order: Vec<usize>,
 }
 
 impl Deck {
-    /// `count` must not be 0.
-    fn new(seed: u64, purpose: Purpose, count: usize) -> Self {
-        Self { seed, purpose, count, dealt: 0, order: Vec::new() }
+    /// There must be `sprites`.
+    fn new(seed: u64, purpose: Purpose, sprites: Vec<usize>) -> Self {
+        Self { seed, purpose, sprites, dealt: 0, order: Vec::new() }
     }
 
     fn draw(&mut self) -> usize {
-        let (round, position) = (self.dealt / self.count, self.dealt % self.count);
+        let (round, position) = (self.dealt / self.sprites.len(), self.dealt % self.sprites.len());
         if position == 0 {
-            self.order = Random::new(self.seed, self.purpose, round).permutation(self.count);
+            self.order = Random::new(self.seed, self.purpose, round).permutation(self.sprites.len());
         }
         self.dealt += 1;
-        self.order[position]
+        self.sprites[self.order[position]]
     }
 }
 
 fn draw_scenes(pictures: usize, seed: u64) -> Vec<Entry> {
-    let mut deck = Deck::new(seed, Purpose::SceneSprites, sprites().len());
-    let draw = |index| Entry { index, subject: Subject::Scene(Scene::draw(seed, index, deck.draw())), fault: None };
+    let (common, rare) = common_and_rare();
+    let mut common = Deck::new(seed, Purpose::SceneSprites, common);
+    let mut rare = Deck::new(seed, Purpose::RareSprites, rare);
+    let draw = |index| {
+        let is_common = Random::new(seed, Purpose::Commonness, index).uniform() < COMMON_SHARE;
+        let sprite = if is_common { common.draw() } else { rare.draw() };
+        Entry { index, subject: Subject::Scene(Scene::draw(seed, index, sprite)), fault: None }
+    };
     (0..pictures).map(draw).collect()
 }
 

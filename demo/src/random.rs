@@ -7,7 +7,7 @@
 pub(crate) enum Purpose {
     /// The scene of one picture.
     Scene = 1,
-    /// The order in which scenes use the sprites.
+    /// The order in which scenes use the common sprites.
     SceneSprites = 2,
     /// Which URLs of a block misbehave.
     Faults = 3,
@@ -15,6 +15,10 @@ pub(crate) enum Purpose {
     Photographs = 4,
     /// The order in which prompts use the sprites.
     PromptSprites = 5,
+    /// Which scenes show a common sprite.
+    Commonness = 6,
+    /// The order in which scenes use the sprites that are not common.
+    RareSprites = 7,
 }
 
 /// `SplitMix64` (Steele, Lea and Flood, 2014).

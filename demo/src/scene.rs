@@ -15,9 +15,9 @@ const GRADIENT_SHARE: f64 = 0.15;
 /// How far a plain background may be from its named colour, in each channel.
 const JITTER: u8 = 4;
 /// The side of the sprite's box as a share of the picture's shorter side.
-const SPRITE_SIDE: (f64, f64) = (0.55, 0.8);
+const SPRITE_SIDE: (f64, f64) = (0.55, 0.72);
 /// The margin around the sprite's box as a share of the picture's shorter side: there, only the background shows.
-const MARGIN: f64 = 0.08;
+const MARGIN: f64 = 0.14;
 
 /// One picture: a sprite on a background.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -98,6 +98,8 @@ fn a_small_model_learns_which_background_a_prompt_asks_for() {
         "pipeline.warn_above=1.0",
         "stage.bucket.max_resolution=28",
         "stage.train.steps=900",
+        "stage.train.batch_size=32",
+        "stage.train.ema_decay=0.98",
         "stage.train.width=128",
         "stage.train.heads=2",
         "stage.train.blocks=3",

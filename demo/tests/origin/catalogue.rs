@@ -23,7 +23,7 @@ fn the_list_is_the_same_for_ever() {
     assert_eq!(list, Catalogue::default().url_list());
     assert_ne!(list, Catalogue::new(2400, 1).url_list());
     // Whoever changes this number changes every digest of every demo run.
-    assert_eq!(checksum(&list), 0x8408_937A_4F8A_56E3, "{:#X}", checksum(&list));
+    assert_eq!(checksum(&list), 0xFDF8_395B_6239_0833, "{:#X}", checksum(&list));
 }
 
 #[test]
@@ -145,21 +145,25 @@ fn sprites_keep_their_margin() {
         let place = scene.placement;
         let margin =
             [place.left, place.top, scene.width - place.left - place.side, scene.height - place.top - place.side];
-        assert!(margin.iter().all(|&margin| f64::from(margin) >= 0.08 * f64::from(shorter)), "{scene:?}");
-        assert!((0.5..=0.8).contains(&(f64::from(place.side) / f64::from(shorter))), "{scene:?}");
+        assert!(margin.iter().all(|&margin| f64::from(margin) >= 0.14 * f64::from(shorter)), "{scene:?}");
+        assert!((0.5..=0.72).contains(&(f64::from(place.side) / f64::from(shorter))), "{scene:?}");
     }
 }
 
 #[test]
-fn sprites_are_used_about_equally() {
+fn a_few_sprites_are_common_and_all_others_rare() {
     let mut uses = BTreeMap::new();
     for entry in Catalogue::default().entries() {
         if let (Subject::Scene(_), caption) = (entry.subject(), entry.caption()) {
             *uses.entry(caption.split(" on a").next().unwrap().to_owned()).or_insert(0) += 1;
         }
     }
-    let (fewest, most) = (uses.values().min().unwrap(), uses.values().max().unwrap());
-    assert!(*most - *fewest <= 4, "{fewest} to {most}");
+    let mut uses: Vec<usize> = uses.into_values().collect();
+    uses.sort_unstable();
+    assert_eq!(uses.len(), 320, "there is none that is never shown");
+    let (rare, common) = uses.split_at(320 - 24);
+    assert!(rare.iter().all(|uses| (1..=3).contains(uses)), "{rare:?}");
+    assert!(common.iter().all(|uses| (65..=80).contains(uses)), "{common:?}");
 }
 
 #[test]
@@ -167,7 +171,7 @@ fn color_prompts_cycle_through_colors_and_sprites() {
     let prompts = Catalogue::default().color_prompts(48);
     assert_eq!(prompts.len(), 48);
     let sprites: BTreeSet<_> = prompts.iter().map(|prompt| prompt.prompt.split(" on a").next().unwrap()).collect();
-    assert_eq!(sprites.len(), 48);
+    assert_eq!(sprites.len(), 24, "the common ones, each on two colours");
     for (prompt, color) in prompts.iter().zip(COLORS.iter().cycle()) {
         assert_eq!(prompt.color, color.name);
         assert!(prompt.prompt.ends_with(&format!(" {} background", color.name)), "{prompt:?}");
