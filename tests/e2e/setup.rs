@@ -118,7 +118,7 @@ fn a_name_that_does_not_resolve_is_said_within_seconds_and_with_advice() {
 #[test]
 fn all_descriptors_that_are_allowed_are_used() {
     let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -Hn 3000 && ulimit -Sn 256 && exec \"$0\" doctor --resolve localhost --json"]);
+    shell.args(["-c", "ulimit -Sn 256 && ulimit -Hn 3000 && exec \"$0\" doctor --resolve localhost --json"]);
     let output = shell.arg(ferrotype().get_program()).output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let found = report["checks"].as_array().unwrap().iter().find(|check| check["check"] == "descriptors").unwrap();
