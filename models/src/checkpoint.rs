@@ -16,6 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use shards::digest::Digest;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
@@ -50,6 +51,9 @@ pub struct CheckpointState {
     pub max_resolution: u32,
     /// The trainer's own state: its configuration, seed and position in the data.
     pub training: serde_json::Value,
+    /// Digest of the bucket index that it was trained from; earlier versions did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<Digest>,
     /// Version of the program that wrote it.
     pub version: String,
 }
@@ -211,6 +215,7 @@ mod tests {
             text: TextEncoding::Hash,
             max_resolution: 32,
             training: serde_json::Value::Null,
+            index: None,
             version: "test".into(),
         };
         let set = Mmdit::initialise(&model, 0, Device::Cpu);

@@ -1,6 +1,7 @@
 //! What a workdir holds that the manifest no longer asks for.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Bound;
 
 use shards::ShardError;
 use shards::lease;
@@ -61,11 +62,13 @@ fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, ga
     let fingerprints: Option<HashSet<String>> = (0..stage.partitions.len())
         .map(|number| plan.made_from(stage, Some(number)).map(|made| stage.fingerprint(&made.digests).short()))
         .collect();
+    let mut added: HashSet<String> = HashSet::new();
     let mut add = |name: &str, why| {
         let inside = |file: &str| file == name || (name.ends_with('/') && file.starts_with(name));
-        let found: Vec<(&String, &u64)> = files.iter().filter(|(file, _)| inside(file)).collect();
-        let name = stage.folder.name_of(name);
-        if !found.is_empty() && !garbage.iter().any(|g| g.name == name) {
+        let from_there = files.range::<str, _>((Bound::Included(name), Bound::Unbounded));
+        let found: Vec<(&String, &u64)> = from_there.take_while(|(file, _)| inside(file)).collect();
+        if !found.is_empty() && added.insert(name.to_owned()) {
+            let name = stage.folder.name_of(name);
             let bytes = found.iter().map(|(_, bytes)| **bytes).sum();
             let files = found.into_iter().map(|(file, _)| stage.folder.name_of(file)).collect();
             garbage.push(Garbage { stage: stage.name.clone(), name, bytes, why, files });
@@ -77,7 +80,7 @@ fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, ga
             add(&file, EARLIER);
         }
     }
-    let is_of_none = |folder: &str| !kept.iter().any(|name| name.split_once('/').is_some_and(|(of, _)| of == folder));
+    let folders: HashSet<&str> = kept.iter().filter_map(|name| Some(name.split_once('/')?.0)).collect();
     for (file, _) in files.iter().filter(|(file, _)| !kept.contains(*file)) {
         match file.split_once('/') {
             Some((folder, _)) if folder.starts_with("run-") => {
@@ -88,7 +91,7 @@ fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, ga
                 }
             }
             // What a shard was abandoned with, in the folder of the present configuration, is written over by the next try.
-            Some((folder, _)) if folder.starts_with("webdataset-") && is_of_none(folder) => add(file, EARLIER),
+            Some((folder, _)) if folder.starts_with("webdataset-") && !folders.contains(folder) => add(file, EARLIER),
             // Parts of files that a fetch would go on with, too.
             Some(("quarantine" | "lease" | "partial", _)) => add(file, LEFT),
             // Lists of rows to try again belong to the partitions that refused them.

@@ -278,6 +278,11 @@ pub enum StageError {
          nothing of this partition is kept"
     )]
     TooManyBadRows { good: u64, done: u64, success_below: f64, worst: String },
+    /// A file from outside, whose content the fingerprint names.
+    #[error("{path} changed after the run was planned; is it still being written? Run again when it is complete")]
+    Changed { path: PathBuf },
+    #[error("{partition} was not planned; this is a fault in the program")]
+    NotPlanned { partition: String },
     #[error("{0}; this is a fault in the program: the numbers must add up")]
     LawBroken(String),
     /// A fault of the stage's own kind; the source says what.

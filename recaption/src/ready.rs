@@ -13,6 +13,10 @@ use serde_json::{Map, Value};
 
 use crate::lines::Lines;
 
+mod index;
+
+pub use index::ReadyIndex;
+
 /// Longest line: captions and whatever else a list says of an image.
 const LONGEST_LINE: usize = 16 << 20;
 
@@ -36,7 +40,7 @@ impl Default for ReadyColumns {
 }
 
 /// A row's captions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadyCaptions {
     /// As text, where a list has it as a number.
     pub key: String,
@@ -52,6 +56,8 @@ pub enum ReadyError {
     Read { path: PathBuf, source: io::Error },
     #[error("the captions {} are compressed with zstd; decompress them first (zstd -d)", path.display())]
     Zstd { path: PathBuf },
+    #[error("captions that are there already cannot be kept in {} while it runs; is its disk full?", folder.display())]
+    Keep { folder: PathBuf, source: io::Error },
     /// Only this line is lost; so with all that follow.
     #[error("line {line} of the captions {}: {fault}", path.display())]
     Line { path: PathBuf, line: u64, fault: LineFault },

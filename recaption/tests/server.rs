@@ -241,6 +241,39 @@ async fn a_server_that_answered_may_forbid_a_request_but_not_all_of_them() {
     assert!(why.contains("the last 256 requests") && why.contains("moderation"), "{why}");
 }
 
+/// It refuses at once, and so is always free: it must not be given the rows that the other has no time for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_refuses_what_another_answers_costs_no_row() {
+    const ROWS: usize = 300;
+    let good = CaptionServer::start(Options { latency: Duration::from_millis(15), ..Options::default() }).unwrap();
+    let bad = misbehaving(Manner::BadRequest, u32::MAX);
+    let captioner = captioner(&[&good, &bad], &json!({ "in_flight": 4 }));
+    let mut tasks = JoinSet::new();
+    for row in 0..ROWS {
+        let captioner = Arc::clone(&captioner);
+        tasks.spawn(async move { (row, captioner.complete(request(picture(row, false))).await) });
+    }
+    while let Some(result) = tasks.join_next().await {
+        let (row, result) = result.unwrap();
+        assert_eq!(result.unwrap().text, caption(identity_of(row)), "row {row}");
+    }
+    assert!(good.served().questions.values().all(|asked| asked.answered <= 1));
+    let status = &captioner.status()[1];
+    assert!(
+        status.cooling.is_some() && status.last_failure.contains("small question is refused with 400"),
+        "{status:?}"
+    );
+    let asked = bad.served().requests;
+    println!("the server that refuses was asked {asked} times");
+    assert!(asked < 40, "{asked}");
+
+    // What both refuse is refused, and each was asked once.
+    let both = [misbehaving(Manner::BadRequest, u32::MAX), misbehaving(Manner::BadRequest, u32::MAX)];
+    let captioner = self::captioner(&[&both[0], &both[1]], &json!({}));
+    let (reason, _) = refused(captioner.complete(request(picture(1, false))).await);
+    assert_eq!((reason, both[0].served().requests, both[1].served().requests), ("refused_by_server", 1, 1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_is_sent_and_never_shown() {
     // A variable that is there whoever runs this.

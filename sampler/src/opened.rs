@@ -83,6 +83,7 @@ impl Opened {
             latents,
             text,
             training: serde_json::Value::Null,
+            index: None,
             version: String::new(),
         };
         let conventions = vec![

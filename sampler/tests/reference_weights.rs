@@ -99,6 +99,7 @@ fn weights_of_the_reference_make_the_pictures_of_a_checkpoint_with_the_same_weig
         text: TextEncoding::Pretrained(companions.text.clone()),
         max_resolution: 256,
         training: serde_json::Value::Null,
+        index: None,
         version: String::new(),
     };
     let own = root.path().join("own");

@@ -85,17 +85,11 @@ impl Evaluate {
                 .map_err(|error| Usage(format!("--prompts {number}: with --colors it is a number ({error})")))?,
             None => self.count.map_or(usual.prompts, |count| usize::try_from(count).unwrap_or(usize::MAX)),
         };
-        let test = ColorTest {
-            prompts,
-            guidance: self.how.guidance.unwrap_or(usual.guidance),
-            steps: self.how.steps.unwrap_or(usual.steps),
-            sampler: self.how.sampler.unwrap_or(usual.sampler),
-            seed: self.seed,
-            uneven: self.uneven,
-            ..usual
-        };
+        let test = ColorTest { prompts, seed: self.seed, uneven: self.uneven, ..usual };
         let source = self.checkpoint()?;
-        let (score, _) = test.run(&source.load(source.open()?)?, &mut unwatched)?;
+        let model = source.load(source.open()?)?;
+        let settings = self.how.over(&test.settings(&model));
+        let (score, _) = test.run(&model, &settings, &mut unwatched)?;
         print_table(table(&score).iter().map(<[String; 6]>::as_slice));
         println!("{}", test.summary(&score));
         Ok(if score.passes(test.bar()) { OK } else { FAILED })

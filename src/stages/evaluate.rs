@@ -46,10 +46,24 @@ impl ColorTest {
         Bar { right: self.right, deviation: self.deviation, uneven: self.uneven }
     }
 
-    /// Samples and judges; `watch` hears of every step, and may end it.
+    /// How it samples: squares of the training's longest side.
+    pub(crate) fn settings(&self, model: &TextToImage) -> Settings {
+        let side = model.state.max_resolution;
+        Settings {
+            width: side,
+            height: side,
+            steps: self.steps,
+            guidance: Guidance::of(self.guidance),
+            sampler: self.sampler,
+            shift: 1.0,
+        }
+    }
+
+    /// Samples as `settings` say and judges; `watch` hears of every step, and may end it.
     pub(crate) fn run(
         &self,
         model: &TextToImage,
+        settings: &Settings,
         watch: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<(Score, Vec<RgbImage>), SampleError> {
         let questions = demo::Catalogue::default().color_prompts(self.prompts);
@@ -57,16 +71,7 @@ impl ColorTest {
             .zip(&questions)
             .map(|(seed, q)| Picture { prompt: q.prompt.clone(), seed, ..Picture::default() })
             .collect();
-        let side = model.state.max_resolution;
-        let settings = Settings {
-            width: side,
-            height: side,
-            steps: self.steps,
-            guidance: Guidance::of(self.guidance),
-            sampler: self.sampler,
-            shift: 1.0,
-        };
-        let pictures = model.generate(&wanted, &settings, 64, watch)?;
+        let pictures = model.generate(&wanted, settings, 64, watch)?;
         let colors: Vec<NamedColor> =
             demo::palette::COLORS.iter().map(|c| NamedColor { name: c.name.to_owned(), rgb: c.rgb }).collect();
         let judgements =
@@ -192,7 +197,8 @@ mod adapter {
 
         fn process(&self, task: &Task) -> Result<Outcome, StageError> {
             let model = load(&checkpoint_of(task)?).map_err(StageError::failed)?;
-            let (score, pictures) = self.run(&model, &mut until_cancelled(task)).map_err(of_sampling)?;
+            let (score, pictures) =
+                self.run(&model, &self.settings(&model), &mut until_cancelled(task)).map_err(of_sampling)?;
             let rows = pictures.len() as u64;
             task.tally.good(rows);
             let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };

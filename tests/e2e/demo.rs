@@ -112,8 +112,11 @@ fn a_small_model_learns_which_background_a_prompt_asks_for() {
         command.args(["--set", set]);
     }
     events(command);
-    let evaluated =
-        run(&["evaluate", "--colors", "--guidance", "1.5", "--checkpoint", &checkpoint(&workdir).to_string_lossy()]);
+    let checkpoint = checkpoint(&workdir);
+    let evaluate = ["evaluate", "--colors", "--guidance", "1.5", "--checkpoint", &checkpoint.to_string_lossy()];
+    let odd = run(&[&evaluate[..], &["--size", "13"]].concat());
+    assert!(!odd.status.success() && text(&odd.stderr).contains("13"), "{}", text(&odd.stderr));
+    let evaluated = run(&evaluate);
     assert!(evaluated.status.success(), "{}{}", text(&evaluated.stdout), text(&evaluated.stderr));
     assert!(text(&evaluated.stdout).contains("Passed."), "{}", text(&evaluated.stdout));
 }

@@ -144,6 +144,10 @@ fn files_come_once_and_a_newer_commit_brings_what_it_changed() {
     let files = place.files();
     assert_eq!((&files["data/a.jsonl"][..], files["data/b.bin"].len()), (&b"{\"id\": 2}\n"[..], 300_000));
     succeeded(&place.command(&["verify", "test.toml"]).output().unwrap());
+    // Unless it is asked for.
+    let before = place.hub.requests().len();
+    succeeded(&place.run(&["--force"]));
+    assert_eq!((place.asked(before).len(), place.files()), (3, files));
     // Without the hub, what it held last counts.
     place.hub.fault(Fault::status(503).always());
     succeeded(&place.run(&[]));

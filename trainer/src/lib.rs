@@ -68,6 +68,10 @@ pub enum TrainError {
     )]
     OtherConfiguration { folder: PathBuf, difference: String },
     #[error(
+        "{folder} holds a checkpoint that was trained from another index than {index} is now; train into another folder, with start = {{ folder = \"{folder}\", optimizer = true }} to go on from it"
+    )]
+    OtherIndex { folder: PathBuf, index: PathBuf },
+    #[error(
         "{folder} holds another model than the configuration describes: {difference}; change these settings, or begin from another checkpoint"
     )]
     OtherModel { folder: PathBuf, difference: String },

@@ -1,6 +1,6 @@
 //! What is written down about a run: `metrics.jsonl`, one object a line, and the same for TensorBoard.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -90,7 +90,8 @@ impl Metrics {
             }
         }
         let kept: String = records.iter().filter_map(|r| serde_json::to_string(r).ok()).map(|l| l + "\n").collect();
-        fs::write(path, kept).map_err(failed("write"))?;
+        // In one step: all that is known of weeks is not to be lost with the machine that rewrites it.
+        shards::disk::replace(path, kept.as_bytes())?;
         let file = File::options().append(true).open(path).map_err(failed("open"))?;
         Ok(Self { path: path.to_owned(), file, events: EventFile::create(folder, step)?, records })
     }
@@ -171,6 +172,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

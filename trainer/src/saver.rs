@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
 use models::checkpoint::{self, Checkpoint, CheckpointState};
+use shards::digest::Digest;
 use shards::event::Event;
 use tch::Tensor;
 
@@ -13,12 +14,17 @@ use crate::learner::Learner;
 use crate::train::Job;
 
 /// Writes one checkpoint at a time, on a thread of its own.
-#[derive(Default)]
 pub(crate) struct Saver {
+    /// Digest of the index that is trained from.
+    index: Option<Digest>,
     writing: Option<JoinHandle<Result<Checkpoint, TrainError>>>,
 }
 
 impl Saver {
+    pub(crate) fn new(index: Option<Digest>) -> Self {
+        Self { index, writing: None }
+    }
+
     /// Begins to write what `learner` is after `step` updates, and to remove what need not be kept. The checkpoint before is waited for
     /// first. An error shows at the next call, of this or of [`Saver::check`].
     pub(crate) fn save(&mut self, job: &Job, learner: &Learner, step: u64, max_side: u32) -> Result<(), TrainError> {
@@ -31,6 +37,7 @@ impl Saver {
             text: job.config.text.clone(),
             max_resolution: max_side,
             training: serde_json::to_value(job.config).unwrap_or_default(),
+            index: self.index,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let ema = learner.ema.as_ref().unwrap_or(&learner.parameters);

@@ -5,6 +5,7 @@ use std::path::Path;
 use models::checkpoint::{self, Checkpoint, CheckpointState};
 use models::device;
 use models::mmdit::Mmdit;
+use shards::digest::Digest;
 use shards::event::{Event, EventSink};
 use shards::storage::Workdir;
 use tch::Device;
@@ -79,6 +80,8 @@ pub(crate) struct Begun {
     pub(crate) updates: u64,
     /// Longest side, in pixels, of the images of those updates; known to the first rank.
     longest_side: u32,
+    /// Digest of the index; known to the first rank, if it is where that rank is.
+    index: Option<Digest>,
 }
 
 /// Model and moments as all ranks begin with them: from a seed, or from the folder's latest checkpoint, which the first rank reads.
@@ -93,7 +96,7 @@ pub(crate) fn begin(job: &Job, device: Device, ranks: &mut dyn Collective) -> Re
     } else {
         let model = config.model()?;
         let learner = Learner::new(config, &model, Mmdit::allocate(&model, device), None)?;
-        Begun { learner, updates: 0, longest_side: 0 }
+        Begun { learner, updates: 0, longest_side: 0, index: None }
     };
     begun.updates = begun.learner.share(begun.updates, ranks)?;
     Ok(begun)
@@ -107,7 +110,7 @@ pub(crate) fn run(
     ranks: &mut dyn Collective,
 ) -> Result<Option<Finished>, TrainError> {
     let Job { config, operations, .. } = *job;
-    let Begun { mut learner, updates: start, mut longest_side } = begun;
+    let Begun { mut learner, updates: start, mut longest_side, index } = begun;
     let is_first = ranks.rank() == 0;
     let mut metrics = is_first.then(|| Metrics::open(job.folder, start)).transpose()?;
     let grids = if is_first { Grids::open(job, learner.device())? } else { None };
@@ -125,7 +128,7 @@ pub(crate) fn run(
     };
     let mut meter = Meter::new(job, start, is_first);
     let mut step = start;
-    let mut saver = Saver::default();
+    let mut saver = Saver::new(index);
     let mut saved = job.folder.join(checkpoint::folder_name(start)).exists().then_some(start);
     let mut interrupted = false;
     learner.split.begin();
@@ -224,19 +227,27 @@ fn start_or_resume(job: &Job, device: Device) -> Result<Begun, TrainError> {
     let config = job.config;
     let model = config.model()?;
     let note = |text| job.events.send(Event::Note { stage: job.stage.to_owned(), text });
+    // Only ranks that load need it: this one may be on a machine that has none.
+    let index = job.index.is_file().then(|| Digest::of_file(job.index)).transpose()?;
     let Some(checkpoint) = Checkpoint::latest(job.folder)? else {
         if let Some(start) = &config.start {
             let (learner, updates, text) = start.begin(config, device)?;
             note(text);
-            return Ok(Begun { learner, updates, longest_side: 0 });
+            return Ok(Begun { learner, updates, longest_side: 0, index });
         }
         let parameters = Mmdit::initialise(&model, config.seed, device);
         let ema = parameters.duplicate();
         let learner = Learner::new(config, &model, parameters, Some(ema))?;
-        return Ok(Begun { learner, updates: 0, longest_side: 0 });
+        return Ok(Begun { learner, updates: 0, longest_side: 0, index });
     };
     if let Some(difference) = difference(&checkpoint.state.training, config) {
         return Err(TrainError::OtherConfiguration { folder: job.folder.to_owned(), difference });
+    }
+    // A position in the data says nothing of other data.
+    if let Some((saved, index)) = checkpoint.state.index.zip(index)
+        && saved != index
+    {
+        return Err(TrainError::OtherIndex { folder: job.folder.to_owned(), index: job.index.to_owned() });
     }
     let parameters = checkpoint.parameters(checkpoint::MODEL, device)?;
     let ema = checkpoint.parameters(checkpoint::EMA, device)?;
@@ -244,7 +255,7 @@ fn start_or_resume(job: &Job, device: Device) -> Result<Begun, TrainError> {
     learner.optimizer.load(&checkpoint.folder.join(checkpoint::OPTIMIZER), &learner.parameters)?;
     let CheckpointState { step, max_resolution, .. } = checkpoint.state;
     note(format!("going on from step {step}"));
-    Ok(Begun { learner, updates: step, longest_side: max_resolution })
+    Ok(Begun { learner, updates: step, longest_side: max_resolution, index })
 }
 
 /// The settings in which a checkpoint's configuration differs from this run's, in words; `None` when there are none.

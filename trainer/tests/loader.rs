@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field};
@@ -275,6 +276,27 @@ fn a_cut_shard_and_another_in_its_place_are_named_and_the_rest_goes_on() {
         // The 20 images of 16x8 that are gone are replaced by all of the 7 that are left, not by one of them.
         assert!((25..32).all(|number| seen[&number] > BATCH), "{seen:?}");
         drop(dataset.folder);
+    }
+}
+
+#[test]
+fn a_shard_that_comes_back_is_used_again() {
+    let dataset = dataset();
+    let (shard, away) = (&dataset.shards[0], dataset.shards[0].with_extension("away"));
+    std::fs::rename(shard, &away).unwrap();
+    for (reopen_after, is_used) in [(Duration::ZERO, true), (Duration::from_hours(1), false)] {
+        // Nothing is loaded ahead of need.
+        let options = LoaderOptions { prefetch_bytes: 1, reopen_after, ..options(0..TOTAL) };
+        let mut loader = Loader::start(&dataset.index, options).unwrap();
+        let mut load = |steps| -> Vec<Batch> { (0..steps).map(|_| loader.next_batch().unwrap().unwrap()).collect() };
+        assert!(load(20).iter().any(|batch| !batch.replaced.is_empty()), "it is gone");
+        std::fs::rename(&away, shard).unwrap();
+        load(1); // was begun before
+        let later = load(30);
+        let is_of_it = |batch: &Batch| samples(batch).iter().any(|(number, _)| *number < 25);
+        assert_eq!(later.iter().any(is_of_it), is_used, "again after {reopen_after:?}");
+        assert_eq!(later.iter().all(|batch| batch.replaced.is_empty()), is_used);
+        std::fs::rename(shard, &away).unwrap();
     }
 }
 

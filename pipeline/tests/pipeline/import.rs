@@ -48,17 +48,14 @@ impl Place {
 
     /// What becomes of these stages, in whose text FOLDER is the folder; the last is called `out`. Or why nothing does.
     fn try_run(&self, stages: &str) -> Result<Ran, String> {
+        drive(self.plan(stages)?)
+    }
+
+    fn plan(&self, stages: &str) -> Result<Plan, String> {
         let text = format!("[pipeline]\nname = \"test\"\nworkdir = \"FOLDER/work\"\nwarn_above = 1.0\n{stages}\n");
         let text = text.replace("FOLDER", &self.folder.path().to_string_lossy());
         let manifest = Manifest::parse(&text, Path::new("test.toml"), &[]).map_err(|error| with_causes(&error))?;
-        let mut plan = Plan::new(&manifest, &fetched::registry()).map_err(|error| with_causes(&error))?;
-        let options = Options { cores: 2, ..Options::default() };
-        let (events, started) = starts();
-        let outcome = run(&mut plan, &options, &events, &Cancel::default());
-        let outcome = outcome.map_err(|error| with_causes(&error))?;
-        let mut started = std::mem::take(&mut *started.lock().unwrap());
-        started.sort();
-        Ok(Ran { plan, outcome, started })
+        Plan::new(&manifest, &fetched::registry()).map_err(|error| with_causes(&error))
     }
 
     /// As [`Place::try_run`], of a stage `out` that imports.
@@ -69,6 +66,16 @@ impl Place {
     fn refusal(&self, table: &str) -> String {
         self.import(table).err().unwrap()
     }
+}
+
+fn drive(mut plan: Plan) -> Result<Ran, String> {
+    let options = Options { cores: 2, ..Options::default() };
+    let (events, started) = starts();
+    let outcome = run(&mut plan, &options, &events, &Cancel::default());
+    let outcome = outcome.map_err(|error| with_causes(&error))?;
+    let mut started = std::mem::take(&mut *started.lock().unwrap());
+    started.sort();
+    Ok(Ran { plan, outcome, started })
 }
 
 /// Rows in and out, and what was dropped by reason; they add up.
@@ -389,4 +396,25 @@ fn labelled_pictures_get_their_classes_from_names_and_folders() {
     assert_eq!(same.records()[0].fingerprint, ran.records()[0].fingerprint);
     place.write("classes.json", r#"{"n01440764": "tench", "n01443537": "goldfish"}"#);
     assert_eq!(texts(&place.import(table).unwrap(), "class"), some(&["tench", "goldfish"]));
+}
+
+#[test]
+fn pictures_are_those_that_were_planned_and_one_that_changed_since_is_an_error() {
+    let place = Place::new();
+    for n in 1..=4 {
+        place.write(&format!("data/{n}.png"), tile(n));
+    }
+    let stage = "[stage.out]\nuses = \"import\"\nfolder = \"FOLDER/data\"\ncaption = \"none\"\nrows_per_shard = 2";
+    let plan = place.plan(stage).unwrap();
+    // In front of all others.
+    place.write("data/0.png", tile(9));
+    assert_eq!(drive(plan).unwrap().keys(), [["data/1", "data/2"], ["data/3", "data/4"]]);
+    let all = place.try_run(stage).unwrap();
+    assert_eq!(all.keys(), [vec!["data/0", "data/1"], vec!["data/2", "data/3"], vec!["data/4"]]);
+    place.write("data/5.png", tile(5));
+    let plan = place.plan(stage).unwrap();
+    place.write("data/4.png", [tile(4), vec![0]].concat());
+    let words = drive(plan).err().unwrap();
+    assert!(words.contains("4.png changed after the run was planned"), "{words}");
+    assert_eq!(place.try_run(stage).unwrap().keys()[2], ["data/4", "data/5"]);
 }

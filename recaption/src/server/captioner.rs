@@ -78,6 +78,18 @@ impl ServerCaptioner {
         ))
     }
 
+    /// The words by which an endpoint refused a request, if another may answer it. What one says that has never answered shows what is
+    /// wrong with the options.
+    fn refusal(&self, endpoint: usize, next: &Next) -> Option<String> {
+        match next {
+            Next::Refuse { reason: "refused_by_server", detail } => Some(detail.clone()),
+            Next::Unauthorised { status, words } | Next::Missing { status, words } => {
+                self.fleet.has_answered(endpoint).then(|| format!("{status}: {words}"))
+            }
+            _ => None,
+        }
+    }
+
     fn unauthorised(&self, address: &Address, status: u16, words: &str) -> Failure {
         let hint = match &self.api_key_env {
             Some(name) => format!("the token in the environment variable {name} is not accepted"),
@@ -128,15 +140,27 @@ impl Captioner for ServerCaptioner {
             {
                 course.company = course.company.max(Company::Suspects);
             }
-            let permit = self.fleet.turn(course.company, course.avoid, course.sent == 0).await?;
+            let permit = self.fleet.turn(course.company, course.avoid(), course.sent == 0).await?;
             let (endpoint, number) = (permit.endpoint, permit.number());
             let Some(address) = self.fleet.addresses.get(endpoint) else { return Err(Failure::Cancelled) };
             let body = body.get_or_insert_with(|| Bytes::from(self.bodies.write(&request, image.as_ref())));
             let reply = self.fleet.client.post(&address.chat, body.clone(), self.fleet.timeout).await;
             let outcome = Outcome::of(reply);
             let facts = permit.end(outcome.sign());
-            match course.next(outcome, facts, (endpoint, number), &self.patience, self.fleet.blames()) {
+            let next = course.next(outcome, facts, (endpoint, number), &self.patience, self.fleet.blames());
+            if course.refused_by.is_none()
+                && let Some(words) = self.refusal(endpoint, &next)
+                && self.fleet.has_others(endpoint)
+            {
+                _ = self.fleet.refused(endpoint);
+                course.refused_by = Some((endpoint, words));
+                continue;
+            }
+            match next {
                 Next::Done(completion) => {
+                    if let Some((by, words)) = &course.refused_by {
+                        self.fleet.is_contradicted(*by, words);
+                    }
                     self.fleet.were_accidents(course.accidents);
                     return Ok(completion);
                 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::endpoint::{Company, Facts};
 use super::outcome::Outcome;
 use super::retry::back_off;
+use super::turns::Avoid;
 use crate::captioner::Completion;
 
 /// Failures alone, until a request is refused: at least, and at most.
@@ -39,7 +40,9 @@ pub(super) struct Patience {
 pub(super) struct Course {
     pub(super) company: Company,
     /// Where it failed last.
-    pub(super) avoid: Option<usize>,
+    failed_at: Option<usize>,
+    /// The endpoint that refused it first, and in which words: another is to say the same before it is believed.
+    pub(super) refused_by: Option<(usize, String)>,
     /// Its last failure: the endpoint, and its number there.
     pub(super) broken_at: Option<(usize, u64)>,
     pub(super) sent: u32,
@@ -86,7 +89,8 @@ impl Course {
     pub(super) fn new() -> Self {
         Self {
             company: Company::Anyone,
-            avoid: None,
+            failed_at: None,
+            refused_by: None,
             broken_at: None,
             sent: 0,
             began: Instant::now(),
@@ -108,7 +112,7 @@ impl Course {
         blames: u32,
     ) -> Next {
         self.sent += 1;
-        self.avoid = Some(endpoint);
+        self.failed_at = Some(endpoint);
         self.broken_at = None;
         let own = |tries: u32| back_off(patience.back_off, patience.longest_back_off, tries);
         match outcome {
@@ -143,6 +147,12 @@ impl Course {
             Outcome::Shortage(words) if self.began.elapsed() > patience.give_up_after => Next::Stuck(words),
             Outcome::Shortage(_) => Next::Again(SHORTAGE),
         }
+    }
+
+    /// Where it should not go next.
+    pub(super) fn avoid(&self) -> Option<Avoid> {
+        let refused_by = self.refused_by.as_ref().map(|(endpoint, _)| Avoid::Strictly(*endpoint));
+        refused_by.or(self.failed_at.map(Avoid::Rather))
     }
 
     /// The server works, and this was no answer.

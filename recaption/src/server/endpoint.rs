@@ -4,6 +4,9 @@
 //! it to itself, and it cools down: nothing is sent for a pause, then it must pass a [probe](super::health), the last part
 //! of which is a question that every working server answers. So an endpoint that is open again is known to work, and what
 //! then fails alone there fails by its own fault.
+//!
+//! One that refuses what others answer is left alone, too, until it answers that question itself: it has another model, a shorter context,
+//! no credit.
 
 use std::time::Duration;
 
@@ -50,6 +53,8 @@ pub(super) struct Endpoint {
     pub(super) failed: u64,
     /// Requests refused since its last answer.
     pub(super) refused: u32,
+    /// It refused what others answered, and has not answered since.
+    pub(super) must_answer: bool,
     /// Smoothed, in seconds.
     pub(super) latency: f64,
     last_alive: Option<Instant>,
@@ -109,6 +114,7 @@ impl Endpoint {
             answered: 0,
             failed: 0,
             refused: 0,
+            must_answer: false,
             latency: 0.0,
             last_alive: None,
             words: String::new(),
@@ -176,6 +182,7 @@ impl Endpoint {
                 if sign == Sign::Answered {
                     self.answered += 1;
                     self.refused = 0;
+                    self.must_answer = false;
                     let latency = place.at.elapsed();
                     let weight = if self.answered == 1 { 1.0 } else { SMOOTH };
                     self.latency += weight * (latency.as_secs_f64() - self.latency);
@@ -215,10 +222,7 @@ impl Endpoint {
         }
         cools_now &= self.cooling.is_none();
         if cools_now {
-            self.cooling = Some(Cooling { pause, pauses: 1 });
-            self.cooled_at = next;
-            self.is_proven = false;
-            self.is_reserved = false;
+            self.cool(pause);
         }
         let has_cooled = sent < self.cooled_at;
         Facts {
@@ -228,6 +232,25 @@ impl Endpoint {
             cools_now,
             others_answered,
         }
+    }
+
+    fn cool(&mut self, pause: Duration) {
+        self.cooling = Some(Cooling { pause, pauses: 1 });
+        self.cooled_at = self.sent + 1;
+        self.is_proven = false;
+        self.is_reserved = false;
+    }
+
+    /// Another has answered what this one refused with `words`. Whether it cools down now, for `pause`: once may be moderation's whim.
+    pub(super) fn is_contradicted(&mut self, words: &str, pause: Duration) -> bool {
+        if self.refused < RUN || self.cooling.is_some() {
+            return false;
+        }
+        self.words = format!("it refuses what others answer ({words})");
+        self.refused = 0;
+        self.must_answer = true;
+        self.cool(pause);
+        true
     }
 
     fn fails(&mut self, words: &str) {

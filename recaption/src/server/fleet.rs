@@ -14,7 +14,7 @@ use super::endpoint::{Company, Endpoint, Facts, Place};
 use super::health;
 use super::options::{Address, Operations, seconds};
 use super::outcome::Sign;
-use super::turns::{Granted, State};
+use super::turns::{Avoid, Granted, State};
 use crate::captioner::Failure;
 
 /// Requests that an endpoint refuses before it answers any, until the fault is taken to be in how it is asked.
@@ -68,12 +68,11 @@ impl Fleet {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until a request may be sent. `avoid` is where it should not go if there is another place; `is_first` when it was
-    /// not sent before.
+    /// Waits until a request may be sent. `is_first` when it was not sent before.
     pub(super) async fn turn(
         self: &Arc<Self>,
         company: Company,
-        avoid: Option<usize>,
+        avoid: Option<Avoid>,
         is_first: bool,
     ) -> Result<Permit, Failure> {
         let (turn, received) = oneshot::channel();
@@ -209,6 +208,30 @@ impl Fleet {
         endpoint.refused += 1;
         let most = if endpoint.answered > 0 { REFUSED_IN_A_ROW } else { REFUSED_AT_FIRST };
         (endpoint.refused >= most).then_some(endpoint.refused)
+    }
+
+    /// Whether what an endpoint refused can be asked of another.
+    pub(super) fn has_others(&self, endpoint: usize) -> bool {
+        self.state().is_open_beside(endpoint)
+    }
+
+    /// Another endpoint has answered what this one refused with `words`.
+    pub(super) fn is_contradicted(self: &Arc<Self>, endpoint: usize, words: &str) {
+        let granted = {
+            let mut state = self.state();
+            let Some(of) = state.endpoints.get_mut(endpoint) else { return };
+            if !of.is_contradicted(words, self.cool_down) {
+                return;
+            }
+            state.grant()
+        };
+        health::cool(Arc::downgrade(self), endpoint);
+        self.hand_out(granted);
+    }
+
+    /// Whether an endpoint has to answer the small question, to be asked again.
+    pub(super) fn must_answer(&self, endpoint: usize) -> bool {
+        self.state().endpoints.get(endpoint).is_some_and(|endpoint| endpoint.must_answer)
     }
 
     /// A request was answered after so many failures by no fault of its own.

@@ -3,6 +3,7 @@
 use std::sync::Weak;
 use std::time::Duration;
 
+use super::answer;
 use super::client::{Lost, Reply};
 use super::fleet::Fleet;
 
@@ -40,7 +41,13 @@ async fn probe(fleet: &Fleet, endpoint: usize) -> Result<(), String> {
     works("/health", &fleet.client.get(&address.health, soon).await)?;
     works("/models", &fleet.client.get(&address.models, soon).await)?;
     let answer = fleet.client.post(&address.chat, fleet.control(), IN_TIME.min(fleet.timeout)).await;
-    works("a small question", &answer)
+    works("a small question", &answer)?;
+    match answer {
+        Ok(reply) if reply.status >= 300 && fleet.must_answer(endpoint) => {
+            Err(format!("a small question is refused with {}: {}", reply.status, answer::words(&reply.body)))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn works(what: &str, answer: &Result<Reply, Lost>) -> Result<(), String> {

@@ -3,7 +3,8 @@
 //! Requests wait in three queues, by [whom they may be in flight with](Company). Those for nobody's company go first, to an
 //! endpoint that has nothing in flight; then suspects, to one that has only suspects; then all others, to the endpoint that
 //! is least loaded for its limit. Where suspects wait and no endpoint is about to be free for them, one is reserved: it takes
-//! nothing else until it is.
+//! nothing else until it is. What one endpoint refused waits for another, and those behind it wait with it: an endpoint that refuses at
+//! once is always free, and would be given all there is.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -34,9 +35,18 @@ pub(super) struct Silence {
     last_asked: Instant,
 }
 
+/// Where a request should not go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Avoid {
+    /// If there is room at another endpoint.
+    Rather(usize),
+    /// As long as another endpoint is open.
+    Strictly(usize),
+}
+
 pub(super) struct Waiting {
     pub(super) id: u64,
-    pub(super) avoid: Option<usize>,
+    pub(super) avoid: Option<Avoid>,
     pub(super) turn: Reply,
 }
 
@@ -52,7 +62,7 @@ impl State {
     }
 
     /// Lets a request wait; the number by which it is known. One that was sent before goes before the others.
-    pub(super) fn wait(&mut self, company: Company, avoid: Option<usize>, is_first: bool, turn: Reply) -> u64 {
+    pub(super) fn wait(&mut self, company: Company, avoid: Option<Avoid>, is_first: bool, turn: Reply) -> u64 {
         let id = self.next;
         self.next += 1;
         let waiting = Waiting { id, avoid, turn };
@@ -120,15 +130,21 @@ impl State {
         }
         let avoid = avoid?;
         let free = (0..self.endpoints.len()).filter(|at| self.has_room(*at, Company::Anyone));
+        let free = free.filter(|at| avoid != Some(Avoid::Strictly(*at)) || !self.is_open_beside(*at));
         let best = free.min_by(|a, b| {
             let load = |at: usize| {
                 let load = self.endpoints.get(at).map_or(0.0, |e| e.in_flight as f64 / e.limit.now().max(1) as f64);
-                (avoid == Some(at), load)
+                (avoid == Some(Avoid::Rather(at)), load)
             };
             let (a, b) = (load(*a), load(*b));
             a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
         })?;
         Some((Company::Anyone, best))
+    }
+
+    /// Whether another endpoint is open, if not free.
+    pub(super) fn is_open_beside(&self, endpoint: usize) -> bool {
+        self.endpoints.iter().enumerate().any(|(at, of)| at != endpoint && of.cooling.is_none())
     }
 
     fn has_room(&self, endpoint: usize, company: Company) -> bool {

@@ -132,7 +132,8 @@ impl Batches<'_> {
                 continue;
             };
             made.inputs.iter().try_for_each(|input| input.folder.fetch_partition(&input.sidecar))?;
-            let inputs = Inputs::open(made.inputs.iter().flat_map(Input::files), self.recaption)?;
+            let files = made.inputs.iter().flat_map(Input::files);
+            let inputs = Inputs::open(files, self.recaption, &self.stage.folder)?;
             let known = Known::new(Journals::of(&self.stage.folder, &partition.name).read()?);
             let mut asked = HashSet::new();
             for row in inputs.rows(self.recaption, &job) {

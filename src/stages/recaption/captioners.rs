@@ -51,9 +51,11 @@ impl Captioners {
                 Answering::Nobody => {}
             }
         }
-        let resting = endpoints.iter().filter(|endpoint| endpoint.cooling.is_some()).count();
-        if resting > 0 {
-            let _ = write!(words, ", {resting} of {} endpoints left alone for a while", endpoints.len());
+        let resting: Vec<&EndpointStatus> = endpoints.iter().filter(|endpoint| endpoint.cooling.is_some()).collect();
+        if let Some(first) = resting.first() {
+            let (count, all) = (resting.len(), endpoints.len());
+            let EndpointStatus { url, last_failure, .. } = first;
+            let _ = write!(words, ", {count} of {all} endpoints left alone for a while ({url}: {last_failure})");
         }
         words
     }

@@ -1,11 +1,12 @@
 //! What a manifest says of a recaption stage.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pipeline::manifest::{Diagnostic, OneOrMore, Parameters as Table};
 use recaption::checks::Kind;
 use recaption::job::StepSettings;
-use recaption::ready::ReadyColumns;
+use recaption::ready::{ReadyColumns, ReadyError, ReadyIndex};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -62,9 +63,11 @@ pub(crate) struct Recaption {
 
 /// Lists of captions that were there when the manifest was read.
 pub(crate) struct ReadyLists {
-    pub(super) files: Vec<PathBuf>,
-    pub(super) columns: ReadyColumns,
+    files: Vec<PathBuf>,
+    columns: ReadyColumns,
     digest: Digest,
+    /// Read when they are first needed.
+    index: Mutex<Option<Arc<ReadyIndex>>>,
 }
 
 impl Recaption {
@@ -115,7 +118,17 @@ impl ReadyLists {
             digest.add(of_file.to_string());
         }
         let files = files.as_slice().iter().map(PathBuf::from).collect();
-        Ok(Self { files, columns, digest: digest.finish() })
+        Ok(Self { files, columns, digest: digest.finish(), index: Mutex::default() })
+    }
+
+    /// Their captions by key, for all partitions; `folder` is where they are kept meanwhile.
+    pub(super) fn index(&self, folder: &Path) -> Result<Arc<ReadyIndex>, ReadyError> {
+        let mut kept = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = kept.as_ref() {
+            return Ok(Arc::clone(index));
+        }
+        let new = Arc::new(ReadyIndex::read(&self.files, &self.columns, folder)?);
+        Ok(Arc::clone(kept.insert(new)))
     }
 }
 

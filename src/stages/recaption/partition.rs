@@ -22,7 +22,7 @@ use super::rows::Inputs;
 use super::summary;
 
 pub(super) fn make(recaption: &Recaption, captioners: &Captioners, task: &Task) -> Result<Outcome, StageError> {
-    let inputs = Inputs::open(task.files(), recaption)?;
+    let inputs = Inputs::open(task.files(), recaption, task.folder)?;
     let (journal, cache) = Journals::of(task.folder, task.partition).open(task.attempt.id())?;
     let answers = Arc::new(Answers::new(journal, cache, Arc::clone(&captioners.meter)));
     let mut watching = Watching { captioners, task, ends: HashMap::new() };

@@ -1,6 +1,6 @@
 //! The rows of a partition, as the job wants them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use arrow::array::{Array, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use pipeline::stage::StageError;
 use recaption::job::{Job, Row};
-use recaption::ready::{LineFault, Ready, ReadyError};
+use recaption::ready::{ReadyError, ReadyIndex};
+use shards::commit::StageFolder;
 use shards::reader::Shard;
 use shards::{ShardError, columns};
 
@@ -17,17 +18,22 @@ use super::parameters::Recaption;
 /// What a partition is made from.
 pub(super) struct Inputs {
     pub(super) shards: Vec<Shard>,
-    ready: ReadyOnes,
+    /// Captions that are there already.
+    ready: Option<Arc<ReadyIndex>>,
 }
 
 type Rows<'a> = Box<dyn Iterator<Item = Result<Row, StageError>> + 'a>;
 
 impl Inputs {
-    /// Opens the partition's shards, and looks up the captions that are there already.
-    pub(super) fn open(files: impl Iterator<Item = PathBuf>, recaption: &Recaption) -> Result<Self, StageError> {
+    /// Opens the partition's shards. `folder` is the stage's.
+    pub(super) fn open(
+        files: impl Iterator<Item = PathBuf>,
+        recaption: &Recaption,
+        folder: &StageFolder,
+    ) -> Result<Self, StageError> {
         let shards: Vec<Shard> = files.map(|file| Shard::open(&file)).collect::<Result<_, _>>()?;
-        let ready = ready_captions(recaption, &shards)?;
-        Ok(Self { shards, ready })
+        let ready = recaption.ready.as_ref().map(|lists| lists.index(&folder.path())).transpose();
+        Ok(Self { shards, ready: ready.map_err(StageError::failed)? })
     }
 
     /// All rows, in their order.
@@ -36,43 +42,18 @@ impl Inputs {
         recaption: &'a Recaption,
         job: &'a Job,
     ) -> impl Iterator<Item = Result<Row, StageError>> + 'a {
-        let rows = self.shards.iter().map(move |shard| rows_of(shard, recaption, job, &self.ready));
+        let rows = self.shards.iter().map(move |shard| rows_of(shard, recaption, job, self.ready.as_deref()));
         rows.flat_map(|rows| rows.unwrap_or_else(|error| Box::new(std::iter::once(Err(error)))))
     }
 }
 
-/// Captions that are there already, by the key of the partition's rows.
-type ReadyOnes = HashMap<String, (Option<String>, Option<String>)>;
-
-/// Those of the lists that concern these shards. A list knows a row by its key, or by its key in its source.
-fn ready_captions(recaption: &Recaption, shards: &[Shard]) -> Result<ReadyOnes, StageError> {
-    let Some(lists) = &recaption.ready else { return Ok(HashMap::new()) };
-    let mut wanted: HashMap<String, String> = HashMap::new();
-    for shard in shards {
-        for batch in shard.batches(Some(&[columns::KEY]), 65_536)? {
-            let batch = batch?;
-            for key in shard.text(&batch, columns::KEY)?.iter().flatten() {
-                if let Some((_, in_source)) = key.split_once('/') {
-                    wanted.insert(in_source.to_owned(), key.to_owned());
-                }
-                wanted.insert(key.to_owned(), key.to_owned());
-            }
-        }
-    }
-    let mut found = HashMap::new();
-    for file in &lists.files {
-        for row in Ready::open(file, lists.columns.clone()).map_err(StageError::failed)? {
-            let row = match row {
-                // As if the list did not know it: the models are asked.
-                Err(ReadyError::Line { fault: LineFault::Empty, .. }) => continue,
-                row => row.map_err(StageError::failed)?,
-            };
-            if let Some(key) = wanted.get(&row.key) {
-                found.insert(key.clone(), (row.long, row.short));
-            }
-        }
-    }
-    Ok(found)
+/// A row's captions that are there already. A list knows a row by its key, or by its key in its source.
+fn ready_captions(ready: &ReadyIndex, key: &str) -> Result<(Option<String>, Option<String>), ReadyError> {
+    let found = match (ready.get(key)?, key.split_once('/')) {
+        (None, Some((_, in_source))) => ready.get(in_source)?,
+        (found, _) => found,
+    };
+    Ok(found.map(|found| (found.long, found.short)).unwrap_or_default())
 }
 
 /// A shard's rows, as the job wants them.
@@ -80,7 +61,7 @@ fn rows_of<'a>(
     shard: &'a Shard,
     recaption: &'a Recaption,
     job: &Job,
-    ready: &'a ReadyOnes,
+    ready: Option<&'a ReadyIndex>,
 ) -> Result<Rows<'a>, StageError> {
     let values = job.columns();
     let mut names: Vec<&str> = vec![columns::KEY, columns::IMAGE];
@@ -115,7 +96,7 @@ fn rows_of_batch(
     recaption: &Recaption,
     values: &[String],
     known: Option<&str>,
-    ready: &ReadyOnes,
+    ready: Option<&ReadyIndex>,
 ) -> Result<Vec<Row>, StageError> {
     let (keys, images) = (shard.text(batch, columns::KEY)?, shard.binary(batch, columns::IMAGE)?);
     let format = FormatOptions::default();
@@ -127,15 +108,18 @@ fn rows_of_batch(
     let longs = known.map(&column).transpose()?;
     let columns: Vec<(&String, ArrayFormatter)> =
         values.iter().map(|name| Ok((name, column(name)?))).collect::<Result<_, StageError>>()?;
-    let rows = (0..batch.num_rows()).map(|i| Row {
-        image: if images.is_valid(i) { images.value(i).into() } else { Arc::default() },
-        alt: alts.value(i).to_string(),
-        long: longs.as_ref().map(|longs| longs.value(i).to_string()).filter(|long| !long.trim().is_empty()),
-        ready: ready.get(keys.value(i)).cloned().unwrap_or_default(),
-        values: columns
-            .iter()
-            .map(|(name, column)| ((*name).clone(), column.value(i).to_string()))
-            .collect::<BTreeMap<_, _>>(),
-    });
-    Ok(rows.collect())
+    let ready_of = |key| ready.map(|ready| ready_captions(ready, key)).transpose().map_err(StageError::failed);
+    let row = |i| {
+        Ok(Row {
+            image: if images.is_valid(i) { images.value(i).into() } else { Arc::default() },
+            alt: alts.value(i).to_string(),
+            long: longs.as_ref().map(|longs| longs.value(i).to_string()).filter(|long| !long.trim().is_empty()),
+            ready: ready_of(keys.value(i))?.unwrap_or_default(),
+            values: columns
+                .iter()
+                .map(|(name, column)| ((*name).clone(), column.value(i).to_string()))
+                .collect::<BTreeMap<_, _>>(),
+        })
+    };
+    (0..batch.num_rows()).map(row).collect()
 }

@@ -60,6 +60,8 @@ pub struct LoaderOptions {
     pub threads: usize,
     /// Of shards on a store: bytes of them that are kept on this machine's disk.
     pub cache_bytes: u64,
+    /// After how long a shard that could not be opened is tried again: its store may have been out of reach for a while.
+    pub reopen_after: Duration,
 }
 
 /// Threads for each that decodes, where what is read comes from a store.
@@ -80,6 +82,7 @@ impl Default for LoaderOptions {
             prefetch_bytes: 512 << 20,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             cache_bytes: 16 << 30,
+            reopen_after: Duration::from_mins(1),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -32,14 +32,23 @@ pub(super) struct Reader {
     payload: &'static str,
     /// Bytes of the largest sample so far that was encoded ahead.
     largest_encoded: AtomicU64,
-    /// Opened when first needed; one that cannot be is not tried again.
-    shards: Vec<OnceLock<Result<RowReader, Arc<str>>>>,
+    /// Opened when first needed.
+    shards: Vec<Opened>,
+    reopen_after: Duration,
     cache: Option<Arc<RangeCache>>,
     stopped: AtomicBool,
     bytes_read: AtomicU64,
     /// Nanoseconds.
     reading: AtomicU64,
     decoding: AtomicU64,
+}
+
+/// A shard, once it is open.
+#[derive(Default)]
+struct Opened {
+    reader: OnceLock<RowReader>,
+    /// When it last could not be opened, and why.
+    failed: Mutex<Option<(Instant, String)>>,
 }
 
 /// Where a sample of a step lies, and which it is.
@@ -55,7 +64,8 @@ impl Reader {
     pub(super) fn new(path: &Path, index: BucketIndex, order: DataOrder, options: &LoaderOptions) -> Self {
         Self {
             path: path.to_owned(),
-            shards: index.shards().iter().map(|_| OnceLock::new()).collect(),
+            shards: index.shards().iter().map(|_| Opened::default()).collect(),
+            reopen_after: options.reopen_after,
             cache: index.range_cache(options.cache_bytes),
             index,
             order,
@@ -180,12 +190,29 @@ impl Reader {
 
     fn shard(&self, number: usize) -> Result<&RowReader, String> {
         let place = self.shards.get(number).ok_or("the index points past its shards")?;
-        let opened = place.get_or_init(|| {
-            let mut columns = vec![self.payload];
-            columns.extend(self.captions.iter().map(|(name, _)| name.as_str()));
-            self.index.open(number, &columns, self.cache.as_ref()).map_err(|error| in_words(error).into())
-        });
-        opened.as_ref().map_err(ToString::to_string)
+        if let Some(reader) = place.reader.get() {
+            return Ok(reader);
+        }
+        // One thread opens it, for all.
+        let mut failed = place.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reader) = place.reader.get() {
+            return Ok(reader);
+        }
+        if let Some((when, why)) = failed.as_ref()
+            && when.elapsed() < self.reopen_after
+        {
+            return Err(why.clone());
+        }
+        let mut columns = vec![self.payload];
+        columns.extend(self.captions.iter().map(|(name, _)| name.as_str()));
+        match self.index.open(number, &columns, self.cache.as_ref()) {
+            Ok(reader) => Ok(place.reader.get_or_init(|| reader)),
+            Err(error) => {
+                let why = in_words(error);
+                *failed = Some((Instant::now(), why.clone()));
+                Err(why)
+            }
+        }
     }
 }
 

@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use models::checkpoint::{MODEL, folder_name};
+use shards::bucket::BucketSize;
+use shards::digest::Digest;
 use shards::event::{Event, EventSink};
+use shards::index::{Part, write};
 use support::{Case, assert_same, assert_same_losses, case, config, dataset, difference, losses, operations, tensors};
 use tch::Tensor;
 use trainer::config::{TrainConfig, TrainOperations};
@@ -116,6 +119,27 @@ fn a_training_that_was_set_back_keeps_what_it_writes() {
     assert!(whole.iter().all(|(name, tensor)| again[name] == *tensor), "to the bit");
     let left = [3, 4, 6, 8].map(|step| case.folder.join(folder_name(step)).exists());
     assert_eq!(left, [true, false, true, true], "once it is as far, all is as ever");
+}
+
+#[test]
+fn a_training_does_not_go_on_with_another_index_than_it_began_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, config, operations) = (dataset(folder.path()), config(), operations());
+    let mut case = case(&config, &operations, &index, "run");
+    case.stop_after = 2;
+    case.alone();
+    case.stop_after = u64::MAX;
+    let before = index.with_extension("before");
+    std::fs::rename(&index, &before).unwrap();
+    let (bucket, shard) = (BucketSize { width: 8, height: 8 }, "8.parquet".to_owned());
+    write(&index, &[Part { bucket, shard, digest: Digest::of(b""), runs: (0..12).collect() }]).unwrap();
+    let error = case.job(train).unwrap_err().to_string();
+    assert!(error.contains("trained from another index") && error.contains("optimizer = true"), "{error}");
+    let together: Vec<String> = case.by(2).into_iter().map(|told| told.unwrap_err().to_string()).collect();
+    assert!(together.iter().all(|error| error.contains("trained from another index")), "{together:?}");
+    // The same content again is the same index.
+    std::fs::rename(&before, &index).unwrap();
+    assert_eq!(case.alone().checkpoint.state.step, config.steps);
 }
 
 #[test]

@@ -148,7 +148,8 @@ impl Division {
 
     /// The tars of a shard that is about to be made, which are its own from now on.
     pub(super) fn begin(&self, folder: &StageFolder, number: usize) -> Result<&[Tar], StageError> {
-        let tars = self.shards.get(number).ok_or_else(|| ExtractError::NotPlanned(partition_name(number)))?;
+        let tars =
+            self.shards.get(number).ok_or_else(|| StageError::NotPlanned { partition: partition_name(number) })?;
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         while *listed <= number {
             if let Some(tars) = self.shards.get(*listed) {

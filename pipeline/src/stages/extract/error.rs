@@ -1,7 +1,5 @@
 //! What keeps an extraction from being planned, made or finished.
 
-use std::path::PathBuf;
-
 use crate::stage::StageError;
 
 #[derive(Debug, thiserror::Error)]
@@ -13,10 +11,6 @@ pub(super) enum ExtractError {
     )]
     Gone { name: String, memory: String },
     #[error(
-        "{} changed after the run was planned; is it still being written? Run again when it is complete", .0.display()
-    )]
-    Changed(PathBuf),
-    #[error(
         "another run that began at about the same time found other tars and gave other ones to {0}; run again, and the shards \
          that are not made yet are planned anew"
     )]
@@ -26,8 +20,6 @@ pub(super) enum ExtractError {
          from files that were fetched"
     )]
     NoTars(String),
-    #[error("{0} was not planned; this is a fault in the program")]
-    NotPlanned(String),
     #[error(
         "{file} is not what was committed: its digest is another. The tars it was made of are kept; `ferrotype verify` looks at \
          all files"

@@ -127,7 +127,7 @@ impl Stage for Extract {
 impl Extract {
     fn division(&self, partition: &str) -> Result<Arc<Division>, StageError> {
         let division = self.division.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(division.clone().ok_or_else(|| ExtractError::NotPlanned(partition.to_owned()))?)
+        division.clone().ok_or_else(|| StageError::NotPlanned { partition: partition.to_owned() })
     }
 }
 

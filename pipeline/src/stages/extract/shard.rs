@@ -89,7 +89,7 @@ impl<'a> ShardMaker<'a> {
     fn expect_unchanged(&self, tar: &Tar, path: &Path) -> Result<(), StageError> {
         match look(path) {
             Ok(state) if state == tar.state => Ok(()),
-            Ok(_) => Err(ExtractError::Changed(path.to_owned()).into()),
+            Ok(_) => Err(StageError::Changed { path: path.to_owned() }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.gone(tar)),
             Err(error) => Err(StageError::io("look at", path)(error)),
         }

@@ -184,9 +184,11 @@ impl Stage for Fetch {
         let planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let file = planned.as_ref().and_then(|planned| planned.files.get(task.number));
         let Some((planned, file)) = planned.as_ref().zip(file) else {
-            return Err(StageError::failed(format!("{} is no partition of the plan; plan again", task.partition)));
+            return Err(StageError::NotPlanned { partition: task.partition.to_owned() });
         };
-        let is_here = planned.here.get(&file.digest()).map(|sidecar| take_over(sidecar, task));
+        // Its own, asked for again, is brought again.
+        let others = planned.here.get(&file.digest()).filter(|sidecar| sidecar.partition != task.partition);
+        let is_here = others.map(|sidecar| take_over(sidecar, task));
         let (data, names) = match is_here.transpose()?.flatten() {
             Some(taken) => taken,
             None => self.bring(file, task)?,

@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
@@ -115,13 +115,15 @@ pub(super) fn build(mut semantics: Semantics, operations: Operations) -> Result<
         return Err(("caption", message.to_owned()));
     }
     let classes = operations.classes.as_deref().map(Classes::read).transpose().map_err(|fault| ("classes", fault))?;
-    Ok(Box::new(Import { semantics, operations, classes }))
+    Ok(Box::new(Import { semantics, operations, classes, planned: Mutex::default() }))
 }
 
 struct Import {
     semantics: Semantics,
     operations: Operations,
     classes: Option<Classes>,
+    /// The files that the last plan found, by their paths.
+    planned: Mutex<Option<Arc<Vec<Found>>>>,
 }
 
 /// A picture that passed.
@@ -132,12 +134,21 @@ struct Picture {
 }
 
 /// A picture's file.
+#[derive(PartialEq, Eq)]
 struct Found {
     /// Relative to the folder, with `/` between folders.
     name: String,
     bytes: u64,
     /// Nanoseconds since 1970.
     modified: u128,
+}
+
+impl Found {
+    fn look(path: &Path, name: String) -> Result<Self, StageError> {
+        let metadata = fs::metadata(path).map_err(StageError::io("look at", path))?;
+        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Ok(Self { name, bytes: metadata.len(), modified: modified.map_or(0, |time| time.as_nanos()) })
+    }
 }
 
 impl Import {
@@ -193,6 +204,14 @@ impl Import {
         Ok(Picture { sample, labels })
     }
 
+    /// As [`Import::picture`]. The fingerprint says which bytes these are: a file that is another one by now is an error.
+    fn unchanged_picture(&self, file: &Found) -> Result<Result<Picture, Box<BadRow>>, StageError> {
+        let picture = self.picture(file);
+        let path = self.operations.folder.join(&file.name);
+        let is_unchanged = Found::look(&path, file.name.clone()).is_ok_and(|now| now == *file);
+        if is_unchanged { Ok(picture) } else { Err(StageError::Changed { path }) }
+    }
+
     /// The columns of labels, where there are classes.
     fn additional(&self, pictures: &[Picture]) -> Result<Option<RecordBatch>, ArrowError> {
         if self.classes.is_none() {
@@ -217,10 +236,7 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) -> Result<(), Stage
         if kind.is_dir() {
             walk(&path, &format!("{name}/"), found)?;
         } else if path.extension().is_some_and(|e| ENDINGS.iter().any(|ending| e.eq_ignore_ascii_case(ending))) {
-            let metadata = fs::metadata(&path).map_err(StageError::io("look at", &path))?;
-            let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            let modified = modified.map_or(0, |time| time.as_nanos());
-            found.push(Found { name, bytes: metadata.len(), modified });
+            found.push(Found::look(&path, name)?);
         }
     }
     Ok(())
@@ -256,13 +272,18 @@ impl Stage for Import {
             let rows = files.len() as u64;
             Source { name: format!("pictures {first}..{}", first + rows), digest: digest.finish(), rows }
         };
-        Ok(self.files()?.chunks(per_shard as usize).enumerate().map(source).collect())
+        let files = self.files()?;
+        let sources = files.chunks(per_shard as usize).enumerate().map(source).collect();
+        *self.planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(files));
+        Ok(sources)
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
         let per_shard = self.semantics.rows_per_shard as usize;
-        let files = self.files()?;
-        let files: Vec<&Found> = files.iter().skip(task.number * per_shard).take(per_shard).collect();
+        // As they were planned: one that came since would move those of all partitions behind it.
+        let planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let files = planned.as_ref().and_then(|planned| planned.chunks(per_shard).nth(task.number));
+        let files = files.ok_or_else(|| StageError::NotPlanned { partition: task.partition.to_owned() })?;
         let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
         let path = task.attempt.data();
         let additional = |pictures: &[Picture]| self.additional(pictures).map_err(ShardError::arrow(&path));
@@ -270,7 +291,8 @@ impl Stage for Import {
         let mut good = SampleWriter::create(&path, columns)?;
         for files in files.chunks(64) {
             task.check_cancelled()?;
-            let results: Vec<Result<Picture, Box<BadRow>>> = files.par_iter().map(|file| self.picture(file)).collect();
+            let results = files.par_iter().map(|file| self.unchanged_picture(file));
+            let results = results.collect::<Result<Vec<Result<Picture, Box<BadRow>>>, StageError>>()?;
             let mut pictures = Vec::with_capacity(results.len());
             for result in results {
                 match result {
@@ -306,6 +328,7 @@ mod tests {
             semantics,
             operations: Operations { folder: folder.to_owned(), ..Operations::default() },
             classes: None,
+            planned: Mutex::default(),
         }
     }
 

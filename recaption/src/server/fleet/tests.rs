@@ -36,10 +36,11 @@ async fn the_least_loaded_for_its_limit_is_asked() {
     assert_eq!(at, [1, 2, 4]);
     assert!(turn(&fleet, Company::Anyone).await.is_none());
     held.pop();
-    let again = fleet.turn(Company::Anyone, held.first().map(|permit| permit.endpoint), false).await.unwrap();
+    let again =
+        fleet.turn(Company::Anyone, held.first().map(|permit| Avoid::Rather(permit.endpoint)), false).await.unwrap();
     drop(again);
     held.retain(|permit| permit.endpoint == 2);
-    let elsewhere = fleet.turn(Company::Anyone, Some(0), false).await.unwrap();
+    let elsewhere = fleet.turn(Company::Anyone, Some(Avoid::Rather(0)), false).await.unwrap();
     assert_eq!(elsewhere.endpoint, 1);
 }
 
@@ -104,4 +105,46 @@ async fn who_fails_alone_is_only_blamed_where_the_endpoint_was_sound() {
     assert!(facts.iter().all(|facts| !facts.was_alone && !facts.is_to_blame && !facts.cools_now));
     let facts = turn(&fleet, Company::Anyone).await.unwrap().end(Sign::Broken("500"));
     assert!(facts.cools_now && !facts.is_to_blame, "it has failed others since it last answered");
+}
+
+#[tokio::test]
+async fn what_one_refused_waits_for_another_as_long_as_there_is_one() {
+    let fleet = fleet(&[8, 1]);
+    let (one, other) = (turn(&fleet, Company::Anyone).await.unwrap(), turn(&fleet, Company::Anyone).await.unwrap());
+    let busy = if one.endpoint == 1 { one } else { other };
+    assert_eq!(busy.endpoint, 1);
+    let elsewhere = || fleet.turn(Company::Anyone, Some(Avoid::Strictly(0)), false);
+    assert!(tokio::time::timeout(SOON, elsewhere()).await.is_err(), "only the one that refused it has room");
+    let end = async {
+        tokio::time::sleep(SOON).await;
+        busy.end(Sign::Answered);
+    };
+    let (found, ()) = tokio::join!(elsewhere(), end);
+    let found = found.unwrap();
+    assert_eq!(found.endpoint, 1);
+    assert!(found.end(Sign::Gone("refused")).cools_now);
+    assert_eq!(elsewhere().await.unwrap().endpoint, 0, "no other is open");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_what_others_answer_is_left_alone() {
+    let fleet = fleet(&[8, 8]);
+    for contradicted in 1..=3 {
+        assert!(fleet.refused(0).is_none());
+        fleet.is_contradicted(0, "400: too long");
+        assert_eq!(fleet.status()[0].cooling.is_some(), contradicted == 3);
+    }
+    assert_eq!(fleet.status()[0].last_failure, "it refuses what others answer (400: too long)");
+    assert!(fleet.must_answer(0) && !fleet.must_answer(1));
+    assert_eq!(turn(&fleet, Company::Anyone).await.unwrap().endpoint, 1);
+    fleet.reopen(0);
+    for _ in 0..2 {
+        fleet.refused(0);
+    }
+    let permit = fleet.turn(Company::Anyone, Some(Avoid::Strictly(1)), true).await.unwrap();
+    permit.end(Sign::Answered);
+    assert!(!fleet.must_answer(0));
+    fleet.refused(0);
+    fleet.is_contradicted(0, "400: too long");
+    assert!(fleet.status()[0].cooling.is_none(), "it has answered between");
 }

@@ -1,7 +1,6 @@
 //! What can be wrong with a table as a whole. What is wrong with a row is counted, and kept in quarantine.
 
 use std::io;
-use std::path::PathBuf;
 
 use arrow::error::ArrowError;
 
@@ -37,12 +36,8 @@ pub(super) enum TableError {
     Header { table: String, detail: String },
     #[error("values of the table {table} cannot be taken over: {source}")]
     Values { table: String, source: ArrowError },
-    #[error("{} changed after the run was planned; is it still being written? Run again when it is complete", .0.display())]
-    Changed(PathBuf),
     #[error("the name of {0} says of no table what it is; this is a fault in the program")]
     NoTable(String),
-    #[error("{0} was not planned; this is a fault in the program")]
-    NotPlanned(String),
 }
 
 impl TableError {

@@ -167,7 +167,7 @@ impl Import {
     fn file(&self, task: &Task) -> Result<OutsideFile, StageError> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let file = files.as_deref().and_then(|files| files.get(task.number));
-        Ok(file.ok_or_else(|| TableError::NotPlanned(task.partition.to_owned()))?.clone())
+        file.cloned().ok_or_else(|| StageError::NotPlanned { partition: task.partition.to_owned() })
     }
 
     /// The fingerprint says which bytes these are.
@@ -178,7 +178,7 @@ impl Import {
         let file = self.file(task)?;
         let path = file.path.unwrap_or_default();
         let now: State = look(&path).map_err(StageError::io("look at", &path))?;
-        if now == file.state { Ok(()) } else { Err(TableError::Changed(path).into()) }
+        if now == file.state { Ok(()) } else { Err(StageError::Changed { path }) }
     }
 }
 
