@@ -33,6 +33,7 @@ pub(super) enum Company {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Endpoint {
     pub(super) limit: Limit,
     pub(super) in_flight: usize,
