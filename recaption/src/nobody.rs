@@ -4,6 +4,9 @@ use async_trait::async_trait;
 
 use crate::captioner::{Captioner, Completion, Failure, Request};
 
+/// Why a row is refused that has no caption, where nobody is asked for one.
+pub(crate) const NO_CAPTION: &str = "no_caption";
+
 /// Refuses every request: a row for which there is no caption gets none.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Nobody;
@@ -20,6 +23,6 @@ impl Captioner for Nobody {
 
     async fn complete(&self, _request: Request) -> Result<Completion, Failure> {
         let detail = "there is no ready caption for it, and no model is named".to_owned();
-        Err(Failure::Refused { reason: "no_caption", detail })
+        Err(Failure::Refused { reason: NO_CAPTION, detail })
     }
 }

@@ -8,6 +8,7 @@ use super::{Image, JobError, Texts};
 use crate::captioner::{Captioner, Completion, Finish, Request, Sampling, Usage};
 use crate::checks::{Checks, Context, Flag, Instructions, Kind, Policy};
 use crate::journal::{Entry, Question};
+use crate::nobody::NO_CAPTION;
 use crate::prompt::Prompt;
 use captions::{Mended, clean};
 
@@ -80,20 +81,21 @@ impl Step {
         value: impl Fn(&str) -> Option<String>,
         answers: &Answers,
     ) -> Result<Result<Caption, Refusal>, JobError> {
+        let mut ready_flagged = None;
         if let Some(ready) = texts.ready {
             let caption = Caption { source: Source::Ready, ..self.judge(ready, Finish::Stop, texts.alt) };
             match self.checks.policies.decide(&caption.flags) {
                 Policy::Accept => return Ok(Ok(caption)),
                 Policy::Quarantine => return Ok(Err(refusal(caption))),
                 // A model may do better.
-                Policy::Retry | Policy::FallBack => {}
+                Policy::Retry | Policy::FallBack => ready_flagged = Some(caption),
             }
         }
         if self.passes_on {
             let caption = passed_on(texts.fall_back.trim());
             if caption.source == Source::Refused {
                 let detail = "no model is named, and there is no text to pass on".to_owned();
-                return Ok(Err(Refusal { reason: "no_caption", detail, caption }));
+                return Ok(Err(Refusal { reason: NO_CAPTION, detail, caption }));
             }
             return Ok(Ok(caption));
         }
@@ -106,6 +108,14 @@ impl Step {
             let completion = match entry {
                 Entry::Completion(completion) => completion,
                 Entry::Refused { reason, detail } => {
+                    // There is no model: what was there is all that there is.
+                    if let Some(ready) = ready_flagged.filter(|_| reason == NO_CAPTION) {
+                        if self.checks.policies.decide(&ready.flags) == Policy::Retry {
+                            return Ok(Err(refusal(ready)));
+                        }
+                        last = Some(ready);
+                        break;
+                    }
                     let nothing = self.judge("", Finish::Stop, texts.alt);
                     let caption = Caption {
                         source: Source::Refused,
@@ -130,7 +140,7 @@ impl Step {
                 }
             }
         }
-        // There is one: at least one attempt was made.
+        // There is one: of the last attempt, or what was there before.
         let Some(caption) = last else { return Err(JobError::Lost) };
         if self.checks.policies.decide_finally(&caption.flags) == Policy::Quarantine
             || texts.fall_back.trim().is_empty()
@@ -231,7 +241,7 @@ fn word(reason: &str) -> &'static str {
         "content_filter",
         "empty_answer",
         "no_answer",
-        "no_caption",
+        NO_CAPTION,
         "out_of_memory",
         "poisoned",
         "prompt_too_long",
@@ -241,4 +251,33 @@ fn word(reason: &str) -> &'static str {
         "timed_out",
     ];
     WORDS.into_iter().find(|word| *word == reason).unwrap_or("refused_by_server")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Answering, Job, Row, RowEnd, StepSettings};
+    use super::*;
+
+    async fn of_ready(settings: serde_json::Value, ready: Option<&str>) -> RowEnd {
+        let settings: StepSettings = serde_json::from_value(settings).unwrap();
+        let job = Job { long: Some(settings.step(Kind::Long, &Answering::Nobody)), short: None };
+        let row = Row { alt: "two dogs".to_owned(), ready: (ready.map(str::to_owned), None), ..Row::default() };
+        job.caption(&row, &Answers::unkept(Arc::default())).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn where_there_is_no_model_a_ready_caption_is_refused_by_the_check_that_it_failed() {
+        let refused = "I'm sorry, but I cannot help with that.";
+        let end = of_ready(serde_json::json!({}), Some(refused)).await;
+        let RowEnd::Refused { reason, detail, .. } = end else { panic!("{end:?}") };
+        assert_eq!(reason, "refusal");
+        assert!(detail.contains("sorry"), "{detail}");
+        let end =
+            of_ready(serde_json::json!({ "checks": { "policies": { "refusal": "fall_back" } } }), Some(refused)).await;
+        let RowEnd::Captioned(captioned) = end else { panic!("{end:?}") };
+        let long = captioned.long.unwrap();
+        assert_eq!((long.text.as_str(), long.source, long.flags), ("two dogs", Source::FallBack, vec![Flag::Refusal]));
+        let end = of_ready(serde_json::json!({}), None).await;
+        assert!(matches!(&end, RowEnd::Refused { reason: "no_caption", .. }), "{end:?}");
+    }
 }
