@@ -1,5 +1,5 @@
-//! What is mended in an answer rather than refused: chatter before a caption, quotation marks around the whole, and openings
-//! that say nothing ("The image shows …").
+//! What is mended in an answer rather than refused: a model's thoughts and chatter before a caption, quotation marks around the
+//! whole, and openings that say nothing ("The image shows …").
 //!
 //! Only what stands before or behind a caption is taken off, never anything within it, and the rest keeps its case. Where
 //! nothing would be left, nothing is taken off, for the checks to find.
@@ -25,6 +25,8 @@ pub enum Mended {
     Opening,
     /// `<|eot_id|>`, `</s>`: the model's own end, which a server should have kept to itself.
     Tokens,
+    /// All before `</think>`: what a model that thinks has said to itself, and a server did not tell from its answer.
+    Thoughts,
 }
 
 impl Mended {
@@ -35,6 +37,7 @@ impl Mended {
             Self::Quotes => "quotes",
             Self::Opening => "opening",
             Self::Tokens => "tokens",
+            Self::Thoughts => "thoughts",
         }
     }
 }
@@ -50,8 +53,10 @@ type Step = fn(&str) -> Option<&str>;
 
 /// Takes off what does not belong to a caption. Doing so twice changes nothing.
 pub fn clean(text: &str) -> Cleaned<'_> {
-    const STEPS: [(Mended, Step); 4] = [
+    const STEPS: [(Mended, Step); 5] = [
         (Mended::Tokens, without_tokens),
+        // Before the rest is looked at: a preamble of the thoughts is none of the caption.
+        (Mended::Thoughts, without_thoughts),
         (Mended::Preamble, without_preamble),
         (Mended::Quotes, without_quotes),
         (Mended::Opening, without_opening),
@@ -82,6 +87,11 @@ fn without_tokens(text: &str) -> Option<&str> {
         "</s>",
     ];
     TOKENS.iter().find_map(|token| text.strip_suffix(token))
+}
+
+/// What follows the thoughts. Their beginning is often not there: it stands at the end of the prompt, by the model's template.
+fn without_thoughts(text: &str) -> Option<&str> {
+    text.rsplit_once("</think>").map(|(_thoughts, rest)| rest)
 }
 
 fn without_preamble(text: &str) -> Option<&str> {
@@ -256,7 +266,7 @@ mod tests {
 
     #[test]
     fn wrappings_are_taken_off() {
-        use Mended::{Opening, Preamble, Quotes, Tokens};
+        use Mended::{Opening, Preamble, Quotes, Thoughts, Tokens};
         let cases: &[(&str, &str, &[Mended])] = &[
             (" A dog. \n", "A dog.", &[]),
             ("The image shows a dog", "a dog", &[Opening]),
@@ -284,6 +294,13 @@ mod tests {
             ("Caption: A dog.", "A dog.", &[Preamble]),
             ("One-sentence caption: A dog.", "One-sentence caption: A dog.", &[]),
             ("Sure, a dog.</s>", "a dog.", &[Preamble, Tokens]),
+            ("Okay, the user wants a caption. </think>\n\nA dog runs.", "A dog runs.", &[Thoughts]),
+            ("<think>\n\n</think>\n\nA dog.", "A dog.", &[Thoughts]),
+            (
+                "<think>Hm.</think> No. </think>\nSure! \"The image shows a dog.\"<|im_end|>",
+                "a dog.",
+                &[Preamble, Quotes, Opening, Tokens, Thoughts],
+            ),
             // What only looks like a wrapping.
             ("\"STOP\" is on one sign and on another \"GO\"", "\"STOP\" is on one sign and on another \"GO\"", &[]),
             ("“STOP” and “GO”", "“STOP” and “GO”", &[]),
@@ -295,7 +312,11 @@ mod tests {
             ("Here is a sign that reads: stop", "Here is a sign that reads: stop", &[]),
             ("Surely a dog.", "Surely a dog.", &[]),
             ("Description of a dog: large.", "Description of a dog: large.", &[]),
+            // It thinks to the end.
+            ("<think>A dog", "<think>A dog", &[]),
             // Nothing would be left.
+            ("A dog.</think>\n", "A dog.</think>", &[]),
+            ("A dog.</think><|im_end|>", "A dog.</think>", &[Tokens]),
             ("Caption:", "Caption:", &[]),
             ("Here is a caption:", "Here is a caption:", &[]),
             ("\"\"", "\"\"", &[]),
@@ -329,6 +350,8 @@ mod tests {
             "\n",
             " ",
             "</s>",
+            "<think>",
+            "</think>",
             "ß",
             "İ",
         ];

@@ -6,6 +6,9 @@ use std::borrow::Cow;
 
 pub use clean::{Cleaned, Mended, clean};
 
+/// Raised when [`clean`], and with it [`tidy`], comes to leave something else of the same text. 2: a model's thoughts are taken off.
+pub const VERSION: u32 = 2;
+
 /// A caption as a training wants it: without its wrapping and an opening that says nothing (see [`clean`]), its first letter a
 /// capital. "In this artwork, a cat sleeps" becomes "Artwork of a cat sleeps", as in the reference system: that it is one is
 /// worth keeping.
@@ -39,6 +42,7 @@ mod tests {
             ("élan vital", "Élan vital"),
             ("ßa", "SSa"),
             ("Two dogs", "Two dogs"),
+            ("Hm. </think>two dogs", "Two dogs"),
             ("", ""),
         ] {
             assert_eq!(tidy(caption), expected, "{caption:?}");

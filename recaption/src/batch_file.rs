@@ -211,16 +211,17 @@ fn result(line: &[u8]) -> Result<(BatchId, Entry), BatchFault> {
     let body = if line.response["choices"].is_array() { &line.response } else { &line.response["body"] };
     let body_bytes = body.to_string().into_bytes();
     if !line.error.is_null() {
-        let words = words_of_answer(json!({ "error": line.error }).to_string().as_bytes());
+        let words = words_of_answer(json!({ "error": line.error }).to_string().as_bytes(), None);
         return Err(BatchFault::Failed { id, status, words });
     }
     if body.is_null() {
         return Err(BatchFault::Failed { id, status, words: "nothing".to_owned() });
     }
     if status.is_some_and(|status| status != 200) {
-        return Err(BatchFault::Failed { id, status, words: words_of_answer(&body_bytes) });
+        return Err(BatchFault::Failed { id, status, words: words_of_answer(&body_bytes, None) });
     }
-    match read_answer(&body_bytes) {
+    // Files know no token.
+    match read_answer(&body_bytes, None) {
         Held::Completion(completion) => Ok((id, Entry::Completion(completion))),
         Held::Filtered(detail) => Ok((id, Entry::Refused { reason: "content_filter".to_owned(), detail })),
         Held::Error { status, words } => Err(BatchFault::Failed { id, status, words }),

@@ -250,6 +250,12 @@ async fn with_one_slot_left_a_request_without_memory_is_refused() {
         assert!(error.to_string().contains("Tried to allocate 20.00 MiB"), "{error}");
     }
     assert_eq!(captioner.status().slots, 1);
+    // Where there is none for anything, that is no fault of the questions, and they are not all refused.
+    for number in 0..40 {
+        let error = captioner.complete(request("Go on.", 5)).await.unwrap_err();
+        let is_end = matches!(&error, Failure::Unavailable(why) if why.contains("Tried to allocate 20.00 MiB"));
+        assert_eq!(is_end, number >= 25, "{number}: {error}");
+    }
     // Of a long one, memory runs out on the way.
     let captioner = open(&folder, 1, {
         let mut steps = 0;
@@ -261,6 +267,28 @@ async fn with_one_slot_left_a_request_without_memory_is_refused() {
     let error = captioner.complete(request("Go on.", 5)).await.unwrap_err();
     assert!(matches!(error, Failure::Refused { reason: "out_of_memory", .. }), "{error}");
     assert!(captioner.complete(request("Go on.", 5)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_come_back_when_memory_does() {
+    let folder = folder("llama", &[], None);
+    let mut shortages = 0;
+    let captioner = open(
+        &folder,
+        4,
+        Box::new(move |step| match step {
+            Step::Decode { active: 2.. } if shortages < 2 => {
+                shortages += 1;
+                Err(out_of_memory())
+            }
+            _ => Ok(()),
+        }),
+    );
+    let requests = vec![request("Go on.", 2); 400];
+    let order: Vec<usize> = (0..requests.len()).collect();
+    assert!(ask_all(&captioner, &requests, &order).await.iter().all(Result::is_ok));
+    let status = captioner.status();
+    assert_eq!((status.slots, status.out_of_memory), (4, 2), "{status:?}");
 }
 
 #[tokio::test]

@@ -274,6 +274,39 @@ async fn a_server_that_refuses_what_another_answers_costs_no_row() {
     assert_eq!((reason, both[0].served().requests, both[1].served().requests), ("refused_by_server", 1, 1));
 }
 
+/// Something else listens at the address of one, which was down at first: the job goes on with the other, and no row is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_where_something_else_answers_does_not_end_the_job_of_the_others() {
+    for manner in [Manner::NotFound, Manner::Forbidden] {
+        let good = misbehaving(Manner::Caption, 0);
+        let other = misbehaving(manner, u32::MAX);
+        other.kill();
+        let captioner = captioner(&[&good, &other], &json!({ "in_flight": 1 }));
+        let mut wait = Vec::new();
+        for row in 0..40 {
+            if row == 20 {
+                other.restart().unwrap();
+                // It passes its probe: something is there.
+                let began = Instant::now();
+                while captioner.status()[1].cooling.is_some() {
+                    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", captioner.status()[1]);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            let captioner = Arc::clone(&captioner);
+            wait.push(tokio::spawn(async move { captioner.complete(request(picture(row, false))).await }));
+            if row % 2 == 1 {
+                for task in wait.drain(..) {
+                    task.await.unwrap().unwrap();
+                }
+            }
+        }
+        assert_eq!(captioner.status()[0].answered, 40);
+        assert!(other.served().requests > 0, "{manner:?}: it was never asked");
+        assert!(other.served().requests < 20, "{manner:?}: {}", other.served().requests);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_is_sent_and_never_shown() {
     // A variable that is there whoever runs this.
@@ -298,6 +331,27 @@ async fn the_token_is_sent_and_never_shown() {
         (error.key, error.message.as_str()),
         ("api_key_env", "the environment variable NO_SUCH_TOKEN is not set")
     );
+}
+
+/// A server that asks for no token gets one all the same, and people name any word, or a number. A caption that has it stays as it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_is_a_word_of_a_caption_is_not_taken_out_of_it() {
+    // A digit, which is in captions, in numbers of tokens and in the other numbers of an answer.
+    let name = "CARGO_PKG_VERSION_MAJOR";
+    let token = std::env::var(name).unwrap();
+    let server = CaptionServer::start(Options { token: Some(token.clone()), ..Options::default() }).unwrap();
+    let known = captioner(&[&server], &json!({ "api_key_env": name }));
+    let rows: Vec<usize> = (0..40).filter(|row| caption(identity_of(*row)).contains(&token)).collect();
+    assert!(!rows.is_empty());
+    for row in rows {
+        let answer = known.complete(request(picture(row, false))).await.unwrap();
+        assert_eq!(answer.text, caption(identity_of(row)), "row {row}");
+        assert_eq!(answer.usage.prompt_tokens, 500 + identity_of(row).0 % 100);
+    }
+    let server = CaptionServer::start(Options { token: Some("another".to_owned()), ..Options::default() }).unwrap();
+    let unknown = captioner(&[&server], &json!({ "api_key_env": name }));
+    let why = unavailable(unknown.complete(request(picture(1, false))).await);
+    assert!(why.contains("answers 401") && why.contains("Bearer <token>."), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

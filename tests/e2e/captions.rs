@@ -323,6 +323,17 @@ fn what_is_wrong_with_a_recaption_table_is_said_with_its_key() {
         let said = text(&planned.stderr);
         assert!(said.contains(words) && said.contains("bad.toml:"), "{more}: {said}");
     }
+    // The column of the original text has that name, too.
+    let manifest = place.manifest("long", "http://127.0.0.1:9/v1", "");
+    for key in ["prompt", "prompt_without_alt"] {
+        let prompt = format!("--set=stage.recaption.long.{key}=Describe this. Its web caption: {{caption}}");
+        let planned = run(&["plan", &manifest, &prompt]);
+        let said = text(&planned.stderr);
+        assert_eq!(planned.status.code(), Some(2), "{said}");
+        let words =
+            format!("long.{key}: {{caption}} is the long caption, which this prompt asks for; the text that came with");
+        assert!(said.contains(&words), "{said}");
+    }
     // Nobody listens there.
     let manifest = place.manifest("nobody", "http://127.0.0.1:9/v1", "");
     let give_up = "--set=stage.recaption.long.server.give_up_after=0.5";

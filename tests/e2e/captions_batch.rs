@@ -146,6 +146,10 @@ fn servers_that_refuse_and_wrong_flags_are_said_in_words() {
         (&["caption", "a.png", "--model", "m", "--endpoint", "http://a/v1", "--prompt", "{"], "never closed"),
         (&["caption", "a.png", "--model", "m", "--endpoint", "http://a/v1", "--temperature", "99"], "temperature"),
         (
+            &["caption", "a.png", "--model", "m", "--endpoint", "http://a/v1", "--prompt", "It was called {caption}."],
+            "of the long caption, prompt: {caption} is the long caption, which this prompt asks for",
+        ),
+        (
             &["caption", "a.png", "--model", "m", "--endpoint", "http://a/v1", "--api-key-env", "NOT_SET_HERE"],
             "NOT_SET_HERE",
         ),

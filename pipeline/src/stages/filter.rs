@@ -61,7 +61,12 @@ pub fn kind() -> StageKind {
 
 impl Stage for Filter {
     fn semantics(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        let mut semantics = serde_json::to_value(self).unwrap_or_default();
+        // Where nothing is cleaned, it does not matter how.
+        if !self.clean.is_empty() {
+            semantics["cleaning"] = captions::VERSION.into();
+        }
+        semantics
     }
 
     fn partitioning(&self) -> Partitioning {

@@ -89,7 +89,10 @@ const ANYWHERE: [&str; 9] = [
     "note: the caption",
 ];
 
-/// Whether there is chatter around a caption: what could be mended and was not, and what could not.
+/// Of thoughts that have no end, or nothing behind it.
+const THOUGHTS: [&str; 2] = ["<think>", "</think>"];
+
+/// Whether there is chatter around a caption, or thoughts: what could be mended and was not, and what could not.
 pub(super) fn has_preamble(caption: &str, folded: &str) -> bool {
     const SOON: usize = 80;
     let could_be_mended = clean(caption).mended.iter().any(|mended| *mended != Mended::Opening);
@@ -107,5 +110,6 @@ pub(super) fn has_preamble(caption: &str, folded: &str) -> bool {
     };
     let is_announcement = || folded.trim_end_matches('*').ends_with(':');
     let talks = || ANYWHERE.iter().any(|phrase| contains_at_a_word(folded, phrase));
-    could_be_mended || begins() || announces() || is_announcement() || talks()
+    let thinks = || THOUGHTS.iter().any(|mark| caption.contains(mark));
+    could_be_mended || begins() || announces() || is_announcement() || talks() || thinks()
 }

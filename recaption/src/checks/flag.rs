@@ -17,7 +17,7 @@ pub enum Flag {
     Cut,
     /// It refuses, or speaks of itself: "I'm sorry, but …", "As an AI …".
     Refusal,
-    /// Chatter around the caption that could not be mended.
+    /// Chatter around the caption, or a model's thoughts, that could not be mended.
     Preamble,
     /// It is the alt text again.
     EchoAlt,

@@ -131,6 +131,8 @@ fn chatter() {
         "A dog on a beach. Let me know if you need anything else!",
         "A dog on a beach. I hope this helps.",
         "I can see a dog on a beach.",
+        "<think>A dog on a beach",
+        "A caption is wanted, so I look at the dog. </think>",
     ];
     let passed = [
         "The image shows a dog on a beach.",
@@ -140,7 +142,13 @@ fn chatter() {
         "This is a red car that stands before a large house with a garden, many trees and flowers, and a plaque, with a description.",
     ];
     check(Flag::Preamble, &LONG, &found, &passed);
-    for mended in ["Here is a detailed caption: A dog.", "Sure! A dog.", "\"A dog on a beach.\"", "Caption: A dog"] {
+    for mended in [
+        "Here is a detailed caption: A dog.",
+        "Sure! A dog.",
+        "\"A dog on a beach.\"",
+        "Caption: A dog",
+        "Okay, the user wants a caption. </think>\n\nA dog.",
+    ] {
         check(Flag::Preamble, &LONG, &[mended], &[clean(mended).text]);
     }
 }

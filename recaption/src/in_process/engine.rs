@@ -14,6 +14,11 @@ use super::question::{Answer, Question, Step, Watch};
 use super::status::Figures;
 use crate::captioner::{Failure, Finish};
 
+/// Questions for which there is no memory in the only slot, with no answer between, until that is not taken for theirs any more.
+const STARVED: u32 = 32;
+/// Answers for each slot without a want of memory, until more slots are tried again.
+const CALM: usize = 64;
+
 /// A question whose answer is being made. It lies in the slot of its place among those that run.
 struct Sequence {
     question: Question,
@@ -39,11 +44,17 @@ pub(super) struct Engine {
     model: Model,
     cache: Cache,
     slots: usize,
+    /// Slots that are asked for.
+    wanted: usize,
     capacity: i64,
     stop: Vec<i64>,
     queue: mpsc::Receiver<Question>,
     watch: Watch,
     pub(super) figures: Arc<Figures>,
+    /// Questions refused for want of memory since the last answer.
+    starved: u32,
+    /// Answers since memory ran out last.
+    calm: usize,
     running: Vec<Sequence>,
     /// Questions whose slots were given up: they begin anew, before all others.
     again: VecDeque<Question>,
@@ -66,10 +77,12 @@ impl Engine {
     /// Makes room for as many slots as there is memory for, at most `slots`.
     pub(super) fn new(parts: Parts) -> Result<Self, ModelError> {
         let Parts { model, slots, capacity, stop, queue, watch, figures } = parts;
-        let (slots, cache) = room(&model, slots, capacity)?;
+        let wanted = slots;
+        let (slots, cache) = room(&model, wanted, capacity)?;
         figures.change(|status| status.slots = slots);
         let (running, again) = (Vec::new(), VecDeque::new());
-        Ok(Self { model, cache, slots, capacity, stop, queue, watch, figures, running, again })
+        let (starved, calm) = (0, 0);
+        Ok(Self { model, cache, slots, wanted, capacity, stop, queue, watch, figures, starved, calm, running, again })
     }
 
     /// Answers until nobody can ask any more. An error is the end: nothing can be answered after it.
@@ -77,7 +90,13 @@ impl Engine {
         let _guard = tch::no_grad_guard();
         loop {
             self.drop_abandoned();
-            while self.running.len() < self.slots {
+            // Slots are made anew where nothing is in them; until then none is filled.
+            let is_calm = self.slots < self.wanted && self.calm >= CALM * self.slots;
+            if is_calm && self.running.is_empty() {
+                self.try_more_slots()?;
+                continue;
+            }
+            while self.running.len() < self.slots && !is_calm {
                 let Some(question) = self.next() else { break };
                 self.start(question)?;
             }
@@ -123,7 +142,7 @@ impl Engine {
                 let detail = format!("{prompt} tokens and an answer of {most} are more than {}", self.capacity);
                 question.reply(Err(Failure::Refused { reason: "prompt_too_long", detail }));
             }
-            Err(error) if error.is_out_of_memory() => self.give_up_slots(Some(question), &error)?,
+            Err(error) if error.is_out_of_memory() => self.give_up_slots(Some(question), error)?,
             Err(error) => return Err(error),
         }
         Ok(())
@@ -167,7 +186,7 @@ impl Engine {
                 self.figures.worked(start, made);
                 Ok(())
             }
-            Err(error) if error.is_out_of_memory() => self.give_up_slots(None, &error),
+            Err(error) if error.is_out_of_memory() => self.give_up_slots(None, error),
             Err(error) => Err(error),
         }
     }
@@ -184,6 +203,7 @@ impl Engine {
         let completion_tokens = answer.len() as u64;
         answer.truncate(answer.len() - usize::from(is_stop));
         let finish = if is_stop { Finish::Stop } else { Finish::Length };
+        (self.starved, self.calm) = (0, self.calm + 1);
         self.figures.answered(question.picture.is_some(), self.running.len());
         question.reply(Ok(Answer { ids: answer, finish, prompt_tokens: prompt.unsigned_abs(), completion_tokens }));
     }
@@ -208,12 +228,17 @@ impl Engine {
     }
 
     /// Memory ran out, at the prompt of `failed` or in a step of all: half of the slots are given up, and their questions, and
-    /// `failed`, begin anew later. With one slot, the question is to blame.
-    fn give_up_slots(&mut self, failed: Option<Question>, error: &ModelError) -> Result<(), ModelError> {
+    /// `failed`, begin anew later. With one slot, the question is to blame, unless there is no memory for any.
+    fn give_up_slots(&mut self, failed: Option<Question>, error: ModelError) -> Result<(), ModelError> {
         self.figures.change(|status| status.out_of_memory += 1);
+        self.calm = 0;
         if self.slots <= 1 {
+            self.starved += 1;
+            if self.starved >= STARVED {
+                return Err(error);
+            }
             if let Some(question) = failed.or_else(|| self.remove(0).map(|sequence| sequence.question)) {
-                let detail = said(error);
+                let detail = said(&error);
                 question.reply(Err(Failure::Refused { reason: "out_of_memory", detail }));
             }
             return Ok(());
@@ -240,6 +265,18 @@ impl Engine {
             }
             Err(error) => return Err(error),
         }
+        let slots = self.slots;
+        self.figures.change(|status| status.slots = slots);
+        Ok(())
+    }
+
+    /// Twice as many slots, if there is memory for them now. Nothing may be running.
+    fn try_more_slots(&mut self) -> Result<(), ModelError> {
+        self.calm = 0;
+        // The old one first: there need not be memory for both.
+        self.cache = room(&self.model, 0, 0)?.1;
+        let more = (2 * self.slots).min(self.wanted);
+        (self.slots, self.cache) = room(&self.model, more, self.capacity)?;
         let slots = self.slots;
         self.figures.change(|status| status.slots = slots);
         Ok(())

@@ -1,12 +1,14 @@
 //! What a partition's journal knows, and what it learns.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OnceCell;
 
 use super::tally::Meter;
 use super::{JobError, Step};
 use crate::captioner::{Failure, Request};
-use crate::checks::Kind;
+use crate::checks::{Flag, Kind};
 use crate::journal::{Cache, CacheKey, Entry, Journal, Question};
 
 /// A partition's answers: those of earlier attempts, and those of this one.
@@ -19,8 +21,8 @@ pub struct Answers {
 
 /// What becomes of a question whose answer is not known.
 enum Asking {
-    /// It is asked, and what is answered goes into the journal.
-    Journal(Journal),
+    /// It is asked, once for all rows that have the same, and what is answered goes into the journal.
+    Journal { journal: Journal, under_way: Mutex<HashMap<CacheKey, Arc<OnceCell<Entry>>>> },
     /// It is asked, and what is answered is kept nowhere.
     Unkept,
     /// It is not asked: see [`JobError::Unanswered`].
@@ -61,7 +63,7 @@ impl Known {
 impl Answers {
     /// Over an open journal.
     pub fn new(journal: Journal, cache: Cache, meter: Arc<Meter>) -> Self {
-        Self::over(cache, Asking::Journal(journal), meter)
+        Self::over(cache, Asking::Journal { journal, under_way: Mutex::default() }, meter)
     }
 
     /// For trying: everything is asked, and nothing is kept.
@@ -76,12 +78,13 @@ impl Answers {
     /// Makes everything durable. Blocks on the disk.
     pub fn close(self) -> Result<(), JobError> {
         match self.asking {
-            Asking::Journal(journal) => journal.close().map(drop).map_err(JobError::from),
+            Asking::Journal { journal, .. } => journal.close().map(drop).map_err(JobError::from),
             Asking::Unkept | Asking::Never => Ok(()),
         }
     }
 
-    /// The answer to a question of `step`, and whether it was known. What is new, and lasts, is durable when this returns.
+    /// The answer to a question of `step`, and whether it was known, or asked by another row. What is new, and lasts, is durable when
+    /// this returns.
     pub(super) async fn get(
         &self,
         question: &Question<'_>,
@@ -89,30 +92,158 @@ impl Answers {
         request: impl FnOnce() -> Request,
     ) -> Result<(Entry, bool), JobError> {
         let key = CacheKey::of(question);
-        // Looked up in a statement of its own: the lock is not held while anyone is asked.
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        if let Some(entry) = known.filter(lasts) {
+        if let Some(entry) = self.look_up(&key) {
             return Ok((entry, true));
         }
-        if let Asking::Never = self.asking {
-            let unanswered = Unanswered { kind: step.kind, key, request: request() };
-            return Err(JobError::Unanswered(Box::new(unanswered)));
+        match &self.asking {
+            Asking::Never => {
+                let unanswered = Unanswered { kind: step.kind, key, request: request() };
+                Err(JobError::Unanswered(Box::new(unanswered)))
+            }
+            Asking::Unkept => Ok((self.ask(step, request()).await?, false)),
+            Asking::Journal { journal, under_way } => {
+                let answer = Arc::clone(locked(under_way).entry(key).or_default());
+                let mut was_known = true;
+                let entry = answer.get_or_try_init(|| async {
+                    // One who asked the same may have been answered since the look above.
+                    if let Some(entry) = self.look_up(&key) {
+                        return Ok(entry);
+                    }
+                    was_known = false;
+                    let entry = self.ask(step, request()).await?;
+                    if lasts(&entry) {
+                        journal.append(&key, &entry).await?;
+                        locked(&self.known).insert(key, entry.clone());
+                    }
+                    Ok::<_, JobError>(entry)
+                });
+                let entry = entry.await.cloned();
+                locked(under_way).remove(&key);
+                Ok((entry?, was_known))
+            }
         }
-        let entry = match step.captioner.complete(request()).await {
+    }
+
+    /// The last answer for a caption passed its checks, or did not; see [`Meter::judged`].
+    pub(super) fn judged(&self, kind: Kind, passes: bool, flags: &[Flag]) -> Result<(), JobError> {
+        match self.asking {
+            Asking::Journal { .. } => self.meter.judged(kind, passes, flags).map_err(JobError::Unavailable),
+            Asking::Unkept | Asking::Never => Ok(()),
+        }
+    }
+
+    /// What is known already. The lock is not held when this returns: it must not be while anyone is asked.
+    fn look_up(&self, key: &CacheKey) -> Option<Entry> {
+        locked(&self.known).get(key).filter(|entry| lasts(entry)).cloned()
+    }
+
+    async fn ask(&self, step: &Step, request: Request) -> Result<Entry, JobError> {
+        match step.captioner.complete(request).await {
             Ok(completion) => {
                 self.meter.answered(completion.usage, step.price);
-                Entry::Completion(completion)
+                Ok(Entry::Completion(completion))
             }
-            Err(Failure::Refused { reason, detail }) => Entry::Refused { reason: reason.to_owned(), detail },
-            Err(Failure::Unavailable(why)) => return Err(JobError::Unavailable(why)),
-            Err(Failure::Cancelled) => return Err(JobError::Cancelled),
-        };
-        if let Asking::Journal(journal) = &self.asking
-            && lasts(&entry)
-        {
-            journal.append(&key, &entry).await?;
-            self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, entry.clone());
+            Err(Failure::Refused { reason, detail }) => Ok(Entry::Refused { reason: reason.to_owned(), detail }),
+            Err(Failure::Unavailable(why)) => Err(JobError::Unavailable(why)),
+            Err(Failure::Cancelled) => Err(JobError::Cancelled),
         }
-        Ok((entry, false))
+    }
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::{Answering, Job, Row, RowEnd, StepSettings};
+    use super::*;
+    use crate::captioner::{Captioner, Completion, Finish, Usage};
+
+    /// Answers after a moment, and counts.
+    struct Counting {
+        asked: AtomicUsize,
+        /// `None` where it refuses.
+        finish: Option<Finish>,
+    }
+
+    #[async_trait::async_trait]
+    impl Captioner for Counting {
+        fn identity(&self) -> &'static str {
+            "counting"
+        }
+
+        fn capacity(&self) -> usize {
+            8
+        }
+
+        async fn complete(&self, _request: Request) -> Result<Completion, Failure> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            let refused = || Failure::Refused { reason: "refused_by_server", detail: "400".to_owned() };
+            let finish = self.finish.ok_or_else(refused)?;
+            let text = "Two dogs run along a beach in the evening sun.".to_owned();
+            Ok(Completion { text, finish, usage: Usage::default() })
+        }
+    }
+
+    /// A job of long captions that are asked of one who counts, and answers that go into a journal.
+    fn counted(finish: Option<Finish>, folder: &Path) -> (Job, Answers, Arc<Counting>) {
+        let captioner = Arc::new(Counting { asked: AtomicUsize::new(0), finish });
+        let step = StepSettings::default().step(Kind::Long, &Answering::Nobody);
+        let step = Step { captioner: Arc::clone(&captioner) as _, passes_on: false, ..step };
+        let (journal, cache) = Journal::open(folder, "a").unwrap();
+        (Job { long: Some(step), short: None }, Answers::new(journal, cache, Arc::default()), captioner)
+    }
+
+    fn row(alt: &str) -> Row {
+        Row { alt: alt.to_owned(), ..Row::default() }
+    }
+
+    #[tokio::test]
+    async fn rows_that_ask_the_same_at_the_same_time_pay_for_one_answer() {
+        for finish in [Some(Finish::Stop), None] {
+            let folder = tempfile::tempdir().unwrap();
+            let (job, answers, captioner) = counted(finish, folder.path());
+            let (same, other) = (row("dogs"), row("a beach"));
+            let ends = tokio::join!(
+                job.caption(&same, &answers),
+                job.caption(&same, &answers),
+                job.caption(&other, &answers),
+                job.caption(&same, &answers),
+            );
+            assert_eq!(captioner.asked.load(Ordering::Relaxed), 2);
+            for end in [ends.0, ends.1, ends.2, ends.3] {
+                let end = end.unwrap();
+                match &end {
+                    RowEnd::Captioned(captioned) => assert!(finish.is_some() && captioned.long.is_some(), "{end:?}"),
+                    RowEnd::Refused { reason, .. } => {
+                        assert!(finish.is_none() && *reason == "refused_by_server", "{end:?}");
+                    }
+                }
+            }
+            // What does not last is asked again by whoever comes later.
+            drop(job.caption(&same, &answers).await.unwrap());
+            assert_eq!(captioner.asked.load(Ordering::Relaxed), if finish.is_none() { 3 } else { 2 });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_of_which_no_caption_passes_its_checks_ends_before_it_puts_other_texts_in_their_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (job, answers, captioner) = counted(Some(Finish::Length), folder.path());
+        for number in 0..127 {
+            let end = job.caption(&row(&format!("dog {number}")), &answers).await.unwrap();
+            assert!(matches!(end, RowEnd::Captioned(_)), "{end:?}");
+        }
+        let error = job.caption(&row("the last dog"), &answers).await.unwrap_err().to_string();
+        assert!(error.contains("of 128 long captions not one") && error.contains("cut 128"), "{error}");
+        assert_eq!(captioner.asked.load(Ordering::Relaxed), 3 * 128);
+        // One that passes is enough to go on.
+        answers.judged(Kind::Long, true, &[]).unwrap();
+        job.caption(&row("one more dog"), &answers).await.unwrap();
     }
 }

@@ -11,7 +11,7 @@ use crate::captioner::{Captioner, Sampling, Usage};
 use crate::checks::{Checks, Instructions, Kind};
 use crate::in_process::{InProcessCaptioner, InProcessOptions};
 use crate::nobody::Nobody;
-use crate::prompt::{Prompt, Template};
+use crate::prompt::{ALT, CAPTION, Prompt, Template};
 use crate::server::{OptionsError, ServerCaptioner, ServerOptions};
 
 /// How one of the two captions is made.
@@ -22,8 +22,8 @@ pub struct StepSettings {
     pub server: Option<ServerOptions>,
     /// The model: in this process, from a folder of weights.
     pub model: Option<InProcessOptions>,
-    /// What is asked; `{alt}` is the alt text, `{caption}` the long caption, and the name of any other column in braces its value
-    /// [a prompt of our own].
+    /// What is asked; `{alt}` is the alt text, `{caption}` (for a short caption) the long one, and the name of any other column in
+    /// braces its value [a prompt of our own].
     pub prompt: Option<Template>,
     /// What is asked where there is no alt text [a prompt of our own; none where prompt is given].
     pub prompt_without_alt: Option<Template>,
@@ -68,8 +68,8 @@ impl StepSettings {
         self.server == other.server && self.model == other.model
     }
 
-    /// What is wrong with it, with the key.
-    pub fn check(&self) -> Result<(), OptionsError> {
+    /// What is wrong with it as the settings of that caption, with the key.
+    pub fn check(&self, kind: Kind) -> Result<(), OptionsError> {
         let fault = |key: &'static str, message: String| Err(OptionsError { key, message });
         if let Some(server) = &self.server {
             server.check()?;
@@ -81,7 +81,16 @@ impl StepSettings {
             model.check()?;
             model.semantics.identity().map_err(|error| OptionsError { key: "model", message: in_a_line(&error) })?;
         }
-        let Sampling { temperature, top_p, max_tokens, .. } = self.sampling(Kind::Long);
+        for (key, template) in [("prompt", &self.prompt), ("prompt_without_alt", &self.prompt_without_alt)] {
+            let Some(template) = template.as_ref().filter(|_| kind == Kind::Long) else { continue };
+            if template.columns().contains(CAPTION) {
+                let message = format!(
+                    "{{{CAPTION}}} is the long caption, which this prompt asks for; the text that came with the image is {{{ALT}}}"
+                );
+                return fault(key, message);
+            }
+        }
+        let Sampling { temperature, top_p, max_tokens, .. } = self.sampling(kind);
         if !(0.0..=10.0).contains(&temperature) {
             return fault("temperature", format!("{temperature}: expected 0 to 10"));
         }

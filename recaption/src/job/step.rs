@@ -132,7 +132,10 @@ impl Step {
             let mut caption = self.judge(&completion.text, completion.finish, texts.alt);
             (caption.attempts, caption.usage, caption.known) = (attempt + 1, usage, known);
             match self.checks.policies.decide(&caption.flags) {
-                Policy::Accept => return Ok(Ok(caption)),
+                Policy::Accept => {
+                    answers.judged(self.kind, true, &caption.flags)?;
+                    return Ok(Ok(caption));
+                }
                 Policy::Retry => last = Some(caption),
                 Policy::FallBack | Policy::Quarantine => {
                     last = Some(caption);
@@ -142,6 +145,9 @@ impl Step {
         }
         // There is one: of the last attempt, or what was there before.
         let Some(caption) = last else { return Err(JobError::Lost) };
+        if caption.source == Source::Model {
+            answers.judged(self.kind, false, &caption.flags)?;
+        }
         if self.checks.policies.decide_finally(&caption.flags) == Policy::Quarantine
             || texts.fall_back.trim().is_empty()
         {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,10 @@ use super::settings::Price;
 use super::step::Source;
 use super::{Caption, Captioned};
 use crate::captioner::Usage;
+use crate::checks::{Flag, Kind};
+
+/// Captions of a kind that all fail their checks, until that is taken for a fault of what is asked, or of whom.
+const ALL_FAIL: u64 = 128;
 
 /// What became of a partition's rows: the same, however often its making was interrupted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -98,6 +103,16 @@ pub struct Meter {
     completion_tokens: AtomicU64,
     /// In billionths of whatever currency the prices are in.
     cost: AtomicU64,
+    /// Of long captions, and of short ones.
+    judged: Mutex<[Judged; 2]>,
+}
+
+/// What the checks have said of the captions that models made, by their last answers.
+#[derive(Clone, Debug, Default)]
+struct Judged {
+    passed: u64,
+    failed: u64,
+    flags: BTreeMap<&'static str, u64>,
 }
 
 impl Default for Meter {
@@ -110,6 +125,7 @@ impl Default for Meter {
             prompt_tokens: zero(),
             completion_tokens: zero(),
             cost: zero(),
+            judged: Mutex::default(),
         }
     }
 }
@@ -121,6 +137,43 @@ impl Meter {
         self.answers.fetch_add(1, Ordering::Relaxed);
         self.prompt_tokens.fetch_add(usage.prompt_tokens, Ordering::Relaxed);
         self.completion_tokens.fetch_add(usage.completion_tokens, Ordering::Relaxed);
+    }
+
+    /// The last answer for a caption passed its checks, or did not. Why the job is to stop, if not one has passed: what is in the place of
+    /// captions then is none of the model's, and is paid for all the same.
+    pub(super) fn judged(&self, kind: Kind, passes: bool, flags: &[Flag]) -> Result<(), String> {
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let [long, short] = &mut *judged;
+        let (of, name) = match kind {
+            Kind::Long => (long, "long"),
+            Kind::Short => (short, "short"),
+        };
+        if passes {
+            of.passed += 1;
+            return Ok(());
+        }
+        of.failed += 1;
+        for flag in flags {
+            *of.flags.entry(flag.name()).or_default() += 1;
+        }
+        if of.passed > 0 || of.failed < ALL_FAIL {
+            return Ok(());
+        }
+        let flags: Vec<String> = of.flags.iter().map(|(flag, n)| format!("{flag} {n}")).collect();
+        Err(format!(
+            "of {} {name} captions not one has passed its checks ({}). Is `max_tokens` enough, does the server take a thinking model's \
+             thoughts off (a reasoning parser), do the checks suit the prompt? `ferrotype caption` tries a prompt on a few pictures. \
+             Nothing was put in their place, and what was answered is kept",
+            of.failed,
+            flags.join(", ")
+        ))
+    }
+
+    /// The share of captions that failed their checks in the end.
+    fn failing(&self) -> f64 {
+        let judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let (failed, passed): (u64, u64) = judged.iter().fold((0, 0), |sum, of| (sum.0 + of.failed, sum.1 + of.passed));
+        failed as f64 / (failed + passed).max(1) as f64
     }
 
     /// A row has ended.
@@ -144,8 +197,14 @@ impl Meter {
         let rate = |count: u64| count as f64 / seconds;
         let cost = self.cost.load(Ordering::Relaxed) as f64 / 1e9;
         let cost = if cost > 0.0 { format!(", {cost:.2} spent") } else { String::new() };
+        let failing = self.failing();
+        let failing = if failing > 0.0 {
+            format!(", {:.1} % of captions fail their checks", 100.0 * failing)
+        } else {
+            String::new()
+        };
         format!(
-            "{:.1} images/s, {:.0} prompt and {:.0} completion tokens/s{cost}",
+            "{:.1} images/s, {:.0} prompt and {:.0} completion tokens/s{cost}{failing}",
             rate(self.rows.load(Ordering::Relaxed)),
             rate(prompt_tokens),
             rate(completion_tokens)

@@ -37,21 +37,24 @@ pub(crate) enum Held {
     Filtered(String),
 }
 
-pub(crate) fn read(body: &[u8]) -> Held {
+/// `token` is taken out of what is to be shown, never out of a completion: as a word of a caption it is one like any other.
+pub(crate) fn read(body: &[u8], token: Option<&str>) -> Held {
     let nothing = |reason, words: String| Held::Nothing { reason, words };
+    let words = || words(body, token);
     let parsed: Body = match serde_json::from_slice(body) {
         Ok(parsed) => parsed,
         Err(error) => {
-            return nothing("bad_answer", format!("the answer is not JSON as expected ({error}): {}", words(body)));
+            let error = shown(&error.to_string(), token);
+            return nothing("bad_answer", format!("the answer is not JSON as expected ({error}): {}", words()));
         }
     };
     let choice = match &parsed.choices {
         Value::Array(choices) if !choices.is_empty() => choices.first(),
         _ if !parsed.error.is_null() || is_flat_error(body) => {
-            return Held::Error { status: code(&parsed.error), words: words(body) };
+            return Held::Error { status: code(&parsed.error), words: words() };
         }
         Value::Array(_) => return nothing("empty_answer", "the answer has no choices".to_owned()),
-        _ => return nothing("bad_answer", format!("the answer has no choices: {}", words(body))),
+        _ => return nothing("bad_answer", format!("the answer has no choices: {}", words())),
     };
     let choice = choice.unwrap_or(&Value::Null);
     let message = &choice["message"];
@@ -65,7 +68,7 @@ pub(crate) fn read(body: &[u8]) -> Held {
         _ => Finish::Stop,
     };
     if !message.is_object() {
-        return nothing("bad_answer", format!("the answer's choice has no message: {}", words(body)));
+        return nothing("bad_answer", format!("the answer's choice has no message: {}", words()));
     }
     // A model that says nothing has answered, and the caption is empty: asking the very same again would bring the same.
     let text = match text(&message["content"]) {
@@ -76,7 +79,7 @@ pub(crate) fn read(body: &[u8]) -> Held {
     if let Some(refusal) = message["refusal"].as_str().filter(|refusal| !refusal.is_empty())
         && text.trim().is_empty()
     {
-        return Held::Filtered(shorten(refusal));
+        return Held::Filtered(shown(refusal, token));
     }
     Held::Completion(Completion { text, finish, usage: usage(&parsed.usage) })
 }
@@ -108,8 +111,9 @@ fn code(error: &Value) -> Option<u16> {
     error["code"].as_u64().and_then(|code| u16::try_from(code).ok()).filter(|code| (400..600).contains(code))
 }
 
-/// What a server says went wrong: `{"error":{"message":…}}`, `{"error":"…"}`, `{"message":…}`, `{"detail":…}`, or text.
-pub(crate) fn words(body: &[u8]) -> String {
+/// What a server says went wrong: `{"error":{"message":…}}`, `{"error":"…"}`, `{"message":…}`, `{"detail":…}`, or text; without
+/// `token`.
+pub(crate) fn words(body: &[u8], token: Option<&str>) -> String {
     let parsed: Value = serde_json::from_slice(body).unwrap_or_default();
     let known = [&parsed["error"]["message"], &parsed["error"], &parsed["message"], &parsed["detail"]];
     let found = known.into_iter().find_map(|value| match value {
@@ -117,11 +121,17 @@ pub(crate) fn words(body: &[u8]) -> String {
         Value::Array(_) | Value::Object(_) => Some(value.to_string()),
         _ => None,
     });
-    let text = found.unwrap_or_else(|| {
-        let start = body.get(..body.len().min(8 * MOST_WORDS)).unwrap_or_default();
-        String::from_utf8_lossy(start).into_owned()
-    });
-    shorten(&text)
+    let text = found.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    shown(&text, token)
+}
+
+/// A server's words as they may be shown: short, and without `token`, for servers repeat what they were sent.
+pub(super) fn shown(words: &str, token: Option<&str>) -> String {
+    match token {
+        // Before they are cut, or a part of it could be left.
+        Some(token) if words.contains(token) => shorten(&words.replace(token, "<token>")),
+        _ => shorten(words),
+    }
 }
 
 /// On one line, and not too long.
@@ -141,11 +151,11 @@ fn shorten(text: &str) -> String {
     if short.is_empty() { "it says nothing".to_owned() } else { short }
 }
 
-/// The names that an answer to GET /v1/models lists.
+/// The names that an answer to GET /v1/models lists, as they are there; to be shown by [`shown`].
 pub(super) fn models(body: &[u8]) -> Option<Vec<String>> {
     let parsed: Value = serde_json::from_slice(body).ok()?;
     let list = parsed["data"].as_array()?;
-    Some(list.iter().filter_map(|model| model["id"].as_str()).map(shorten).collect())
+    Some(list.iter().filter_map(|model| model["id"].as_str()).map(str::to_owned).collect())
 }
 
 /// Whether words say that there is no such model.
@@ -199,7 +209,7 @@ mod tests {
             ),
             (r#"{"choices":[{"message":{"content":" \n"}}]}"#, completion(" \n", Finish::Stop, [0; 3])),
         ] {
-            assert_eq!(read(body.as_bytes()), expected, "{body}");
+            assert_eq!(read(body.as_bytes(), None), expected, "{body}");
         }
     }
 
@@ -217,11 +227,11 @@ mod tests {
             (r#"{"choices":[{"message":{"content":7}}]}"#, "bad_answer"),
             (r#"{"choices":[{"message":{"content":"A"},"finish_reason":"abort"}]}"#, "bad_answer"),
         ] {
-            assert!(matches!(read(body.as_bytes()), Held::Nothing { reason: r, .. } if r == reason), "{body}");
+            assert!(matches!(read(body.as_bytes(), None), Held::Nothing { reason: r, .. } if r == reason), "{body}");
         }
         for content in ["null", "\"\""] {
             let filtered = format!(r#"{{"choices":[{{"message":{{"content":{content},"refusal":"No."}}}}]}}"#);
-            assert_eq!(read(filtered.as_bytes()), Held::Filtered("No.".to_owned()));
+            assert_eq!(read(filtered.as_bytes(), None), Held::Filtered("No.".to_owned()));
         }
     }
 
@@ -237,8 +247,9 @@ mod tests {
             ),
         ] {
             let expected = Held::Error { status, words: words.to_owned() };
-            assert_eq!(read(body.as_bytes()), expected, "{body}");
+            assert_eq!(read(body.as_bytes(), None), expected, "{body}");
         }
+        let words = |body: &[u8]| words(body, None);
         assert_eq!(words(br#"{"detail":[{"loc":["body"]}]}"#), r#"[{"loc":["body"]}]"#);
         assert_eq!(words(b"  Bad\r\n\r\nGateway\x1b[31m "), "Bad Gateway [31m");
         assert_eq!(words(b"\xff\xfe"), "\u{fffd}\u{fffd}");
@@ -248,5 +259,30 @@ mod tests {
         assert!(is_about_model("The model `x` does not exist.") && !is_about_model("Not Found"));
         assert!(takes_no_images("image input is not supported - hint: you may need to provide the mmproj"));
         assert_eq!(models(br#"{"data":[{"id":"a"},{"id":"b"}]}"#), Some(vec!["a".to_owned(), "b".to_owned()]));
+    }
+
+    /// For a server that asks for none, people name one that is a word like any other, or a number.
+    #[test]
+    fn a_token_is_taken_out_of_what_is_shown_and_of_nothing_else() {
+        let of = |content: &str| format!(r#"{{"created":1712341234,"choices":[{{"message":{content}}}]}}"#);
+        let caption = of(r#"{"content":"A test tube, 1 of 12."}"#);
+        for token in ["test", "1", "content"] {
+            let expected = completion("A test tube, 1 of 12.", Finish::Stop, [0; 3]);
+            assert_eq!(read(caption.as_bytes(), Some(token)), expected, "{token}");
+        }
+        let refusal = of(r#"{"content":null,"refusal":"Not for test 1."}"#);
+        assert_eq!(read(refusal.as_bytes(), Some("1")), Held::Filtered("Not for test <token>.".to_owned()));
+        // One that JSON writes in another way, and one that would be cut.
+        assert_eq!(words(br#"{"error":{"message":"No a\"b here.","code":1}}"#, Some("a\"b")), "No <token> here.");
+        let long = format!("{} secret", "x".repeat(MOST_WORDS - 4));
+        assert!(
+            words(long.as_bytes(), Some("secret")).ends_with(" <to…"),
+            "{}",
+            words(long.as_bytes(), Some("secret"))
+        );
+        let Held::Nothing { words, .. } = read(br#""Bearer secret""#, Some("secret")) else {
+            panic!("it is no answer")
+        };
+        assert!(words.contains("Bearer <token>") && !words.contains("secret"), "{words}");
     }
 }

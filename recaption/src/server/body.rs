@@ -13,6 +13,9 @@ use super::image::{Image, prepare};
 use super::options::Semantics;
 use crate::captioner::{Failure, Request, Sampling};
 
+/// A top_p that leaves out next to nothing.
+const ALL_BUT_1: f64 = 0.9999;
+
 /// Writes bodies for one model.
 #[derive(Clone, Debug)]
 pub struct Bodies {
@@ -74,13 +77,23 @@ impl Bodies {
 
     fn sampling(&self, body: &mut Vec<u8>, sampling: Sampling) {
         let Sampling { temperature, top_p, max_tokens, seed } = sampling;
+        let draws = self.extra.get("temperature").map_or(temperature > 0.0, |given| given.as_f64() != Some(0.0));
+        // TGI refuses 1. Left out, it is not 1 everywhere: vLLM takes what the model's generation_config says, which matters as soon as
+        // tokens are drawn.
+        let top_p = match (draws, top_p < 1.0) {
+            (_, true) => Some(top_p),
+            (true, false) => Some(ALL_BUT_1),
+            (false, false) => None,
+        };
         let mut ours = |key: &str, value: &dyn Fn(&mut Vec<u8>)| {
             if !self.extra.contains_key(key) {
                 value(body);
             }
         };
         ours("temperature", &|body| member(body, "temperature", &temperature));
-        ours("top_p", &|body| member(body, "top_p", &top_p));
+        if let Some(top_p) = top_p {
+            ours("top_p", &|body| member(body, "top_p", &top_p));
+        }
         ours("max_tokens", &|body| member(body, "max_tokens", &max_tokens));
         ours("seed", &|body| member(body, "seed", &seed));
     }
@@ -188,7 +201,7 @@ mod tests {
                             { "type": "text", "text": "What is \"this\"?\n\u{1f5bc}" },
                         ] },
                     ],
-                    "temperature": 0.25, "top_p": 1.0, "max_tokens": 300,
+                    "temperature": 0.25, "top_p": 0.9999, "max_tokens": 300,
                     "seed": null, "chat_template_kwargs": { "think": false },
                 })
             );
@@ -203,5 +216,22 @@ mod tests {
         let url = shown["messages"][0]["content"][0]["image_url"]["url"].as_str().unwrap();
         let bytes = STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
         assert_eq!(picture::decode(&bytes, 1 << 20).unwrap().dimensions(), (64, 64));
+    }
+
+    /// TGI refuses every request whose top_p is not below 1.
+    #[test]
+    fn top_p_is_left_out_where_nothing_is_drawn_and_below_1_where_something_is() {
+        let of = |extra: Value, temperature: f64, top_p: f64| {
+            let request = Request { sampling: Sampling { temperature, top_p, ..Sampling::default() }, ..request(None) };
+            let body = Bodies::new(&semantics(extra)).write(&request, None);
+            serde_json::from_slice::<Value>(&body).unwrap().get("top_p").cloned()
+        };
+        let Sampling { temperature, top_p, .. } = Sampling::default();
+        assert_eq!(of(json!({}), temperature, top_p), None);
+        assert_eq!(of(json!({}), 0.7, 1.0), Some(json!(0.9999)));
+        assert_eq!(of(json!({ "temperature": 0.7 }), 0.0, 1.0), Some(json!(0.9999)));
+        assert_eq!(of(json!({ "temperature": 0 }), 0.7, 1.0), None);
+        assert_eq!((of(json!({}), 0.7, 0.5), of(json!({}), 0.0, 0.5)), (Some(json!(0.5)), Some(json!(0.5))));
+        assert_eq!(of(json!({ "top_p": 1 }), 0.7, 1.0), Some(json!(1)), "what is written is sent");
     }
 }

@@ -105,7 +105,9 @@ impl ServerCaptioner {
         if let Some(models) = list.and_then(|list| answer::models(&list.body))
             && !models.contains(&self.model)
         {
-            let models = if models.is_empty() { "none".to_owned() } else { models.join(", ") };
+            let shown: Vec<String> =
+                models.iter().map(|model| answer::shown(model, self.fleet.client.token())).collect();
+            let models = if shown.is_empty() { "none".to_owned() } else { shown.join(", ") };
             return Failure::Unavailable(format!("{base} has no model `{}`; its models: {models}", self.model));
         }
         if self.fleet.has_answered(endpoint) {
@@ -145,9 +147,14 @@ impl Captioner for ServerCaptioner {
             let Some(address) = self.fleet.addresses.get(endpoint) else { return Err(Failure::Cancelled) };
             let body = body.get_or_insert_with(|| Bytes::from(self.bodies.write(&request, image.as_ref())));
             let reply = self.fleet.client.post(&address.chat, body.clone(), self.fleet.timeout).await;
-            let outcome = Outcome::of(reply);
+            let outcome = Outcome::of(reply, self.fleet.client.token());
             let facts = permit.end(outcome.sign());
             let next = course.next(outcome, facts, (endpoint, number), &self.patience, self.fleet.blames());
+            if let Next::Unauthorised { status, words } | Next::Missing { status, words } = &next
+                && self.fleet.is_another(endpoint, &format!("{status}: {words}"))
+            {
+                continue;
+            }
             if course.refused_by.is_none()
                 && let Some(words) = self.refusal(endpoint, &next)
                 && self.fleet.has_others(endpoint)
@@ -170,9 +177,11 @@ impl Captioner for ServerCaptioner {
                     }
                     return Err(self.refuse(endpoint, reason, format!("{detail} ({})", address.base)));
                 }
-                // Moderation says so, too, of a single request.
-                Next::Unauthorised { status: 403, words } if self.fleet.has_answered(endpoint) => {
-                    let detail = format!("403: {words} ({})", address.base);
+                // Moderation says so, too, of a single request; and where another has refused it, this is a second opinion.
+                Next::Unauthorised { status, words }
+                    if self.fleet.has_answered(endpoint) && (status == 403 || course.refused_by.is_some()) =>
+                {
+                    let detail = format!("{status}: {words} ({})", address.base);
                     return Err(self.refuse(endpoint, "refused_by_server", detail));
                 }
                 Next::Unauthorised { status, words } => return Err(self.unauthorised(address, status, &words)),

@@ -23,6 +23,9 @@ const SELDOM: f64 = 1e-6;
 const BROKEN: u32 = 3;
 /// Failures of any kind of a server that answers others all the while. A request comes here only by very bad luck.
 const MOST_BROKEN: u32 = 64;
+/// Failures because a server is asked too much. It is [left alone](super::endpoint) then, so a request meets with few, unless it is too much
+/// by itself.
+const MOST_BUSY: u32 = 64;
 /// Until this machine may have a descriptor or a port again.
 const SHORTAGE: Duration = Duration::from_millis(250);
 
@@ -133,7 +136,7 @@ impl Course {
             }
             Outcome::Busy { words, wait, .. } => {
                 self.busy += 1;
-                if self.busy >= patience.attempts && self.began.elapsed() > patience.give_up_after {
+                if self.busy >= MOST_BUSY && self.began.elapsed() > patience.give_up_after {
                     let detail = format!("servers that answer others were busy {} times: {words}", self.busy);
                     return Next::Refuse { reason: "server_busy", detail };
                 }
@@ -278,5 +281,14 @@ mod tests {
         let end = next(bad());
         let detail = "nothing (the last of 3 tries)".to_owned();
         assert_eq!(end, Next::Refuse { reason: "empty_answer", detail });
+        // Only what is asked for again and again, and for long, is too much by itself.
+        let mut course = Course::new();
+        let patience = Patience { give_up_after: Duration::ZERO, ..PATIENCE };
+        for _ in 1..MOST_BUSY {
+            let next = course.next(busy(), Facts::default(), (0, 1), &patience, 2);
+            assert_eq!(next, Next::Again(Duration::from_secs(7)));
+        }
+        let end = course.next(busy(), Facts::default(), (0, 1), &patience, 2);
+        assert!(matches!(end, Next::Refuse { reason: "server_busy", .. }), "{end:?}");
     }
 }

@@ -5,6 +5,8 @@
 //! of which is a question that every working server answers. So an endpoint that is open again is known to work, and what
 //! then fails alone there fails by its own fault.
 //!
+//! One that says several times in a row that it is asked too much is asked nothing for as long as it says, or for a while that doubles.
+//!
 //! One that refuses what others answer is left alone, too, until it answers that question itself: it has another model, a shorter context,
 //! no credit.
 
@@ -14,6 +16,7 @@ use tokio::time::Instant;
 
 use super::limit::Limit;
 use super::outcome::Sign;
+use super::retry::back_off;
 
 /// Failures with no answer between.
 const RUN: u32 = 3;
@@ -54,6 +57,12 @@ pub(super) struct Endpoint {
     pub(super) failed: u64,
     /// Requests refused since its last answer.
     pub(super) refused: u32,
+    /// Failures for being asked too much, since its last answer.
+    too_many: u32,
+    /// Until then it is asked nothing, so that it is not asked too much …
+    quiet_until: Option<Instant>,
+    /// … by requests from this one on: what was sent before says nothing new.
+    quiet_from: u64,
     /// It refused what others answered, and has not answered since.
     pub(super) must_answer: bool,
     /// Smoothed, in seconds.
@@ -61,6 +70,15 @@ pub(super) struct Endpoint {
     last_alive: Option<Instant>,
     /// What its last failure was.
     pub(super) words: String,
+}
+
+/// For how long an endpoint is left alone at first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pauses {
+    pub(super) cool_down: Duration,
+    /// Where it was asked too much, and does not say until when; doubled each time, to the longest.
+    pub(super) back_off: Duration,
+    pub(super) longest_back_off: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +133,9 @@ impl Endpoint {
             answered: 0,
             failed: 0,
             refused: 0,
+            too_many: 0,
+            quiet_until: None,
+            quiet_from: 0,
             must_answer: false,
             latency: 0.0,
             last_alive: None,
@@ -123,7 +144,7 @@ impl Endpoint {
     }
 
     pub(super) fn has_room_for(&self, company: Company) -> bool {
-        if self.cooling.is_some() {
+        if self.cooling.is_some() || self.quiet_until().is_some() {
             return false;
         }
         match company {
@@ -133,6 +154,11 @@ impl Endpoint {
             }
             Company::Nobody => self.in_flight == 0,
         }
+    }
+
+    /// Until when it is asked nothing because it was asked too much.
+    pub(super) fn quiet_until(&self) -> Option<Instant> {
+        self.quiet_until.filter(|until| *until > Instant::now())
     }
 
     /// Suspects are in flight here.
@@ -161,8 +187,8 @@ impl Endpoint {
         }
     }
 
-    /// A request has come to its end, with `sign`. `pause` is for how long it cools down, if it does.
-    pub(super) fn leave(&mut self, place: Place, sign: Sign<'_>, pause: Duration) -> Facts {
+    /// A request has come to its end, with `sign`.
+    pub(super) fn leave(&mut self, place: Place, sign: Sign<'_>, pauses: Pauses) -> Facts {
         self.in_flight = self.in_flight.saturating_sub(1);
         if place.company > Company::Anyone {
             self.suspects = self.suspects.saturating_sub(1);
@@ -183,6 +209,7 @@ impl Endpoint {
                 if sign == Sign::Answered {
                     self.answered += 1;
                     self.refused = 0;
+                    self.too_many = 0;
                     self.must_answer = false;
                     let latency = place.at.elapsed();
                     let weight = if self.answered == 1 { 1.0 } else { SMOOTH };
@@ -190,9 +217,16 @@ impl Endpoint {
                     self.limit.answered(latency, place.was_full, place.company > Company::Anyone);
                 }
             }
-            Sign::TooMany(words) => {
+            Sign::TooMany { words, wait } => {
                 self.fails(words);
                 self.limit.shrink(0.7, sent, next);
+                self.too_many += u32::from(sent >= self.quiet_from);
+                if self.too_many >= RUN {
+                    let own = || back_off(pauses.back_off, pauses.longest_back_off, self.too_many - RUN + 1);
+                    let until = Instant::now() + wait.unwrap_or_else(own);
+                    self.quiet_until = self.quiet_until.max(Some(until));
+                    self.quiet_from = next;
+                }
             }
             Sign::Overloaded(words) => {
                 self.fails(words);
@@ -223,7 +257,7 @@ impl Endpoint {
         }
         cools_now &= self.cooling.is_none();
         if cools_now {
-            self.cool(pause);
+            self.cool(pauses.cool_down);
         }
         let has_cooled = sent < self.cooled_at;
         Facts {
@@ -247,10 +281,24 @@ impl Endpoint {
         if self.refused < RUN || self.cooling.is_some() {
             return false;
         }
-        self.words = format!("it refuses what others answer ({words})");
+        self.stand_aside(format!("it refuses what others answer ({words})"), pause);
+        true
+    }
+
+    /// Leaves it alone until it answers the small question.
+    fn stand_aside(&mut self, words: String, pause: Duration) {
+        self.words = words;
         self.refused = 0;
         self.must_answer = true;
         self.cool(pause);
+    }
+
+    /// It has never answered, and says with `words` that it cannot be asked so, as others can. Whether it cools down now.
+    pub(super) fn is_another(&mut self, words: &str, pause: Duration) -> bool {
+        if self.answered > 0 || self.cooling.is_some() {
+            return false;
+        }
+        self.stand_aside(words.to_owned(), pause);
         true
     }
 

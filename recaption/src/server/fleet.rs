@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::EndpointStatus;
 use super::client::Client;
 use super::course::blames;
-use super::endpoint::{Company, Endpoint, Facts, Place};
+use super::endpoint::{Company, Endpoint, Facts, Pauses, Place};
 use super::health;
 use super::options::{Address, Operations, seconds};
 use super::outcome::Sign;
@@ -30,7 +30,7 @@ pub(super) struct Fleet {
     /// Whether there were requests with an image.
     pub(super) shows_images: AtomicBool,
     pub(super) timeout: Duration,
-    cool_down: Duration,
+    pauses: Pauses,
     pub(super) longest_cool_down: Duration,
     give_up_after: Duration,
     state: Mutex<State>,
@@ -50,7 +50,11 @@ impl Fleet {
             controls,
             shows_images: AtomicBool::new(false),
             timeout: seconds(operations.timeout),
-            cool_down: seconds(operations.cool_down),
+            pauses: Pauses {
+                cool_down: seconds(operations.cool_down),
+                back_off: seconds(operations.back_off),
+                longest_back_off: seconds(operations.longest_back_off),
+            },
             longest_cool_down: seconds(operations.longest_cool_down).max(seconds(operations.cool_down)),
             give_up_after: seconds(operations.give_up_after),
             state: Mutex::new(State::new(endpoints)),
@@ -104,7 +108,7 @@ impl Fleet {
     }
 
     fn leave(self: &Arc<Self>, endpoint: usize, place: Place, sign: Sign<'_>) -> Facts {
-        let (facts, granted) = {
+        let (facts, quiet, granted) = {
             let mut state = self.state();
             match sign {
                 Sign::Answered | Sign::Alive => state.is_heard(),
@@ -112,14 +116,33 @@ impl Fleet {
                 _ => state.is_silent(self.timeout),
             }
             let Some(of) = state.endpoints.get_mut(endpoint) else { return Facts::default() };
-            let facts = of.leave(place, sign, self.cool_down);
-            (facts, state.grant())
+            let before = of.quiet_until();
+            let facts = of.leave(place, sign, self.pauses);
+            let quiet = of.quiet_until().filter(|until| before != Some(*until));
+            (facts, quiet, state.grant())
         };
+        if let Some(until) = quiet {
+            self.go_on_at(until);
+        }
         if facts.cools_now {
             health::cool(Arc::downgrade(self), endpoint);
         }
         self.hand_out(granted);
         facts
+    }
+
+    /// Gives turns when an endpoint may be asked again that is asked nothing until then.
+    fn go_on_at(self: &Arc<Self>, until: Instant) {
+        let fleet = Arc::downgrade(self);
+        // Requests are made on a runtime, so their ends are there too.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            tokio::time::sleep_until(until).await;
+            if let Some(fleet) = fleet.upgrade() {
+                let granted = fleet.state().grant();
+                fleet.hand_out(granted);
+            }
+        });
     }
 
     /// Whether an endpoint has begun to cool down since its request of this number.
@@ -220,13 +243,33 @@ impl Fleet {
         let granted = {
             let mut state = self.state();
             let Some(of) = state.endpoints.get_mut(endpoint) else { return };
-            if !of.is_contradicted(words, self.cool_down) {
+            if !of.is_contradicted(words, self.pauses.cool_down) {
                 return;
             }
             state.grant()
         };
         health::cool(Arc::downgrade(self), endpoint);
         self.hand_out(granted);
+    }
+
+    /// An endpoint says with `words` that it cannot be asked so. Whether that says something of it alone: it has never answered, and
+    /// others have. It is left alone then until it answers the small question.
+    pub(super) fn is_another(self: &Arc<Self>, endpoint: usize, words: &str) -> bool {
+        let granted = {
+            let mut state = self.state();
+            if !state.endpoints.iter().any(|endpoint| endpoint.answered > 0) {
+                return false;
+            }
+            let Some(of) = state.endpoints.get_mut(endpoint).filter(|endpoint| endpoint.answered == 0) else {
+                return false;
+            };
+            of.is_another(words, self.pauses.cool_down).then(|| state.grant())
+        };
+        if let Some(granted) = granted {
+            health::cool(Arc::downgrade(self), endpoint);
+            self.hand_out(granted);
+        }
+        true
     }
 
     /// Whether an endpoint has to answer the small question, to be asked again.
@@ -262,7 +305,10 @@ impl Fleet {
             answered: endpoint.answered,
             failed: endpoint.failed,
             latency: Duration::try_from_secs_f64(endpoint.latency).unwrap_or_default(),
-            cooling: endpoint.cooling.map(|cooling| cooling.pause),
+            cooling: endpoint
+                .cooling
+                .map(|cooling| cooling.pause)
+                .or(endpoint.quiet_until().map(|at| at.duration_since(Instant::now()))),
             last_failure: endpoint.words.clone(),
         })
         .collect()

@@ -44,7 +44,8 @@ async fn probe(fleet: &Fleet, endpoint: usize) -> Result<(), String> {
     works("a small question", &answer)?;
     match answer {
         Ok(reply) if reply.status >= 300 && fleet.must_answer(endpoint) => {
-            Err(format!("a small question is refused with {}: {}", reply.status, answer::words(&reply.body)))
+            let words = answer::words(&reply.body, fleet.client.token());
+            Err(format!("a small question is refused with {}: {words}", reply.status))
         }
         _ => Ok(()),
     }

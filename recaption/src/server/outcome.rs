@@ -51,7 +51,8 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    pub(super) fn of(reply: Result<Reply, Lost>) -> Self {
+    /// `token` is not in its words.
+    pub(super) fn of(reply: Result<Reply, Lost>, token: Option<&str>) -> Self {
         let reply = match reply {
             Ok(reply) => reply,
             Err(Lost::TimedOut) => return Self::TimedOut,
@@ -65,25 +66,28 @@ impl Outcome {
         };
         if !(200..300).contains(&reply.status) {
             let wait = retry::asked_for(&reply.headers, SystemTime::now());
-            return Self::of_status(reply.status, answer::words(&reply.body), wait);
+            return Self::of_status(reply.status, &reply.body, token, wait);
         }
-        match answer::read(&reply.body) {
+        match answer::read(&reply.body, token) {
             Held::Completion(completion) => Self::Answered(completion),
             Held::Nothing { reason, words } => Self::Bad { reason, words, wait: None },
-            Held::Error { status: Some(status), words } => Self::of_status(status, words, None),
+            Held::Error { status: Some(status), .. } => Self::of_status(status, &reply.body, token, None),
             Held::Error { status: None, words } => Self::Bad { reason: "bad_answer", words, wait: None },
             Held::Filtered(words) => Self::Refused { reason: "content_filter", words },
         }
     }
 
-    fn of_status(status: u16, words: String, wait: Option<Duration>) -> Self {
+    fn of_status(status: u16, body: &[u8], token: Option<&str>, wait: Option<Duration>) -> Self {
+        let words = answer::words(body, token);
+        // What it means is read before a token is taken out, which may be a word of it.
+        let means = |is_so: fn(&str) -> bool| is_so(&answer::words(body, None));
         match status {
             401 | 403 => Self::Unauthorised { status, words },
             404 | 405 | 300..=399 => Self::Missing { status, words },
-            400 if answer::is_about_model(&words) => Self::Missing { status, words },
+            400 if means(answer::is_about_model) => Self::Missing { status, words },
             408 | 409 => Self::Bad { reason: "refused_by_server", words: format!("{status}: {words}"), wait },
             // No other try changes that, and the server is well.
-            500 if answer::takes_no_images(&words) => {
+            500 if means(answer::takes_no_images) => {
                 Self::Refused { reason: "refused_by_server", words: format!("{status}: {words}") }
             }
             429 | 503 => Self::Busy { status, words: format!("{status}: {words}"), wait },
@@ -98,7 +102,7 @@ impl Outcome {
             Self::Answered(_) => Sign::Answered,
             Self::Refused { .. } | Self::Unauthorised { .. } | Self::Missing { .. } | Self::Bad { .. } => Sign::Alive,
             Self::Busy { status: 503, words, .. } => Sign::Overloaded(words),
-            Self::Busy { words, .. } => Sign::TooMany(words),
+            Self::Busy { words, wait, .. } => Sign::TooMany { words, wait: *wait },
             Self::Broken { words, .. } => Sign::Broken(words),
             Self::TimedOut => Sign::TimedOut,
             Self::Unreachable(words) => Sign::Gone(words),
@@ -113,8 +117,11 @@ pub(super) enum Sign<'a> {
     Answered,
     /// It answered, if with no caption.
     Alive,
-    /// 429: it works, and has limits.
-    TooMany(&'a str),
+    /// 429: it works, and has limits. It may say for how long it is to be left alone.
+    TooMany {
+        words: &'a str,
+        wait: Option<Duration>,
+    },
     /// 503: it has too much to do, or does not work.
     Overloaded(&'a str),
     Broken(&'a str),

@@ -3,8 +3,8 @@
 //! Requests wait in three queues, by [whom they may be in flight with](Company). Those for nobody's company go first, to an
 //! endpoint that has nothing in flight; then suspects, to one that has only suspects; then all others, to the endpoint that
 //! is least loaded for its limit. Where suspects wait and no endpoint is about to be free for them, one is reserved: it takes
-//! nothing else until it is. What one endpoint refused waits for another, and those behind it wait with it: an endpoint that refuses at
-//! once is always free, and would be given all there is.
+//! nothing else until it is. What one endpoint refused waits for another, in whatever company, and those behind it wait with it: an
+//! endpoint that refuses at once is always free, and would be given all there is.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -112,25 +112,21 @@ impl State {
     /// The first of the queue that may go on, and where to.
     fn next_turn(&mut self) -> Option<(Company, usize)> {
         let [ordinary, suspects, lonely] = &self.queues;
-        let avoid = ordinary.front().map(|waiting| waiting.avoid);
-        let company = match (lonely.is_empty(), suspects.is_empty()) {
-            (false, _) => Some(Company::Nobody),
-            (true, false) => Some(Company::Suspects),
-            (true, true) => None,
-        };
-        if let Some(company) = company {
+        let first_ordinary = ordinary.front().map(|waiting| waiting.avoid);
+        let suspect = lonely.front().map(|waiting| (Company::Nobody, waiting.avoid));
+        let suspect = suspect.or(suspects.front().map(|waiting| (Company::Suspects, waiting.avoid)));
+        if let Some((company, avoid)) = suspect {
             // Rather one that suspects are at than one that others could use.
-            let free = (0..self.endpoints.len()).filter(|at| self.has_room(*at, company));
+            let free = self.others_than(avoid).filter(|at| self.has_room(*at, company));
             if let Some(endpoint) = free.max_by_key(|at| self.endpoints.get(*at).map(Endpoint::is_on_trial)) {
                 return Some((company, endpoint));
             }
-            self.reserve();
+            self.reserve(avoid);
         } else {
             self.endpoints.iter_mut().for_each(|endpoint| endpoint.is_reserved = false);
         }
-        let avoid = avoid?;
-        let free = (0..self.endpoints.len()).filter(|at| self.has_room(*at, Company::Anyone));
-        let free = free.filter(|at| avoid != Some(Avoid::Strictly(*at)) || !self.is_open_beside(*at));
+        let avoid = first_ordinary?;
+        let free = self.others_than(avoid).filter(|at| self.has_room(*at, Company::Anyone));
         let best = free.min_by(|a, b| {
             let load = |at: usize| {
                 let load = self.endpoints.get(at).map_or(0.0, |e| e.in_flight as f64 / e.limit.now().max(1) as f64);
@@ -142,6 +138,11 @@ impl State {
         Some((Company::Anyone, best))
     }
 
+    /// The endpoints without the one to be strictly avoided, unless no other is open.
+    fn others_than(&self, avoid: Option<Avoid>) -> impl Iterator<Item = usize> {
+        (0..self.endpoints.len()).filter(move |at| avoid != Some(Avoid::Strictly(*at)) || !self.is_open_beside(*at))
+    }
+
     /// Whether another endpoint is open, if not free.
     pub(super) fn is_open_beside(&self, endpoint: usize) -> bool {
         self.endpoints.iter().enumerate().any(|(at, of)| at != endpoint && of.cooling.is_none())
@@ -151,13 +152,15 @@ impl State {
         self.endpoints.get(endpoint).is_some_and(|endpoint| endpoint.has_room_for(company))
     }
 
-    /// Sees to it that an endpoint becomes free for suspects.
-    fn reserve(&mut self) {
-        if self.endpoints.iter().any(|e| e.is_reserved || e.is_on_trial() || e.cools_for_a_moment()) {
+    /// Sees to it that an endpoint becomes free for suspects, one that the first of them may go to.
+    fn reserve(&mut self, avoid: Option<Avoid>) {
+        let becomes_free = |e: &Endpoint| e.is_reserved || e.is_on_trial() || e.cools_for_a_moment();
+        if self.others_than(avoid).any(|at| self.endpoints.get(at).is_some_and(becomes_free)) {
             return;
         }
-        let open = self.endpoints.iter_mut().filter(|endpoint| endpoint.cooling.is_none());
-        if let Some(endpoint) = open.min_by_key(|endpoint| endpoint.in_flight) {
+        let in_flight = |at: usize| self.endpoints.get(at).filter(|e| e.cooling.is_none()).map(|e| e.in_flight);
+        let least = self.others_than(avoid).filter_map(|at| Some((in_flight(at)?, at))).min();
+        if let Some(endpoint) = least.and_then(|(_, at)| self.endpoints.get_mut(at)) {
             endpoint.is_reserved = true;
         }
     }

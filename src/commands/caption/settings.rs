@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
+use recaption::checks::Kind;
 use recaption::in_process::{self, InProcessOptions};
 use recaption::job::StepSettings;
 use recaption::prompt::Template;
@@ -126,8 +127,9 @@ impl Flags {
             || self.short_folder.is_some()
             || !self.short_endpoint.is_empty();
         let short = has_short.then(|| StepSettings { prompt: self.short_prompt.clone(), temperature, ..short });
-        for (name, step) in [("the long caption", Some(&long)), ("the short caption", short.as_ref())] {
-            if let Some(Err(error)) = step.map(StepSettings::check) {
+        let both = [("the long caption", Some(&long), Kind::Long), ("the short caption", short.as_ref(), Kind::Short)];
+        for (name, step, kind) in both {
+            if let Some(Err(error)) = step.map(|step| step.check(kind)) {
                 bail!(Usage(format!("of {name}, {error}")));
             }
         }

@@ -34,7 +34,7 @@ const PARTITIONS: usize = 2;
 pub(super) fn kind() -> StageKind {
     StageKind {
         name: "recaption",
-        version: 1,
+        version: 2,
         about: "Captions images by a vision model, and shortens the captions by a language model.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Parameters)],

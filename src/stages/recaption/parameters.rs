@@ -81,9 +81,9 @@ impl Recaption {
             }
             (long, short) = (Some(StepSettings::default()), Some(StepSettings::default()));
         }
-        for (key, step) in [("long", &long), ("short", &short)] {
+        for (key, step, kind) in [("long", &long, Kind::Long), ("short", &short, Kind::Short)] {
             let Some(step) = step else { continue };
-            step.check().map_err(|error| table.fault(key, format!("{key}.{error}")))?;
+            step.check(kind).map_err(|error| table.fault(key, format!("{key}.{error}")))?;
             if !step.has_model() && ready.is_none() && without_model == WithoutModel::Refuse {
                 return Err(table.fault(
                     key,

@@ -108,6 +108,31 @@ async fn who_fails_alone_is_only_blamed_where_the_endpoint_was_sound() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_is_asked_too_much_is_asked_nothing_for_as_long_as_it_says() {
+    let fleet = fleet(&[4]);
+    let too_many = |milliseconds: u64| Sign::TooMany { words: "429", wait: Some(Duration::from_millis(milliseconds)) };
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(turn(&fleet, Company::Anyone).await.unwrap());
+    }
+    let last = held.pop().unwrap();
+    for permit in held {
+        assert!(fleet.status()[0].cooling.is_none());
+        permit.end(too_many(200));
+    }
+    assert!(fleet.status()[0].cooling.is_some());
+    // It was sent before, and is no reason to wait for less long.
+    last.end(too_many(1));
+    let began = Instant::now();
+    assert!(turn(&fleet, Company::Anyone).await.is_none());
+    let permit = fleet.turn(Company::Anyone, None, false).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
+    permit.end(Sign::Answered);
+    turn(&fleet, Company::Anyone).await.unwrap().end(too_many(200));
+    assert!(turn(&fleet, Company::Anyone).await.is_some(), "it has answered between");
+}
+
+#[tokio::test]
 async fn what_one_refused_waits_for_another_as_long_as_there_is_one() {
     let fleet = fleet(&[8, 1]);
     let (one, other) = (turn(&fleet, Company::Anyone).await.unwrap(), turn(&fleet, Company::Anyone).await.unwrap());
@@ -124,6 +149,41 @@ async fn what_one_refused_waits_for_another_as_long_as_there_is_one() {
     assert_eq!(found.endpoint, 1);
     assert!(found.end(Sign::Gone("refused")).cools_now);
     assert_eq!(elsewhere().await.unwrap().endpoint, 0, "no other is open");
+}
+
+#[tokio::test]
+async fn a_suspect_that_one_refused_waits_for_another_too() {
+    let fleet = fleet(&[8, 8]);
+    for company in [Company::Suspects, Company::Nobody] {
+        let held = fleet.turn(Company::Anyone, Some(Avoid::Strictly(0)), true).await.unwrap();
+        assert_eq!(held.endpoint, 1);
+        let elsewhere = fleet.turn(company, Some(Avoid::Strictly(0)), false);
+        let end = async {
+            tokio::time::sleep(SOON).await;
+            assert_eq!(
+                turn(&fleet, Company::Anyone).await.map(|permit| permit.endpoint),
+                Some(0),
+                "the other is reserved"
+            );
+            held.end(Sign::Answered);
+        };
+        let (found, ()) = tokio::join!(elsewhere, end);
+        assert_eq!(found.unwrap().endpoint, 1);
+    }
+    // One that is reserved already is of no use to it, if that is the one that refused it.
+    let (one, other) = (turn(&fleet, Company::Anyone).await.unwrap(), turn(&fleet, Company::Anyone).await.unwrap());
+    let (at, beside) = (one.endpoint, other.endpoint);
+    let first = async { fleet.turn(Company::Suspects, Some(Avoid::Strictly(beside)), false).await.unwrap() };
+    let second = async { fleet.turn(Company::Suspects, Some(Avoid::Strictly(at)), false).await.unwrap() };
+    let end = async {
+        tokio::time::sleep(SOON).await;
+        assert!(turn(&fleet, Company::Anyone).await.is_none(), "both are reserved");
+        other.end(Sign::Answered);
+        tokio::time::sleep(SOON).await;
+        one.end(Sign::Answered);
+    };
+    let (first, second, ()) = tokio::join!(first, second, end);
+    assert_eq!((first.endpoint, second.endpoint), (at, beside));
 }
 
 #[tokio::test]

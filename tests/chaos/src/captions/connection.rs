@@ -132,6 +132,12 @@ async fn chat(shared: &Shared, head: &Head, body: &[u8]) -> Reply {
             format!(r#"{{"object":"error","message":"The model `{model}` does not exist.","code":404}}"#),
         );
     }
+    if !question.has_usual_top_p() {
+        return whole(
+            422,
+            r#"{"error":"Input validation error: `top_p` must be > 0.0 and < 1.0","error_type":"validation"}"#,
+        );
+    }
     shared.counts.lock().questions.entry(question.identity).or_default().asked.times += 1;
     if options.fails_at_images && question.shows_image {
         return whole(500, r#"{"error":{"message":"the image encoder is out of memory","code":500}}"#);

@@ -146,7 +146,8 @@ impl Manner {
 
 /// What a server that does not misbehave answers to a request's body; nothing to one that it does not understand.
 pub fn completion_of(body: &[u8]) -> Option<String> {
-    match Manner::Caption.reply(&Question::of(body)?) {
+    let question = Question::of(body).filter(Question::has_usual_top_p)?;
+    match Manner::Caption.reply(&question) {
         Reply::Whole { body, .. } => Some(body),
         _ => None,
     }

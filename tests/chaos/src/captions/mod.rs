@@ -2,7 +2,8 @@
 //!
 //! It speaks `/health`, `/v1/models` and `/v1/chat/completions`. A caption is a function of what is asked ([`caption`]), so
 //! that a test can tell whether each row got its own; and for each [`Identity`] it counts how often it was asked and how often
-//! it answered ([`Served`]), so that a test can tell whether anything was paid for twice.
+//! it answered ([`Served`]), so that a test can tell whether anything was paid for twice. What the strictest of real servers
+//! refuses, it refuses too: TGI wants a `top_p` between 0 and 1, without them.
 //!
 //! ```no_run
 //! # fn main() -> std::io::Result<()> {

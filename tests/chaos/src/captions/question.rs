@@ -32,16 +32,24 @@ pub(crate) struct Question {
     pub(crate) model: String,
     pub(crate) shows_image: bool,
     pub(crate) is_poisoned: bool,
+    pub(crate) top_p: Option<f64>,
 }
 
 impl Question {
+    /// Whether a server answers it that knows only `top_p` between 0 and 1, without them: TGI.
+    pub(crate) fn has_usual_top_p(&self) -> bool {
+        self.top_p.is_none_or(|top_p| top_p > 0.0 && top_p < 1.0)
+    }
+
     /// `None` where it is not what a chat completion is asked with.
     pub(crate) fn of(body: &[u8]) -> Option<Self> {
         let body: Value = serde_json::from_slice(body).ok()?;
         let model = body["model"].as_str()?.to_owned();
+        let top_p = body["top_p"].as_f64();
         let content = &body["messages"].as_array()?.iter().find(|message| message["role"] == "user")?["content"];
         if let Some(prompt) = content.as_str() {
-            return Some(Self { identity: identity(prompt, None), model, shows_image: false, is_poisoned: false });
+            let identity = identity(prompt, None);
+            return Some(Self { identity, model, shows_image: false, is_poisoned: false, top_p });
         }
         let parts = content.as_array()?;
         let part = |kind: &str| parts.iter().find(|part| part["type"] == kind);
@@ -50,6 +58,6 @@ impl Question {
         let (_, base64) = url.strip_prefix("data:image/")?.split_once(";base64,")?;
         let image = STANDARD.decode(base64).ok()?;
         let is_poisoned = image.windows(POISON.len()).any(|window| window == POISON);
-        Some(Self { identity: identity(prompt, Some(&image)), model, shows_image: true, is_poisoned })
+        Some(Self { identity: identity(prompt, Some(&image)), model, shows_image: true, is_poisoned, top_p })
     }
 }

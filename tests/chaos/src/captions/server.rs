@@ -60,7 +60,13 @@ impl CaptionServer {
             .thread_name("captions")
             .enable_all()
             .build()?;
-        let question = Question { identity: Identity(0), model: String::new(), shows_image: false, is_poisoned: false };
+        let question = Question {
+            identity: Identity(0),
+            model: String::new(),
+            shows_image: false,
+            is_poisoned: false,
+            top_p: None,
+        };
         let at_once = match Manner::Caption.reply(&question) {
             Reply::Whole { body, .. } => body,
             _ => String::new(),
