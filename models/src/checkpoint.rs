@@ -28,8 +28,10 @@ use crate::weights::{self, Weights};
 
 /// The format this version writes; newer ones are refused.
 pub const FORMAT: u32 = 1;
-const STATE: &str = "state.json";
-const LATEST: &str = "latest";
+/// File of everything but the tensors.
+pub const STATE: &str = "state.json";
+/// File of a run's folder that names its newest checkpoint.
+pub const LATEST: &str = "latest";
 
 /// File of the parameters as trained.
 pub const MODEL: &str = "model.safetensors";
@@ -54,6 +56,10 @@ pub struct CheckpointState {
     /// Digest of the bucket index that it was trained from; earlier versions did not write it down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<Digest>,
+    /// Identities of `latents` and `text`, by these names: folders of the same contents are the same models, wherever they lie. Earlier
+    /// versions did not write it down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoders: Option<serde_json::Value>,
     /// Version of the program that wrote it.
     pub version: String,
 }
@@ -68,6 +74,11 @@ pub struct Checkpoint {
 /// The name of a step's folder.
 pub fn folder_name(step: u64) -> String {
     format!("step-{step:09}")
+}
+
+/// The step whose folder has this name.
+pub fn step_of_folder(name: &str) -> Option<u64> {
+    name.strip_prefix("step-").filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
 impl Checkpoint {
@@ -216,6 +227,7 @@ mod tests {
             max_resolution: 32,
             training: serde_json::Value::Null,
             index: None,
+            encoders: None,
             version: "test".into(),
         };
         let set = Mmdit::initialise(&model, 0, Device::Cpu);

@@ -40,6 +40,15 @@ pub struct Companions {
     pub parameters: Option<PathBuf>,
 }
 
+/// Models that lie elsewhere than a checkpoint says: those of the machine that trained it, or where they were then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    pub autoencoder: Option<PathBuf>,
+    pub gemma: Option<PathBuf>,
+    pub modernbert: Option<PathBuf>,
+    pub clip: Option<PathBuf>,
+}
+
 impl Opened {
     /// Whether `path` is to be opened by [`Opened::reference`]: a file of weights, or a folder with the reference's.
     pub fn is_reference(path: &Path) -> bool {
@@ -54,6 +63,47 @@ impl Opened {
             Parameters::Raw => checkpoint::MODEL,
         };
         Ok(Self { state, parameters: folder.join(file), conventions: Vec::new() })
+    }
+
+    /// With the models that lie elsewhere now. What was never used is refused, and what does not fit; what is not the same to the byte is
+    /// told.
+    pub fn with_moved(mut self, moved: &Moved) -> Result<Self, ModelError> {
+        let refused = |what, folder: &Path, used: &str| ModelError::Configuration {
+            what,
+            value: folder.display().to_string(),
+            expected: format!("none, this checkpoint was trained {used}"),
+        };
+        if let Some(folder) = &moved.autoencoder {
+            let Latents::Autoencoder(of) = &mut self.state.latents else {
+                return Err(refused("the autoencoder", folder, "on pixels"));
+            };
+            of.folder.clone_from(folder);
+        }
+        for (what, folder) in [("gemma", &moved.gemma), ("modernbert", &moved.modernbert), ("clip", &moved.clip)] {
+            let Some(folder) = folder else { continue };
+            let TextEncoding::Pretrained(of) = &mut self.state.text else {
+                return Err(refused(what, folder, "with no such text encoder"));
+            };
+            let place = match what {
+                "gemma" => &mut of.gemma,
+                "modernbert" => &mut of.modernbert,
+                _ => &mut of.clip,
+            };
+            place.clone_from(folder);
+        }
+        if *moved == Moved::default() {
+            return Ok(self);
+        }
+        let CheckpointState { model, latents, text, encoders, .. } = &self.state;
+        check_fit(model, latents, text, &self.parameters)?;
+        for (key, name, identity) in
+            [("latents", "autoencoder", latents.identity()?), ("text", "text encoders", text.identity()?)]
+        {
+            if encoders.as_ref().and_then(|of| of.get(key)).is_some_and(|trained| *trained != identity) {
+                self.conventions.push(format!("Its {name} are not the same files as in its training."));
+            }
+        }
+        Ok(self)
     }
 
     /// Weights of the reference system, of its latest step where `path` is a folder. Its conventions are followed where they
@@ -84,6 +134,7 @@ impl Opened {
             text,
             training: serde_json::Value::Null,
             index: None,
+            encoders: None,
             version: String::new(),
         };
         let conventions = vec![

@@ -12,7 +12,7 @@ use models::mmdit::{Mmdit, MmditConfig, MmditVariant};
 use models::text::{Padding, PretrainedText, TextEncoding};
 use models::weights;
 use sampler::guidance::Guidance;
-use sampler::opened::{Companions, Opened, Parameters};
+use sampler::opened::{Companions, Moved, Opened, Parameters};
 use sampler::solver::Solver;
 use sampler::text_to_image::{Loading, Picture, Settings, TextToImage, unwatched};
 use tch::Device;
@@ -100,11 +100,29 @@ fn weights_of_the_reference_make_the_pictures_of_a_checkpoint_with_the_same_weig
         max_resolution: 256,
         training: serde_json::Value::Null,
         index: None,
+        encoders: None,
         version: String::new(),
     };
     let own = root.path().join("own");
     Checkpoint::write(&own, &state, &[(checkpoint::EMA, parameters.state_dict())]).unwrap();
     let expected = picture(Opened::checkpoint(&own, Parameters::Average).unwrap());
+
+    // Its models may lie elsewhere by now; others are told, and such as it has none of are refused.
+    let elsewhere = root.path().join("elsewhere");
+    fs::rename(&companions.text.gemma, &elsewhere).unwrap();
+    let again = || Opened::checkpoint(&own, Parameters::Average).unwrap();
+    assert!(TextToImage::load(again(), Loading::on(Device::Cpu)).is_err());
+    let moved = Moved { gemma: Some(elsewhere.clone()), ..Moved::default() };
+    assert!(picture(again().with_moved(&moved).unwrap()) == expected);
+    let mut known = again();
+    known.state.encoders = Some(serde_json::json!({"text": {"gemma": "another"}}));
+    assert!(known.with_moved(&moved).unwrap().conventions.concat().contains("text encoders are not the same"));
+    let mut of_pixels = again();
+    of_pixels.state.latents = Latents::Pixels;
+    let unused = Moved { autoencoder: Some(elsewhere.clone()), ..Moved::default() };
+    let refused = of_pixels.with_moved(&unused).unwrap_err().to_string();
+    assert!(refused.contains("trained on pixels"), "{refused}");
+    fs::rename(&elsewhere, &companions.text.gemma).unwrap();
 
     assert!(Opened::is_reference(&files) && Opened::is_reference(&average) && !Opened::is_reference(&own));
     for path in [&files, &average] {

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use models::ModelError;
-use models::checkpoint::{EMA, MODEL};
+use models::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
 use pipeline::stage::{Facts, Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task};
 use pipeline::stages::bucket::PATCH_SIZE;
 use ranks::World;
@@ -20,6 +20,7 @@ use trainer::TrainError;
 use trainer::config::{Encode, TrainConfig, TrainOperations};
 use trainer::metrics::Record;
 use trainer::start::Start;
+use trainer::stored::Stored;
 
 use super::{data_file, encode, in_a_line};
 
@@ -52,10 +53,8 @@ pub(super) fn kind() -> StageKind {
             // Models that cannot be read are named by the key that names them, before the sizes that follow from them.
             config.latents.shape().map_err(|error| parameters.fault("latents", in_a_line(error)))?;
             config.text.shape().map_err(|error| parameters.fault("text", in_a_line(error)))?;
-            if let Some(grids) = &operations.sample_grids {
-                grids.check().map_err(|error| parameters.fault("sample_grids", in_a_line(error)))?;
-            }
             config.validate().map_err(|error| parameters.fault(key_of(&error), in_a_line(error)))?;
+            operations.validate(&config).map_err(|error| parameters.fault(key_of(&error), in_a_line(error)))?;
             Ok(Box::new(Train { config, operations }))
         },
     }
@@ -67,9 +66,10 @@ fn key_of(error: &TrainError) -> &'static str {
         TrainError::Configuration { what, .. } | TrainError::Model(ModelError::Configuration { what, .. }) => {
             match *what {
                 "hidden" => "hidden_scale",
-                what => what,
+                what => what.split('.').next().unwrap_or(what),
             }
         }
+        TrainError::Sample(_) => "sample_grids",
         _ => "",
     }
 }
@@ -134,7 +134,14 @@ impl Train {
         let mut config = self.config.clone();
         if task.inputs.len() > 1 {
             let folder = super::checkpoint_of(task)?;
-            config.start = Some(Start { folder, ..config.start.unwrap_or_default() });
+            let start = config.start.unwrap_or_default();
+            // Of a checkpoint on a store, an input brings what one samples with.
+            let stored = folder.parent().and_then(|run| Stored::of(task.folder.workdir(), run));
+            if let Some(stored) = stored.filter(|_| start.optimizer) {
+                let state = Checkpoint::open(&folder).map_err(StageError::failed)?.state;
+                stored.bring(state.step, OPTIMIZER).map_err(StageError::failed)?;
+            }
+            config.start = Some(Start { folder, ..start });
         }
         Ok(config)
     }

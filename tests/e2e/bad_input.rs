@@ -116,6 +116,16 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
         ("train", "weight_decay = 11", "weight_decay = 11 is not possible: from 0 to 10"),
         ("train", "clip_norm = 0", "clip_norm = 0 is not possible: a positive number"),
         ("train", "ema_decay = 1.5", "ema_decay = 1.5 is not possible: from 0 to 1"),
+        (
+            "train",
+            "micro_batch = 0",
+            "micro_batch = 0 is not possible: at least 1; leave it out for a rank's whole share of a batch",
+        ),
+        (
+            "train",
+            "sample_grids = { prompts = [\"a dog\"], size = \"18x16\" }",
+            "width = 18 is not possible: a positive multiple of 4 pixels, for this checkpoint",
+        ),
         ("train", "null_caption = 10", "null_caption = 10 is not possible: a share from 0 to 1"),
         ("train", "time_shift = 0", "time_shift = 0 is not possible: a positive number; 1 leaves times as they are"),
         ("train", "width = 0", "width = 0 is not possible: from 1 to 65536"),

@@ -144,6 +144,24 @@ fn pictures_in_folders_are_compared_and_what_was_seen_is_kept() {
     assert!(text(&damaged.stderr).contains("block-00000000"), "{}", text(&damaged.stderr));
 }
 
+/// Of one picture nobody knows what it shows: that there is no score, and why, is said.
+#[test]
+fn a_score_that_was_asked_for_does_not_vanish_without_a_word() {
+    let folder = folder();
+    let (clip, pictures) = (clip(folder.path()), pictures(&folder.path().join("pictures"), 2, 5));
+    fs::remove_file(Path::new(&pictures).join("001.txt")).unwrap();
+    let out = folder.path().join("out").to_string_lossy().into_owned();
+    let evaluated = run(&["evaluate", "--images", &pictures, "--clip-score", &clip, "--out", &out]);
+    let said = text(&evaluated.stdout);
+    assert_eq!(evaluated.status.code(), Some(1), "{said}{}", text(&evaluated.stderr));
+    let words = "0 of 2 pictures were scored: each needs a caption, in a .txt of its name or in its PNG";
+    assert!(said.contains("CLIP score") && said.contains(words), "{said}");
+    let found = report(out.as_ref());
+    let refused = &found["refused"];
+    assert_eq!((refused.as_array().unwrap().len(), &refused[0]["metric"]), (1, &"CLIP score".into()));
+    assert!(refused[0]["reason"].as_str().unwrap().starts_with(words), "{refused}");
+}
+
 #[test]
 fn a_checkpoints_pictures_are_measured_by_prompts_or_by_the_captions_of_an_index() {
     let (folder, checkpoint) = trained();
@@ -180,7 +198,7 @@ fn a_checkpoints_pictures_are_measured_by_prompts_or_by_the_captions_of_an_index
         (vec!["evaluate", "--clip-score", &clip, "--prompts", &prompts], "--checkpoint <CHECKPOINT>"),
         (usual.to_vec(), "no prompts"),
         (vec!["evaluate", "--checkpoint", &checkpoint, "--inception", "x.pth"], "give a reference"),
-        (vec!["evaluate", "--checkpoint", &checkpoint, "--vae", "x", "--colors"], "a checkpoint says itself"),
+        (vec!["evaluate", "--checkpoint", &checkpoint, "--padding", "right", "--colors"], "a checkpoint says itself"),
     ] {
         let refused = run(&arguments);
         assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", text(&refused.stderr));

@@ -8,6 +8,7 @@ use models::text::TextEncoding;
 use sampler::solver::Solver;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use shards::columns;
 use tch::Kind;
 
@@ -150,15 +151,15 @@ impl Default for TrainConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TrainOperations {
-    /// Updates between checkpoints; the last update always has one.
+    /// Updates between checkpoints; the last update always has one, with 0 no other.
     pub checkpoint_every: u64,
     /// Checkpoints to keep, newest first.
     pub keep_last: u64,
     /// Besides those, every checkpoint whose step is a multiple of this is kept; 0 for none.
     pub keep_every: u64,
-    /// Updates between lines in metrics.jsonl.
+    /// Updates between lines in metrics.jsonl; the last update always has one, with 0 no other but those with a checkpoint.
     pub log_every: u64,
-    /// Updates between trials of the images that are held out.
+    /// Updates between trials of the images that are held out; the last update always has one, with 0 no other.
     pub validate_every: u64,
     /// Pictures to make while it trains: `{ prompts = ["…"], every = 1000 }`. Left out, none.
     pub sample_grids: Option<SampleGrids>,
@@ -206,6 +207,31 @@ impl Default for TrainOperations {
             prefetch_bytes: 512 << 20,
             cache_bytes: 16 << 30,
             on_bad_image: OnBadImage::Replace,
+        }
+    }
+}
+
+impl TrainOperations {
+    /// Refuses what no run of `config` can do, before any data is touched.
+    pub fn validate(&self, config: &TrainConfig) -> Result<(), TrainError> {
+        let refuse = |what, value: String, expected: &str| {
+            Err(TrainError::Configuration { what, value, expected: expected.to_owned() })
+        };
+        if let Some(grids) = &self.sample_grids {
+            grids.check(config)?;
+        }
+        if self.micro_batch == Some(0) {
+            return refuse(
+                "micro_batch",
+                "0".to_owned(),
+                "at least 1; leave it out for a rank's whole share of a batch",
+            );
+        }
+        match self.peak_teraflops {
+            Some(peak) if !(peak.is_finite() && peak > 0.0) => {
+                refuse("peak_teraflops", peak.to_string(), "a positive number, such as 989")
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -336,6 +362,11 @@ impl TrainConfig {
                 text_loss: self.text_loss_weight > 0.0,
             },
         })
+    }
+
+    /// What its latents and text encoders are, by contents: as in [`models::checkpoint::CheckpointState::encoders`].
+    pub fn encoders(&self) -> Result<Value, TrainError> {
+        Ok(json!({"latents": self.latents.identity()?, "text": self.text.identity()?}))
     }
 
     /// Image sides must be multiples of this many pixels.

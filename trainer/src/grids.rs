@@ -13,7 +13,7 @@ use shards::bucket::BucketSize;
 use tch::Device;
 
 use crate::TrainError;
-use crate::config::SampleGrids;
+use crate::config::{SampleGrids, TrainConfig};
 use crate::learner::Learner;
 use crate::metrics::Metrics;
 use crate::train::Job;
@@ -62,16 +62,7 @@ impl<'a> Grids<'a> {
         metrics: &mut Metrics,
     ) -> Result<(), TrainError> {
         let Self { job, settings, latents, .. } = self;
-        let size = settings.size.as_deref().and_then(|size| size.parse().ok());
-        let BucketSize { width, height } = size.unwrap_or(BucketSize { width: side, height: side });
-        let how = Settings {
-            width,
-            height,
-            steps: settings.steps,
-            guidance: Guidance::of(settings.guidance),
-            sampler: settings.sampler,
-            shift: settings.shift,
-        };
+        let how = settings.of_pictures(side);
         let (config, shape) = (job.config.model()?, latents.shape());
         text_to_image::check(&how, shape, config.patch_size)?;
         let average = learner.ema.as_ref().unwrap_or(&learner.parameters);
@@ -97,8 +88,22 @@ impl<'a> Grids<'a> {
 }
 
 impl SampleGrids {
-    /// Refuses what cannot be made, before the training begins.
-    pub fn check(&self) -> Result<(), TrainError> {
+    /// How pictures are made, of `side` pixels a side where no size is given.
+    fn of_pictures(&self, side: u32) -> Settings {
+        let size = self.size.as_deref().and_then(|size| size.parse().ok());
+        let BucketSize { width, height } = size.unwrap_or(BucketSize { width: side, height: side });
+        Settings {
+            width,
+            height,
+            steps: self.steps,
+            guidance: Guidance::of(self.guidance),
+            sampler: self.sampler,
+            shift: self.shift,
+        }
+    }
+
+    /// Refuses what the model that is trained cannot make, before the training begins.
+    pub fn check(&self, config: &TrainConfig) -> Result<(), TrainError> {
         let refuse = |what, value: String, expected: &str| {
             Err(TrainError::Configuration { what, value, expected: expected.to_owned() })
         };
@@ -111,6 +116,8 @@ impl SampleGrids {
         if self.every == 0 {
             return refuse("sample_grids.every", "0".to_owned(), "at least 1");
         }
+        let any_side = u32::try_from(config.pixel_multiple()?).unwrap_or(u32::MAX);
+        text_to_image::check(&self.of_pictures(any_side), config.latents.shape()?, i64::from(config.patch_size))?;
         Ok(())
     }
 }

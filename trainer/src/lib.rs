@@ -9,7 +9,7 @@
 //! - [`learner`]: one update, of [`objective`], [`backward`], [`schedule`] and [`optimizer`]. [`collective`]: what several processes that make it
 //!   together do; [`feed`]: where each gets its batches from.
 //! - [`start`]: a checkpoint to begin from, ours or the reference's. [`replay`]: a recorded training of the reference, made again. [`metrics`]: what is written down about it, for
-//!   [`tensorboard`] too.
+//!   [`tensorboard`] too. [`stored`]: checkpoints of a run on a store.
 
 pub mod backward;
 pub mod collective;
@@ -31,6 +31,7 @@ mod saver;
 pub mod schedule;
 pub mod split;
 pub mod start;
+pub mod stored;
 pub mod tensorboard;
 mod together;
 mod train;
@@ -59,12 +60,16 @@ pub enum TrainError {
         "bucket {bucket} does not fit the model: each side must be a multiple of {multiple} pixels (latent factor × patch size); change bucket.patch_size or train.patch_size"
     )]
     BucketSize { bucket: String, multiple: i64 },
-    #[error("the loss of step {step} is {loss}; lower the learning rate or raise warmup_steps")]
+    #[error(
+        "the loss of step {step} is {loss}; lower the learning rate or raise warmup_steps, and go on from the checkpoint before with start = {{ folder = \"…\", optimizer = true }}"
+    )]
     NotFinite { step: u64, loss: f64 },
-    #[error("the gradient of step {step} has the norm {norm}; lower the learning rate or raise warmup_steps")]
+    #[error(
+        "the gradient of step {step} has the norm {norm}; lower the learning rate or raise warmup_steps, and go on from the checkpoint before with start = {{ folder = \"…\", optimizer = true }}"
+    )]
     GradientNotFinite { step: u64, norm: f64 },
     #[error(
-        "{folder} holds a checkpoint of another configuration: {difference}; train into another folder, or remove it"
+        "{folder} holds a checkpoint of another configuration: {difference}; train into another folder, with start = {{ folder = \"{folder}\", optimizer = true }} to go on from it"
     )]
     OtherConfiguration { folder: PathBuf, difference: String },
     #[error(

@@ -12,6 +12,8 @@ use crate::collective;
 use crate::split::TimeSplit;
 use crate::tensorboard::{EventFile, Histogram};
 
+/// The file of records in a run's folder.
+pub const FILE: &str = "metrics.jsonl";
 /// Bins of times in which losses are told apart.
 pub const TIME_BINS: usize = 8;
 
@@ -76,7 +78,7 @@ impl Metrics {
     /// Opens the files in `folder` for a run that continues after `step` updates: later records, written by a process that died before its
     /// next checkpoint, are taken back.
     pub fn open(folder: &Path, step: u64) -> Result<Self, TrainError> {
-        let path = &folder.join("metrics.jsonl");
+        let path = &folder.join(FILE);
         let failed = |action| move |source| TrainError::Io { action, path: path.to_owned(), source };
         let mut records = Vec::new();
         if path.exists() {

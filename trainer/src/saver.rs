@@ -1,6 +1,6 @@
 //! Checkpoints, written while the training goes on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::{Builder, JoinHandle};
 
 use models::checkpoint::{self, Checkpoint, CheckpointState};
@@ -11,18 +11,27 @@ use tch::Tensor;
 use crate::TrainError;
 use crate::config::TrainOperations;
 use crate::learner::Learner;
+use crate::stored::{Stored, surplus};
 use crate::train::Job;
+
+/// What a training is made from, by contents.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Origin {
+    /// Digest of the index, if it is where the first rank is.
+    pub(crate) index: Option<Digest>,
+    /// As in [`CheckpointState::encoders`].
+    pub(crate) encoders: Option<serde_json::Value>,
+}
 
 /// Writes one checkpoint at a time, on a thread of its own.
 pub(crate) struct Saver {
-    /// Digest of the index that is trained from.
-    index: Option<Digest>,
+    origin: Origin,
     writing: Option<JoinHandle<Result<Checkpoint, TrainError>>>,
 }
 
 impl Saver {
-    pub(crate) fn new(index: Option<Digest>) -> Self {
-        Self { index, writing: None }
+    pub(crate) fn new(origin: Origin) -> Self {
+        Self { origin, writing: None }
     }
 
     /// Begins to write what `learner` is after `step` updates, and to remove what need not be kept. The checkpoint before is waited for
@@ -37,7 +46,8 @@ impl Saver {
             text: job.config.text.clone(),
             max_resolution: max_side,
             training: serde_json::to_value(job.config).unwrap_or_default(),
-            index: self.index,
+            index: self.origin.index,
+            encoders: self.origin.encoders.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let ema = learner.ema.as_ref().unwrap_or(&learner.parameters);
@@ -48,12 +58,19 @@ impl Saver {
         ];
         let (folder, operations) = (job.folder.to_owned(), job.operations.clone());
         let (stage, events) = (job.stage.to_owned(), job.events.clone());
+        let stored = job.workdir.and_then(|workdir| Stored::of(workdir, job.folder));
         let write = move || {
             let checkpoint = Checkpoint::write(&folder, &state, &files)?;
+            // The new one is there, which is what counts; the next one tries again.
+            let failed = |what: String, error: &TrainError| {
+                let why = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
+                events.send(Event::Note { stage: stage.clone(), text: format!("{what}: {error}{why}") });
+            };
+            if let Some(Err(error)) = stored.map(|stored| stored.save(step, &operations)) {
+                failed(format!("the checkpoint of step {step} may be on this machine alone"), &error);
+            }
             if let Err(error) = prune(&folder, step, &operations) {
-                // The new one is there, which is what counts; the next one tries again.
-                let why = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
-                events.send(Event::Note { stage, text: format!("an old checkpoint stays: {error}{why}") });
+                failed("an old checkpoint stays".to_owned(), &error);
             }
             Ok(checkpoint)
         };
@@ -96,30 +113,24 @@ fn copied(tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
     tensors.into_iter().map(|(name, tensor)| (name, copy(tensor))).collect()
 }
 
-/// Removes all but the newest checkpoints up to `newest`, the step of the one just written, and those that are kept for good; and what a killed
-/// process was writing. Later ones are those of a training that was set back: they stay until it has come so far again.
+/// Removes the checkpoints that need not be kept once that of step `newest` is there, and what a killed process was writing.
 fn prune(folder: &Path, newest: u64, operations: &TrainOperations) -> Result<(), TrainError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
         move |source| TrainError::Io { action, path, source }
     };
-    let mut checkpoints: Vec<PathBuf> = Vec::new();
+    let mut steps = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed("list", folder))? {
         let path = entry.map_err(failed("list", folder))?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".step-")) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(".step-") {
             std::fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
-            continue;
         }
-        let step = path.file_name().and_then(|name| name.to_string_lossy().strip_prefix("step-")?.parse::<u64>().ok());
-        let is_kept = |step: u64| operations.keep_every > 0 && step.is_multiple_of(operations.keep_every);
-        if step.is_some_and(|step| step <= newest && !is_kept(step)) {
-            checkpoints.push(path);
-        }
+        steps.extend(checkpoint::step_of_folder(&name));
     }
-    checkpoints.sort();
-    let surplus = checkpoints.len().saturating_sub(operations.keep_last.max(1) as usize);
-    for old in checkpoints.iter().take(surplus) {
-        std::fs::remove_dir_all(old).map_err(failed("remove", old))?;
+    for step in surplus(steps, newest, operations) {
+        let old = folder.join(checkpoint::folder_name(step));
+        std::fs::remove_dir_all(&old).map_err(failed("remove", &old))?;
     }
     Ok(())
 }

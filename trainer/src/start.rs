@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use models::ModelError;
+use models::autoencoder::Affine;
 use models::checkpoint::{self, Checkpoint};
+use models::latents::{AutoencoderLatents, Latents};
 use models::mmdit::{Mmdit, MmditConfig};
 use models::parameters::ParameterSet;
 use models::reference_files::ReferenceFiles;
@@ -77,6 +79,7 @@ impl Start {
         if !fatal.is_empty() {
             return Err(TrainError::OtherModel { folder: self.folder.clone(), difference: fatal.join(", ") });
         }
+        source.check_scaling(&config.latents)?;
         let parameters = Mmdit::allocate(&model, device);
         Mmdit::load(Weights::open(&source.weights(self.average))?, &parameters)?;
         let ema = parameters.duplicate();
@@ -87,7 +90,7 @@ impl Start {
         let updates = if self.optimizer { source.take_moments(&mut learner)? } else { 0 };
         let mut said: Vec<String> = differences.into_iter().map(|(_, words)| words).collect();
         if let Source::Own(checkpoint) = &source {
-            said.extend(crate::train::difference(&checkpoint.state.training, config));
+            said.extend(crate::train::difference(&checkpoint.state, config, config.encoders().ok().as_ref()));
         }
         if !said.is_empty() {
             text = format!("{text}; what differs: {}", said.join(", "));
@@ -159,6 +162,21 @@ impl Source {
                     format!("beginning from the reference's files {} in {}", files.step, files.folder.display()),
                 ))
             }
+        }
+    }
+
+    /// Refuses latents that are scaled in another way than those that the weights were trained on.
+    fn check_scaling(&self, latents: &Latents) -> Result<(), TrainError> {
+        match (self, latents) {
+            (Self::Reference(_), Latents::Autoencoder(AutoencoderLatents { affine: Affine::ShiftThenScale, .. })) => {
+                Err(TrainError::Configuration {
+                    what: "latents",
+                    value: "{ autoencoder = { affine = \"shift_then_scale\" } }".to_owned(),
+                    expected: "the reference's weights were trained on latents of affine = \"scale_then_shift\""
+                        .to_owned(),
+                })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -287,6 +305,16 @@ mod tests {
             compared += 1;
         }
         assert_eq!(compared * 3, expected.len() * 2, "a number of steps is there for each pair of moments");
+    }
+
+    #[test]
+    fn the_references_weights_are_not_taken_for_latents_of_another_scaling() {
+        let with = |affine| Latents::Autoencoder(AutoencoderLatents { folder: PathBuf::new(), affine });
+        let source = Source::find(&reference()).unwrap();
+        let refused = source.check_scaling(&with(Affine::ShiftThenScale)).unwrap_err().to_string();
+        assert!(refused.contains("scale_then_shift"), "{refused}");
+        source.check_scaling(&with(Affine::ScaleThenShift)).unwrap();
+        source.check_scaling(&Latents::Pixels).unwrap();
     }
 
     #[test]

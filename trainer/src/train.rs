@@ -5,6 +5,7 @@ use std::path::Path;
 use models::checkpoint::{self, Checkpoint, CheckpointState};
 use models::device;
 use models::mmdit::Mmdit;
+use serde_json::Value;
 use shards::digest::Digest;
 use shards::event::{Event, EventSink};
 use shards::storage::Workdir;
@@ -20,9 +21,10 @@ use crate::loader::{BadImage, Share};
 use crate::meter::Meter;
 use crate::metrics::{Metrics, Record};
 use crate::objective::{Draws, Task};
-use crate::saver::Saver;
+use crate::saver::{Origin, Saver};
 use crate::schedule::learning_rate;
 use crate::split::Phase;
+use crate::stored::Stored;
 use crate::validation::Validation;
 
 /// One training: what to learn from, where to keep it, how.
@@ -31,7 +33,7 @@ pub struct Job<'a> {
     pub operations: &'a TrainOperations,
     /// The bucket index.
     pub index: &'a Path,
-    /// Where its shards lie, if the index is a copy of one on a store.
+    /// Where its shards lie, if the index is a copy of one on a store; where `folder` is a copy of one there, checkpoints go there, too.
     pub workdir: Option<&'a Workdir>,
     /// Checkpoints and metrics go here. A run that finds its own earlier checkpoint goes on from it.
     pub folder: &'a Path,
@@ -80,23 +82,21 @@ pub(crate) struct Begun {
     pub(crate) updates: u64,
     /// Longest side, in pixels, of the images of those updates; known to the first rank.
     longest_side: u32,
-    /// Digest of the index; known to the first rank, if it is where that rank is.
-    index: Option<Digest>,
+    /// Known to the first rank.
+    origin: Origin,
 }
 
 /// Model and moments as all ranks begin with them: from a seed, or from the folder's latest checkpoint, which the first rank reads.
 pub(crate) fn begin(job: &Job, device: Device, ranks: &mut dyn Collective) -> Result<Begun, TrainError> {
     let config = job.config;
-    if let Some(grids) = &job.operations.sample_grids {
-        grids.check()?;
-    }
+    job.operations.validate(config)?;
     let mut begun = if ranks.rank() == 0 {
         shards::disk::create_folder(job.folder)?;
         start_or_resume(job, device)?
     } else {
         let model = config.model()?;
         let learner = Learner::new(config, &model, Mmdit::allocate(&model, device), None)?;
-        Begun { learner, updates: 0, longest_side: 0, index: None }
+        Begun { learner, updates: 0, longest_side: 0, origin: Origin::default() }
     };
     begun.updates = begun.learner.share(begun.updates, ranks)?;
     Ok(begun)
@@ -110,7 +110,7 @@ pub(crate) fn run(
     ranks: &mut dyn Collective,
 ) -> Result<Option<Finished>, TrainError> {
     let Job { config, operations, .. } = *job;
-    let Begun { mut learner, updates: start, mut longest_side, index } = begun;
+    let Begun { mut learner, updates: start, mut longest_side, origin } = begun;
     let is_first = ranks.rank() == 0;
     let mut metrics = is_first.then(|| Metrics::open(job.folder, start)).transpose()?;
     let grids = if is_first { Grids::open(job, learner.device())? } else { None };
@@ -128,7 +128,7 @@ pub(crate) fn run(
     };
     let mut meter = Meter::new(job, start, is_first);
     let mut step = start;
-    let mut saver = Saver::new(index);
+    let mut saver = Saver::new(origin);
     let mut saved = job.folder.join(checkpoint::folder_name(start)).exists().then_some(start);
     let mut interrupted = false;
     learner.split.begin();
@@ -151,7 +151,7 @@ pub(crate) fn run(
         saver.check()?;
         step += 1;
         interrupted = step < config.steps && is_cancelled(job, ranks)?;
-        let is_due = |every: u64| step % every.max(1) == 0 || step == config.steps;
+        let is_due = |every: u64| (every > 0 && step % every == 0) || step == config.steps;
         let validates = validation.as_ref().filter(|_| is_due(operations.validate_every));
         let saves = is_due(operations.checkpoint_every) || interrupted;
         if is_due(operations.log_every) || saves || validates.is_some() {
@@ -229,18 +229,22 @@ fn start_or_resume(job: &Job, device: Device) -> Result<Begun, TrainError> {
     let note = |text| job.events.send(Event::Note { stage: job.stage.to_owned(), text });
     // Only ranks that load need it: this one may be on a machine that has none.
     let index = job.index.is_file().then(|| Digest::of_file(job.index)).transpose()?;
+    let origin = Origin { index, encoders: Some(config.encoders()?) };
+    if let Some(stored) = job.workdir.and_then(|workdir| Stored::of(workdir, job.folder)) {
+        stored.bring_latest()?;
+    }
     let Some(checkpoint) = Checkpoint::latest(job.folder)? else {
         if let Some(start) = &config.start {
             let (learner, updates, text) = start.begin(config, device)?;
             note(text);
-            return Ok(Begun { learner, updates, longest_side: 0, index });
+            return Ok(Begun { learner, updates, longest_side: 0, origin });
         }
         let parameters = Mmdit::initialise(&model, config.seed, device);
         let ema = parameters.duplicate();
         let learner = Learner::new(config, &model, parameters, Some(ema))?;
-        return Ok(Begun { learner, updates: 0, longest_side: 0, index });
+        return Ok(Begun { learner, updates: 0, longest_side: 0, origin });
     };
-    if let Some(difference) = difference(&checkpoint.state.training, config) {
+    if let Some(difference) = difference(&checkpoint.state, config, origin.encoders.as_ref()) {
         return Err(TrainError::OtherConfiguration { folder: job.folder.to_owned(), difference });
     }
     // A position in the data says nothing of other data.
@@ -255,20 +259,81 @@ fn start_or_resume(job: &Job, device: Device) -> Result<Begun, TrainError> {
     learner.optimizer.load(&checkpoint.folder.join(checkpoint::OPTIMIZER), &learner.parameters)?;
     let CheckpointState { step, max_resolution, .. } = checkpoint.state;
     note(format!("going on from step {step}"));
-    Ok(Begun { learner, updates: step, longest_side: max_resolution, index })
+    Ok(Begun { learner, updates: step, longest_side: max_resolution, origin })
 }
 
-/// The settings in which a checkpoint's configuration differs from this run's, in words; `None` when there are none.
-pub(crate) fn difference(saved: &serde_json::Value, config: &TrainConfig) -> Option<String> {
+/// The settings in which a checkpoint's configuration differs from this run's, in words; `None` when there are none. `encoders` are this
+/// run's, as in [`CheckpointState::encoders`].
+pub(crate) fn difference(saved: &CheckpointState, config: &TrainConfig, encoders: Option<&Value>) -> Option<String> {
     // Settings that it does not know yet had their defaults.
-    let known = serde_json::from_value::<TrainConfig>(saved.clone()).and_then(serde_json::to_value);
-    let (saved, current) = (known.unwrap_or_default(), serde_json::to_value(config).unwrap_or_default());
-    let (saved, current) = (saved.as_object()?, current.as_object()?);
+    let known = serde_json::from_value::<TrainConfig>(saved.training.clone()).and_then(serde_json::to_value);
+    let (trained, current) = (known.unwrap_or_default(), serde_json::to_value(config).unwrap_or_default());
+    let (trained, current) = (trained.as_object()?, current.as_object()?);
+    // Where models lie does not matter, if what they are is known.
+    let is_same = |key: &str, value: &Value| match saved.encoders.as_ref().zip(encoders) {
+        Some((saved, current)) if saved.get(key).is_some() => saved.get(key) == current.get(key),
+        _ => trained.get(key) == Some(value),
+    };
     let changed: Vec<String> = current
         .iter()
         // Where a training began is past.
-        .filter(|(key, value)| *key != "start" && saved.get(*key) != Some(value))
-        .map(|(key, value)| format!("{key} {} → {value}", saved.get(key).unwrap_or(&serde_json::Value::Null)))
+        .filter(|(key, value)| *key != "start" && !is_same(key, value))
+        .map(|(key, value)| match trained.get(key) {
+            Some(trained) if trained == value => format!("{key} {value} (its files are others now)"),
+            trained => format!("{key} {} → {value}", trained.unwrap_or(&Value::Null)),
+        })
         .collect();
     (!changed.is_empty()).then(|| changed.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use models::latents::{AutoencoderLatents, Latents};
+
+    use super::*;
+
+    /// A configuration on the latents of a small autoencoder, a copy of which lies in `folder`.
+    fn on_latents(folder: &Path) -> TrainConfig {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/hf/autoencoder_kl");
+        fs::create_dir(folder).unwrap();
+        for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+            fs::copy(fixture.join(file), folder.join(file)).unwrap();
+        }
+        let latents = AutoencoderLatents { folder: folder.to_owned(), affine: Default::default() };
+        TrainConfig { latents: Latents::Autoencoder(latents), ..TrainConfig::default() }
+    }
+
+    #[test]
+    fn models_that_lie_elsewhere_are_the_same_and_others_are_not() {
+        let root = tempfile::tempdir().unwrap();
+        let (before, moved) = (on_latents(&root.path().join("before")), on_latents(&root.path().join("moved")));
+        let state = |encoders: Option<Value>| CheckpointState {
+            format: checkpoint::FORMAT,
+            step: 2,
+            model: before.model().unwrap(),
+            latents: before.latents.clone(),
+            text: before.text.clone(),
+            max_resolution: 64,
+            training: serde_json::to_value(&before).unwrap(),
+            index: None,
+            encoders,
+            version: String::new(),
+        };
+        let known = state(Some(before.encoders().unwrap()));
+        let now = moved.encoders().unwrap();
+        assert_eq!(difference(&known, &moved, Some(&now)), None);
+        // A checkpoint that does not say what it was trained with goes by the name.
+        assert!(difference(&state(None), &moved, Some(&now)).unwrap().starts_with("latents "));
+        assert_eq!(difference(&state(None), &before, Some(&now)), None);
+
+        let path = root.path().join("before/config.json");
+        let config = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{config}\n")).unwrap();
+        let words = difference(&known, &before, Some(&before.encoders().unwrap())).unwrap();
+        assert!(words.contains("its files are others now"), "{words}");
+        let slower = TrainConfig { learning_rate: 1e-5, ..moved };
+        assert!(difference(&known, &slower, Some(&now)).unwrap().starts_with("learning_rate "));
+    }
 }

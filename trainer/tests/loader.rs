@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field};
+use models::text::TextCondition;
 use shards::bucket::BucketSize;
 use shards::columns::{self, CAPTION, IMAGE, KEY, RECAPTION};
 use shards::commit::StageFolder;
@@ -18,7 +19,11 @@ use shards::index::{BucketIndex, Part, write};
 use shards::sidecar::{DataFile, FORMAT, Sidecar};
 use shards::storage::Workdir;
 use shards::writer::ShardWriter;
+use tch::{Device, Kind, Tensor};
+use trainer::config::TrainConfig;
+use trainer::encode::EncodedBatch;
 use trainer::loader::{Batch, LoadError, Loader, LoaderOptions, OnBadImage, Share};
+use trainer::objective::{Draws, Task};
 
 /// Buckets and how many images each shard has of them.
 const SHARDS: [[(u32, u32, usize); 2]; 3] =
@@ -205,6 +210,33 @@ fn one_of_several_captions_is_drawn_for_each_sample_of_each_step() {
     // Where there is no long one the short one stands in for it.
     let mostly = all(&load(&dataset.index, with(1e9))).concat();
     assert!(mostly.iter().all(|(number, caption)| caption.starts_with("long") == (number % 3 > 0)));
+}
+
+#[test]
+fn whether_a_caption_is_dropped_does_not_depend_on_its_column() {
+    let dataset = dataset();
+    let captions = vec![(RECAPTION.to_owned(), 1.0), (CAPTION.to_owned(), 1.0)];
+    let batches = load(&dataset.index, LoaderOptions { captions, ..options(0..TOTAL) });
+    let seed = options(0..TOTAL).seed;
+    let config = TrainConfig { seed, null_caption: 0.5, null_tokens: 0.0, null_pooled: 0.0, ..TrainConfig::default() };
+    let mut seen: BTreeMap<bool, Vec<bool>> = BTreeMap::new();
+    for batch in &batches {
+        let count = batch.samples.len() as i64;
+        let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+        let condition = TextCondition { tokens: vec![ones(&[count, 1, 1])], pooled: ones(&[count, 1]) };
+        let (step, epoch, bucket, first) = (batch.step, batch.epoch, batch.bucket, batch.first);
+        let encoded = EncodedBatch { step, epoch, bucket, first, latents: ones(&[count, 1, 1, 1]), condition };
+        let task = Task::new(&config, &encoded, &Draws::new(&config, &encoded), Device::Cpu);
+        let pooled = Vec::<f32>::try_from(task.condition.pooled.view([-1])).unwrap();
+        for (kept, (_, caption)) in pooled.iter().zip(samples(batch)) {
+            seen.entry(caption.starts_with("long")).or_default().push(*kept > 0.0);
+        }
+    }
+    assert_eq!(seen.len(), 2);
+    for (is_long, kept) in seen {
+        let share = kept.iter().filter(|kept| **kept).count() as f64 / kept.len() as f64;
+        assert!((0.35..0.65).contains(&share), "{share} of {} are kept, long: {is_long}", kept.len());
+    }
 }
 
 #[test]

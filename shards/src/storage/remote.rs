@@ -1,7 +1,8 @@
 //! A workdir below a prefix of an object store, with a scratch folder of the same layout on this machine.
 //!
 //! Commits stand on the store's conditional put (`If-None-Match: *` on S3). Data files are uploaded before their sidecar, and
-//! brought here when a stage needs them. The scratch folder holds copies only, and may be deleted between runs.
+//! brought here when a stage needs them; checkpoints of a training go there as they are written. The scratch folder holds copies only, and may
+//! be deleted between runs.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use models::device;
 use models::text::PretrainedText;
-use sampler::opened::{Companions, Opened, Parameters};
+use sampler::opened::{Companions, Moved, Opened, Parameters};
 use sampler::text_to_image::{Loading, TextToImage};
 use tch::Kind;
 
@@ -31,17 +31,17 @@ pub(crate) struct Source {
     /// What the model computes in: float32 or bfloat16 [bfloat16 on a GPU, float32 on the CPU].
     #[arg(long, value_enum)]
     precision: Option<Precision>,
-    /// Folder of the autoencoder that it was trained with.
-    #[arg(long, help_heading = REFERENCE, value_name = "FOLDER")]
+    /// Folder of the autoencoder that it was trained with [where it lay then, which the reference's weights do not say].
+    #[arg(long, help_heading = MODELS, value_name = "FOLDER")]
     vae: Option<PathBuf>,
     /// Folder of its Gemma 2.
-    #[arg(long, help_heading = REFERENCE, value_name = "FOLDER")]
+    #[arg(long, help_heading = MODELS, value_name = "FOLDER")]
     gemma: Option<PathBuf>,
     /// Folder of its ModernBERT.
-    #[arg(long, help_heading = REFERENCE, value_name = "FOLDER")]
+    #[arg(long, help_heading = MODELS, value_name = "FOLDER")]
     modernbert: Option<PathBuf>,
     /// Folder of its CLIP.
-    #[arg(long, help_heading = REFERENCE, value_name = "FOLDER")]
+    #[arg(long, help_heading = MODELS, value_name = "FOLDER")]
     clip: Option<PathBuf>,
     /// Its model_params file [the one beside the weights].
     #[arg(long, help_heading = REFERENCE, value_name = "FILE")]
@@ -51,6 +51,7 @@ pub(crate) struct Source {
     padding: Option<Padding>,
 }
 
+const MODELS: &str = "For models that lie elsewhere now, and for weights of the reference system";
 /// What these weights do not say themselves.
 const REFERENCE: &str = "For weights of the reference system";
 
@@ -67,9 +68,10 @@ enum Padding {
 }
 
 impl Source {
-    fn says_what_a_checkpoint_says(&self) -> bool {
-        let Self { vae, gemma, modernbert, clip, model_params, padding, .. } = self;
-        [vae, gemma, modernbert, clip, model_params].into_iter().any(Option::is_some) || padding.is_some()
+    /// Where its models lie now.
+    fn moved(&self) -> Moved {
+        let Self { vae, gemma, modernbert, clip, .. } = self.clone();
+        Moved { autoencoder: vae, gemma, modernbert, clip }
     }
 
     /// The folders, all of which are needed.
@@ -98,16 +100,15 @@ impl Source {
     /// Finds what there is to sample from, and says how it is used where that is not obvious; loads no weights.
     pub(crate) fn open(&self) -> Result<Opened> {
         let parameters = if self.raw { Parameters::Raw } else { Parameters::Average };
-        if !Opened::is_reference(&self.checkpoint) {
-            if self.says_what_a_checkpoint_says() {
-                let words = "--vae, --gemma, --modernbert, --clip, --model-params and --padding are for weights of the reference system: \
-                             a checkpoint says itself what it was trained with";
+        let opened = if Opened::is_reference(&self.checkpoint) {
+            Opened::reference(&self.checkpoint, parameters, &self.companions()?)?
+        } else {
+            if self.model_params.is_some() || self.padding.is_some() {
+                let words = "--model-params and --padding are for weights of the reference system: a checkpoint says itself how it was trained";
                 return Err(Usage(words.to_owned()).into());
             }
-            return Ok(Opened::checkpoint(&self.checkpoint, parameters)?);
-        }
-        let companions = self.companions()?;
-        let opened = Opened::reference(&self.checkpoint, parameters, &companions)?;
+            Opened::checkpoint(&self.checkpoint, parameters)?.with_moved(&self.moved())?
+        };
         for sentence in &opened.conventions {
             eprintln!("{sentence}");
         }

@@ -173,7 +173,8 @@ impl Reader {
     fn choose<'a>(&self, texts: &[Option<&'a str>], of: &Wanted) -> (Option<&str>, &'a str) {
         let drawn = if texts.len() > 1 {
             let sum: f64 = self.captions.iter().map(|(_, weight)| weight).sum();
-            let mut left = Stream::new(self.seed, "caption", &[of.step, of.position]).uniform() * sum;
+            // A purpose of its own: whether a caption is dropped must not depend on which column it is of.
+            let mut left = Stream::new(self.seed, "caption column", &[of.step, of.position]).uniform() * sum;
             self.captions.iter().position(|(_, weight)| {
                 left -= weight;
                 left < 0.0

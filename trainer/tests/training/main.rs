@@ -6,6 +6,7 @@ mod support;
 mod watched;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use models::checkpoint::{MODEL, folder_name};
@@ -13,6 +14,7 @@ use shards::bucket::BucketSize;
 use shards::digest::Digest;
 use shards::event::{Event, EventSink};
 use shards::index::{Part, write};
+use shards::storage::Workdir;
 use support::{Case, assert_same, assert_same_losses, case, config, dataset, difference, losses, operations, tensors};
 use tch::Tensor;
 use trainer::config::{TrainConfig, TrainOperations};
@@ -63,6 +65,47 @@ fn a_training_that_was_stopped_goes_on_to_the_same_bits_alone_and_together() {
         // Those from before the stop were written in decimals.
         assert_same_losses(&whole, &last, 1e-12, "records");
     }
+}
+
+#[test]
+fn a_training_on_a_store_goes_on_on_another_machine_to_the_same_bits() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = Arc::new(object_store::memory::InMemory::new());
+    let on = |folder: &Path| Workdir::on_store(Arc::clone(&store) as _, "data", "memory://data", folder).unwrap();
+    let (first, second) = (on(here.path()), on(there.path()));
+    let index = dataset(here.path());
+    // The same pictures, as an input's copies would be.
+    let copied_to = |folder: &Path| {
+        for file in ["16.parquet", "8.parquet", "index.parquet"] {
+            std::fs::copy(here.path().join(file), folder.join(file)).unwrap();
+        }
+        folder.join("index.parquet")
+    };
+    let elsewhere = copied_to(there.path());
+    let (config, operations) = (config(), TrainOperations { checkpoint_every: 2, keep_last: 1, ..operations() });
+    let whole = case(&config, &operations, &index, "whole").alone();
+
+    let mut run = Case { workdir: Some(&first), stop_after: 5, ..case(&config, &operations, &index, "run-1") };
+    assert_eq!(run.alone().checkpoint.state.step, 5);
+    run.stop_after = u64::MAX;
+    let last = Case { workdir: Some(&second), ..case(&config, &operations, &elsewhere, "run-1") }.alone();
+    assert_eq!((difference(&whole, &last), last.samples), (0.0, 3 * config.batch_size));
+    assert_same_losses(&whole, &last, 1e-12, "records of both machines");
+    let mut left: Vec<String> = second.list("run-1", true).unwrap().into_iter().map(|entry| entry.name).collect();
+    left.retain(|name| name.starts_with("step-"));
+    let files = ["ema.safetensors", "files.json", "model.safetensors", "optimizer.safetensors", "state.json"];
+    assert_eq!(left, files.map(|file| format!("step-000000008/{file}")));
+    // The first machine has an older one, which is not what counts.
+    assert_eq!(difference(&whole, &run.alone()), 0.0);
+
+    // What came over the network damaged is no checkpoint.
+    let third = tempfile::tempdir().unwrap();
+    let workdir = on(third.path());
+    let elsewhere = copied_to(third.path());
+    workdir.replace("run-1/step-000000008/ema.safetensors", b"not what it was").unwrap();
+    let damaged = Case { workdir: Some(&workdir), ..case(&config, &operations, &elsewhere, "run-1") };
+    let error = damaged.job(train).unwrap_err().to_string();
+    assert!(error.contains("step-000000008/ema.safetensors"), "{error}");
 }
 
 #[test]

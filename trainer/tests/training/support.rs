@@ -16,6 +16,7 @@ use shards::bucket::BucketSize;
 use shards::columns;
 use shards::event::EventSink;
 use shards::index::{Part, write};
+use shards::storage::Workdir;
 use shards::writer::ShardWriter;
 use tch::Tensor;
 use trainer::config::{TrainConfig, TrainOperations};
@@ -79,6 +80,7 @@ pub(crate) struct Case<'a> {
     pub(crate) config: &'a TrainConfig,
     pub(crate) operations: &'a TrainOperations,
     pub(crate) index: &'a Path,
+    pub(crate) workdir: Option<&'a Workdir>,
     pub(crate) folder: PathBuf,
     /// The number of updates after which it is to stop.
     pub(crate) stop_after: u64,
@@ -91,7 +93,7 @@ impl Case<'_> {
             config: self.config,
             operations: self.operations,
             index: self.index,
-            workdir: None,
+            workdir: self.workdir,
             folder: &self.folder,
             stage: "train",
             events: &EventSink::silent(),
@@ -139,7 +141,7 @@ pub(crate) fn case<'a>(
     index: &'a Path,
     name: &str,
 ) -> Case<'a> {
-    Case { config, operations, index, folder: index.with_file_name(name), stop_after: u64::MAX }
+    Case { config, operations, index, workdir: None, folder: index.with_file_name(name), stop_after: u64::MAX }
 }
 
 /// Every tensor of a checkpoint, of all its files.

@@ -195,8 +195,33 @@ fn sheets_of_pictures_are_made_while_it_trains_and_change_nothing_about_it() {
         (SampleGrids { prompts: Vec::new(), ..grids.clone() }, "sample_grids.prompts = []"),
         (SampleGrids { size: Some("8".to_owned()), ..grids.clone() }, "sample_grids.size = 8"),
         (SampleGrids { every: 0, ..grids.clone() }, "sample_grids.every = 0"),
+        (SampleGrids { size: Some("17x16".to_owned()), ..grids.clone() }, "width = 17"),
+        (SampleGrids { steps: 0, ..grids.clone() }, "steps = 0"),
+        (SampleGrids { guidance: -1.0, ..grids.clone() }, "guidance = -1"),
+        (SampleGrids { shift: 0.0, ..grids.clone() }, "shift = 0"),
     ] {
         let error = case(&config, &with(grids), &index, "refused").job(train).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn an_interval_of_zero_means_the_last_update_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = dataset(folder.path());
+    let config = TrainConfig { validation_images: 2, ..config() };
+    let last = TrainOperations { checkpoint_every: 0, validate_every: 0, log_every: 0, ..operations() };
+    let finished = case(&config, &last, &index, "last").alone();
+    let steps: Vec<(u64, bool)> = finished.records.iter().map(|r| (r.step, r.validation.is_some())).collect();
+    assert_eq!(steps, [(config.steps, true)]);
+    let entries = fs::read_dir(index.with_file_name("last")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(entries.filter(|name| name.to_string_lossy().starts_with("step-")).count(), 1);
+
+    for (operations, expected) in [
+        (TrainOperations { micro_batch: Some(0), ..operations() }, "micro_batch = 0"),
+        (TrainOperations { peak_teraflops: Some(-1.0), ..operations() }, "peak_teraflops = -1"),
+    ] {
+        let error = case(&config, &operations, &index, "refused").job(train).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
 }
