@@ -14,7 +14,7 @@ use reqwest::{Client, StatusCode, Url};
 use serde::Serialize;
 use shards::event::RunOutcome;
 
-use crate::plan::{Plan, PlannedStage};
+use crate::plan::{Plan, PlannedStage, Totals};
 
 /// Two tries and the pause between them end within ten seconds, whatever the other side does.
 const TRIES: u32 = 2;
@@ -79,7 +79,7 @@ pub struct Message {
     pub error: Option<String>,
 }
 
-/// What is committed of a stage.
+/// What is committed of a stage. A row that was tried again counts once.
 #[derive(Debug, Serialize)]
 pub struct StageCounts {
     pub stage: String,
@@ -122,23 +122,9 @@ impl Message {
 
 impl StageCounts {
     fn of(stage: &PlannedStage) -> Self {
-        let mut counts = Self {
-            stage: stage.name.clone(),
-            partitions: stage.partitions.len(),
-            committed: 0,
-            rows_in: 0,
-            rows_out: 0,
-            dropped: BTreeMap::new(),
-        };
-        for sidecar in stage.committed() {
-            counts.committed += 1;
-            counts.rows_in += sidecar.rows_in;
-            counts.rows_out += sidecar.rows_out;
-            for (reason, rows) in &sidecar.dropped {
-                *counts.dropped.entry(reason.clone()).or_default() += rows;
-            }
-        }
-        counts
+        let Totals { rows_in, rows_out, dropped, .. } = stage.totals();
+        let (partitions, committed) = (stage.partitions.len(), stage.committed().count());
+        Self { stage: stage.name.clone(), partitions, committed, rows_in, rows_out, dropped }
     }
 }
 

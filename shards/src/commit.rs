@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A reader follows sidecars, so it never sees half a shard. Data that no sidecar names is a loser's or a dead process's
-//! and is swept when the next run starts.
+//! and is swept when the next run starts. What is made again although it is there has a record of the same name, which takes
+//! the old one's place in one step: see [`StageFolder::replace`].
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -115,24 +116,50 @@ impl StageFolder {
 
     /// Commits: from here on the sidecar's data is the partition's output. All its files must be synced and closed.
     pub fn commit(&self, sidecar: &Sidecar) -> Result<Commit, ShardError> {
-        let path = self.path().join(sidecar.file_name());
-        let bytes = serialized(sidecar, &path)?;
-        if sidecar.data.len() + usize::from(sidecar.quarantine.is_some()) > 0 {
-            if self.workdir.is_remote() {
-                files(sidecar).try_for_each(|file| self.workdir.publish(&self.name_of(file)))?;
-            } else {
-                sync_parent(&path)?;
-            }
-        }
-        if self.workdir.create_if_absent(&self.name_of(&sidecar.file_name()), &bytes)? {
+        let name = sidecar.file_name();
+        let bytes = serialized(sidecar, &self.path().join(&name))?;
+        self.publish(sidecar)?;
+        if self.workdir.create_if_absent(&self.name_of(&name), &bytes)? {
             return Ok(Commit::Won);
         }
-        let winner = self.read(&sidecar.file_name())?;
+        let winner = self.read(&name)?;
         let kept: HashSet<&str> = files(&winner).collect();
         for file in files(sidecar).filter(|f| !kept.contains(f)) {
             let _ = self.workdir.remove(&self.name_of(file));
         }
         Ok(Commit::Lost(Box::new(winner)))
+    }
+
+    /// As [`StageFolder::commit`], for a partition that is made again although it is there: in place of the record of the same name,
+    /// if there is one. That record stands until the new data is where it is to be, and then gives way in one step, so that whoever
+    /// ends on the way loses nothing.
+    pub fn replace(&self, sidecar: &Sidecar) -> Result<(), ShardError> {
+        let name = sidecar.file_name();
+        let path = self.path().join(&name);
+        let bytes = serialized(sidecar, &path)?;
+        if let Some(old) = self.workdir.read(&self.name_of(&name))?
+            && Sidecar::parse(&old, &path).map_or(true, |old| overwrites(sidecar, &old))
+        {
+            // A record must not name what it does not describe. (One that is damaged describes nothing.)
+            self.retract(&name)?;
+        }
+        self.publish(sidecar)?;
+        if self.workdir.is_remote() {
+            // A copy that readers here may have would outlive what it is a copy of.
+            remove(&path)?;
+        }
+        self.workdir.replace(&self.name_of(&name), &bytes)
+    }
+
+    /// Takes what the sidecar names to where readers look for it.
+    fn publish(&self, sidecar: &Sidecar) -> Result<(), ShardError> {
+        if self.workdir.is_remote() {
+            return files(sidecar).try_for_each(|file| self.workdir.publish(&self.name_of(file)));
+        }
+        if files(sidecar).next().is_some() {
+            sync_parent(&self.path().join(sidecar.file_name()))?;
+        }
+        Ok(())
     }
 
     /// Takes a record back: its partition counts as not made. The data stays until it is swept.
@@ -276,8 +303,17 @@ fn is_old(path: &Path) -> bool {
     modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > crate::lease::STALE))
 }
 
+fn described(sidecar: &Sidecar) -> impl Iterator<Item = &DataFile> {
+    sidecar.data.iter().chain(&sidecar.quarantine)
+}
+
 fn files(sidecar: &Sidecar) -> impl Iterator<Item = &str> {
-    sidecar.data.iter().chain(&sidecar.quarantine).map(|f| f.file.as_str())
+    described(sidecar).map(|f| f.file.as_str())
+}
+
+/// Whether files of `new` have names of files of `old`, and other content.
+fn overwrites(new: &Sidecar, old: &Sidecar) -> bool {
+    described(old).any(|was| described(new).any(|is| is.file == was.file && is.digest != was.digest))
 }
 
 impl Attempt {
@@ -328,110 +364,4 @@ impl Attempt {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::fs;
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::digest::Digest;
-    use crate::sidecar::{DataFile, FORMAT};
-
-    fn sidecar(file: &Path) -> Sidecar {
-        let file = file.file_name().unwrap().to_string_lossy().into_owned();
-        Sidecar {
-            format: FORMAT,
-            stage: "bucket".into(),
-            kind: "bucket@1".into(),
-            partition: "part-00000".into(),
-            fingerprint: Digest::of(b"one"),
-            parameters: Arc::new(serde_json::json!({})),
-            inputs: Vec::new(),
-            data: vec![DataFile { file, digest: Digest::of(b"data"), bytes: 4, rows: 1, footer: None, variant: None }],
-            quarantine: None,
-            rows_in: 1,
-            rows_out: 1,
-            dropped: BTreeMap::new(),
-            observed: BTreeMap::new(),
-            sections: Vec::new(),
-            details: BTreeMap::new(),
-            finished_at: 0,
-            seconds: 0.0,
-            version: "test".into(),
-        }
-    }
-
-    fn both(check: impl Fn(&StageFolder)) {
-        let folder = tempfile::tempdir().unwrap();
-        check(&StageFolder::new(&Workdir::local(&folder.path().join("work")), "bucket"));
-        let store = Arc::new(object_store::memory::InMemory::new());
-        let remote = Workdir::on_store(store, "work", "memory://work", &folder.path().join("scratch")).unwrap();
-        check(&StageFolder::new(&remote, "bucket"));
-    }
-
-    #[test]
-    fn the_first_sidecar_stands_and_the_losers_data_goes() {
-        both(|folder| {
-            let [first, second] = ["a", "b"].map(|runner| {
-                let attempt = folder.attempt("part-00000", runner).unwrap();
-                fs::write(attempt.data(), b"data").unwrap();
-                sidecar(&attempt.data())
-            });
-            assert!(matches!(folder.commit(&first).unwrap(), Commit::Won));
-            let Commit::Lost(winner) = folder.commit(&second).unwrap() else { panic!("two winners") };
-            assert_eq!(winner.data, first.data);
-            let listing = folder.listing().unwrap();
-            assert!(folder.holds(&listing, &first.data[0].file));
-            assert!(!folder.holds(&listing, &second.data[0].file));
-        });
-    }
-
-    #[test]
-    fn sweeping_removes_what_nobody_names_or_works_on() {
-        both(|folder| {
-            let attempt = folder.attempt("part-00000", "a").unwrap();
-            fs::write(attempt.data(), b"data").unwrap();
-            let kept = sidecar(&attempt.data());
-            folder.commit(&kept).unwrap();
-            let dead = folder.attempt("part-00001", "dead").unwrap();
-            fs::write(dead.data(), b"half").unwrap();
-            fs::write(dead.tar(), b"half").unwrap();
-            fs::write(dead.quarantine(), b"half").unwrap();
-            let working = folder.attempt("part-00001", "working").unwrap();
-            fs::write(working.data(), b"half").unwrap();
-            let staging = folder.path().join(".part-00001.x.json.1");
-            fs::write(&staging, b"half").unwrap();
-            let old = std::time::SystemTime::now() - 2 * crate::lease::STALE;
-            fs::File::options().append(true).open(&staging).unwrap().set_modified(old).unwrap();
-            folder.workdir().replace(&folder.name_of("ledger.json"), b"{}").unwrap();
-            // Committed by another run after this one had listed the records, and that run has ended.
-            let late = folder.attempt("part-00002", "late").unwrap();
-            fs::write(late.data(), b"data").unwrap();
-            let late_sidecar = Sidecar { partition: "part-00002".into(), ..sidecar(&late.data()) };
-            let living = || {
-                folder.commit(&late_sidecar).unwrap();
-                Ok(HashSet::from(["working".to_owned()]))
-            };
-            assert_eq!(folder.sweep([kept].iter(), living).unwrap(), 4);
-            assert!(late.data().exists());
-            assert!(
-                attempt.data().exists() && working.data().exists() && !dead.data().exists() && !dead.tar().exists()
-            );
-            let listing = folder.listing().unwrap();
-            assert_eq!((listing.sidecars.len(), listing.files.contains_key("ledger.json")), (2, true));
-        });
-    }
-
-    #[test]
-    fn an_abandoned_attempt_leaves_nothing() {
-        both(|folder| {
-            let attempt = folder.attempt("part-00000", "a").unwrap();
-            for path in [attempt.data(), attempt.tar(), attempt.numbered(3), attempt.quarantine()] {
-                fs::write(path, b"x").unwrap();
-            }
-            attempt.abandon();
-            assert_eq!(local_names(&folder.path()).unwrap(), ["quarantine"]);
-            assert_eq!(local_names(&folder.path().join("quarantine")).unwrap(), Vec::<String>::new());
-        });
-    }
-}
+mod tests;

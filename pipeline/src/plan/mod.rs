@@ -8,7 +8,7 @@ mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 use shards::commit::StageFolder;
@@ -74,6 +74,8 @@ pub struct PlannedStage {
     only_missing: bool,
     /// Whether partitions are made again although they are there.
     pub force: bool,
+    /// Whether any partition was made by this configuration when one was first found missing.
+    was_made_before: OnceLock<bool>,
 }
 
 /// One partition of a plan.
@@ -283,6 +285,7 @@ impl Plan {
             part: selection.part,
             only_missing: selection.only_missing,
             force: selection.force && selected,
+            was_made_before: OnceLock::new(),
         };
         if planned.stage.may_retry() {
             planned.retries = retry::lists(&planned)?;

@@ -1,6 +1,6 @@
 //! Everything on the page that is a number. The page embeds it as JSON, so that a program can compare it with the sidecars.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -35,13 +35,13 @@ pub(super) struct Figures<'a> {
 pub(super) struct Totals {
     /// When the newest partition was finished, in seconds since 1970.
     pub(super) finished_at: Option<u64>,
-    /// Rows that came in from outside.
+    /// Rows that came in from outside, of those that were to reach the last stages: not what these only take columns from.
     pub(super) rows_in: u64,
     /// Rows that the last stages which pass rows on have passed on.
     pub(super) rows_out: u64,
     /// Whether those stages have partitions yet to be made.
     pub(super) is_partial: bool,
-    /// Rows refused by all stages.
+    /// Rows refused by all stages. Those that were only not chosen are none of them.
     pub(super) dropped: u64,
     /// Work of all partitions, one after the other.
     pub(super) seconds: f64,
@@ -64,6 +64,9 @@ pub(super) struct StageFigures {
     pub(super) rows_from: Vec<usize>,
     /// Whether its rows go on to other stages; otherwise they are only read.
     pub(super) passes_on: bool,
+    /// Whether what it drops was only not chosen.
+    #[serde(skip)]
+    pub(super) chooses: bool,
     pub(super) partitions: usize,
     pub(super) committed: usize,
     pub(super) rows_in: u64,
@@ -88,6 +91,7 @@ impl StageFigures {
                 _ => stage.inputs.clone(),
             },
             passes_on: stage.stage.law() != Law::Reads,
+            chooses: stage.stage.law() == Law::Chooses,
             partitions: stage.partitions.len(),
             ..Self::default()
         };
@@ -131,10 +135,10 @@ fn totals(stages: &[StageFigures]) -> Totals {
     let at_end: Vec<&StageFigures> = ends(stages).filter_map(|i| stages.get(i)).collect();
     Totals {
         finished_at: stages.iter().filter_map(|stage| stage.finished_at).max(),
-        rows_in: stages.iter().filter(|s| s.passes_on && s.inputs.is_empty()).map(|s| s.rows_in).sum(),
+        rows_in: beginnings(stages).into_iter().filter_map(|i| stages.get(i)).map(|s| s.rows_in).sum(),
         rows_out: at_end.iter().map(|s| s.rows_out).sum(),
         is_partial: at_end.iter().any(|s| s.committed < s.partitions),
-        dropped: stages.iter().map(StageFigures::rows_dropped).sum(),
+        dropped: stages.iter().filter(|s| !s.chooses).map(StageFigures::rows_dropped).sum(),
         seconds: stages.iter().map(|s| s.seconds).sum(),
         bytes: stages.iter().map(|s| s.bytes).sum(),
     }
@@ -146,29 +150,56 @@ pub(super) fn ends(stages: &[StageFigures]) -> impl Iterator<Item = usize> + '_ 
     stages.iter().enumerate().filter(move |(i, stage)| stage.passes_on && !passed_on(*i)).map(|(i, _)| i)
 }
 
+/// Positions of the stages by which the rows at the ends came in: of those on the rows' way there, the ones that take them from no
+/// stage that passes rows on. So a stage that reads fetched files is one, and one that only gives others its columns is none.
+fn beginnings(stages: &[StageFigures]) -> BTreeSet<usize> {
+    let mut beginnings = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let mut way: Vec<usize> = ends(stages).collect();
+    while let Some(at) = way.pop() {
+        let Some(stage) = stages.get(at).filter(|_| seen.insert(at)) else { continue };
+        let known = way.len();
+        way.extend(stage.rows_from.iter().copied().filter(|&i| stages.get(i).is_some_and(|s| s.passes_on)));
+        if way.len() == known {
+            beginnings.insert(at);
+        }
+    }
+    beginnings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn totals_count_rows_once() {
-        let stage = |name: &str, inputs: Vec<usize>, passes_on, rows_in, rows_out| StageFigures {
+    fn stage(name: &str, inputs: &[usize], passes_on: bool, rows: [u64; 2]) -> StageFigures {
+        StageFigures {
             name: name.to_owned(),
-            inputs,
+            inputs: inputs.to_vec(),
+            rows_from: inputs.to_vec(),
             passes_on,
-            rows_in,
-            rows_out,
-            dropped: BTreeMap::from([("x".to_owned(), rows_in - rows_out)]),
-            finished_at: Some(rows_in),
+            rows_in: rows[0],
+            rows_out: rows[1],
+            dropped: BTreeMap::from([("x".to_owned(), rows[0].saturating_sub(rows[1]))]),
+            finished_at: Some(rows[0]),
             bytes: 10,
             ..StageFigures::default()
-        };
+        }
+    }
+
+    /// Rows in, out and refused.
+    fn rows(stages: &[StageFigures]) -> [u64; 3] {
+        let totals = totals(stages);
+        [totals.rows_in, totals.rows_out, totals.dropped]
+    }
+
+    #[test]
+    fn totals_count_rows_once() {
         let stages = [
-            stage("a", vec![], true, 100, 90),
-            stage("b", vec![], true, 50, 50),
-            stage("all", vec![0, 1], true, 140, 130),
-            stage("index", vec![2], false, 130, 130),
-            stage("train", vec![3], false, 9000, 9000),
+            stage("a", &[], true, [100, 90]),
+            stage("b", &[], true, [50, 50]),
+            stage("all", &[0, 1], true, [140, 130]),
+            stage("index", &[2], false, [130, 130]),
+            stage("train", &[3], false, [9000, 9000]),
         ];
         let expected = Totals {
             finished_at: Some(9000),
@@ -181,5 +212,34 @@ mod tests {
         };
         assert_eq!(totals(&stages), expected);
         assert_eq!(ends(&stages).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn rows_come_in_behind_what_fetches_files_and_not_by_what_gives_columns() {
+        let mut stages = vec![
+            stage("files", &[], false, [0, 0]),
+            stage("pictures", &[0], true, [1000, 990]),
+            stage("caption_files", &[], false, [0, 0]),
+            stage("captions", &[2], true, [1200, 1200]),
+            // Its rows are those of its first input.
+            StageFigures { rows_from: vec![1], ..stage("merge", &[1, 3], true, [990, 980]) },
+            stage("bucket", &[4], true, [980, 970]),
+            stage("index", &[5], false, [970, 970]),
+        ];
+        assert_eq!(rows(&stages), [1000, 970, 30]);
+        // A second way from the same rows brings in no more of them.
+        stages.push(stage("export", &[4], true, [980, 980]));
+        assert_eq!(rows(&stages), [1000, 1950, 30]);
+        assert_eq!(rows(&[stage("files", &[], false, [0, 0])]), [0, 0, 0]);
+    }
+
+    #[test]
+    fn rows_that_were_not_chosen_are_not_refused() {
+        let stages = [
+            stage("import", &[], true, [1000, 900]),
+            StageFigures { chooses: true, ..stage("subset", &[0], true, [900, 90]) },
+            stage("bucket", &[1], true, [90, 89]),
+        ];
+        assert_eq!(rows(&stages), [1000, 89, 101]);
     }
 }

@@ -53,10 +53,11 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// A share of a whole: 6.5 %, 100 %, < 0.1 %
+/// A share of a whole: 6.5 %, 100 %, < 0.1 %; of nothing there is none.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
-    let share = 100.0 * part as f64 / whole.max(1) as f64;
+    let share = 100.0 * part as f64 / whole as f64;
     match share {
+        _ if whole == 0 => "–".to_owned(),
         _ if part == 0 => "0 %".to_owned(),
         _ if part == whole => "100 %".to_owned(),
         _ if share < 0.1 => "< 0.1 %".to_owned(),
@@ -109,7 +110,7 @@ mod tests {
             [(0, 5), (5, 5), (1, 3), (1, 99_999)].map(|(a, b)| percent(a, b)),
             ["0 %", "100 %", "33.3 %", "< 0.1 %"]
         );
-        assert_eq!(percent(0, 0), "0 %");
+        assert_eq!([percent(0, 0), percent(10_900_000, 0)], ["–", "–"]);
         assert_eq!([(24_690, 2.0), (1, 4.0), (1, 0.0)].map(|(n, s)| rate(n, s)), ["12,345", "0.25", "–"]);
         assert_eq!(moment(1_795_502_483), "2026-11-24 06:41 UTC");
         assert_eq!(moment(u64::MAX), "–");

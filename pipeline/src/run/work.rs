@@ -177,7 +177,7 @@ impl Work {
         computed();
         let made = outcome.and_then(|outcome| self.commit(outcome, started));
         // A record that could be neither made durable nor taken back keeps its data.
-        if made.is_err() && !self.folder.path().join(self.record()).exists() {
+        if made.is_err() && !self.is_named(&attempt) {
             attempt.abandon();
         }
         let made = made?;
@@ -231,6 +231,12 @@ impl Work {
         format!("{}.{}.json", self.partition, self.fingerprint.short())
     }
 
+    /// Whether the record that lies on this machine is this attempt's, and not that of what it is made in place of.
+    fn is_named(&self, attempt: &Attempt) -> bool {
+        let record = std::fs::read_to_string(self.folder.path().join(self.record()));
+        record.is_ok_and(|record| record.contains(attempt.id()))
+    }
+
     /// What another run has committed since this one last looked.
     fn already_there(&self) -> Result<Option<Sidecar>, StageError> {
         if self.force {
@@ -274,9 +280,9 @@ impl Work {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         if self.force {
-            // The old record goes, or the new one could not be created; and not before there is a new one, for its input may be
-            // gone.
-            self.folder.retract(&self.record())?;
+            // The old record stands until there is a new one: its input, or the way to the store, may be gone.
+            self.folder.replace(&sidecar)?;
+            return Ok(Arc::new(sidecar));
         }
         Ok(match self.folder.commit(&sidecar)? {
             Commit::Won => Arc::new(sidecar),

@@ -10,14 +10,16 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use shards::digest::{Digest, DigestBuilder};
 use shards::disk;
+use shards::reader::Shard;
 
-use crate::stage::StageError;
+use crate::stage::{StageError, Task};
 
 /// What files are looked for.
 #[derive(Debug)]
@@ -114,6 +116,41 @@ impl OutsideFile {
     /// Its name without folders.
     pub(super) fn file_name(&self) -> &str {
         file_name(&self.name)
+    }
+
+    /// The fingerprint says which bytes these are: an error where it is another file by now.
+    pub(super) fn expect_unchanged(&self) -> Result<(), StageError> {
+        let path = self.path.clone().unwrap_or_default();
+        let now = look(&path).map_err(StageError::io("look at", &path))?;
+        if now == self.state { Ok(()) } else { Err(StageError::Changed { path }) }
+    }
+
+    /// The rows of a parquet file, to judge how much there is to do. One that cannot be read counts as empty: whoever makes
+    /// something of it says why, and nothing else need wait for that.
+    pub(super) fn parquet_rows(&self) -> u64 {
+        self.path.as_deref().and_then(|path| Shard::open(path).ok()).map_or(0, |shard| shard.rows())
+    }
+}
+
+/// The files that the last plan found, in their order. One that came since would move those of all partitions behind it.
+#[derive(Debug, Default)]
+pub(super) struct PlannedFiles(Mutex<Option<Arc<Vec<OutsideFile>>>>);
+
+impl PlannedFiles {
+    pub(super) fn set(&self, files: Vec<OutsideFile>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(files));
+    }
+
+    /// All of them.
+    pub(super) fn all(&self, task: &Task) -> Result<Arc<Vec<OutsideFile>>, StageError> {
+        let files = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        files.ok_or_else(|| StageError::NotPlanned { partition: task.partition.to_owned() })
+    }
+
+    /// The one of a partition.
+    pub(super) fn of(&self, task: &Task) -> Result<OutsideFile, StageError> {
+        let file = self.all(task)?.get(task.number).cloned();
+        file.ok_or_else(|| StageError::NotPlanned { partition: task.partition.to_owned() })
     }
 }
 

@@ -23,6 +23,7 @@ use pipeline::plan::Plan;
 use pipeline::run::{Options, run};
 use pipeline::stage::Cancel;
 use shards::columns;
+use shards::event::EventSink;
 
 use crate::samples::{Ran, encoded, starts, tile, with_causes};
 
@@ -396,6 +397,59 @@ fn labelled_pictures_get_their_classes_from_names_and_folders() {
     assert_eq!(same.records()[0].fingerprint, ran.records()[0].fingerprint);
     place.write("classes.json", r#"{"n01440764": "tench", "n01443537": "goldfish"}"#);
     assert_eq!(texts(&place.import(table).unwrap(), "class"), some(&["tench", "goldfish"]));
+}
+
+#[test]
+fn of_pictures_that_would_have_one_key_the_first_is_taken() {
+    let place = Place::new();
+    for (n, name) in ["a.jpg", "a.png", "b.jpg"].iter().enumerate() {
+        place.write(&format!("data/{name}"), tile(n as u8));
+    }
+    let table = "folder = \"FOLDER/data\"\ncaption = \"none\"\nrows_per_shard = 1";
+    let ran = place.import(table).unwrap();
+    assert_eq!(ran.keys(), [vec!["data/a"], vec![], vec!["data/b"]]);
+    assert_eq!(counts(&ran), (3, 2, BTreeMap::from([("duplicate_key".to_owned(), 1)])));
+    let refused = ran.quarantine();
+    assert_eq!(refused[0][..2], ["data/a", "duplicate_key"]);
+    assert!(refused[0][2].ends_with("a.png: a picture before it has the same name but for its ending"), "{refused:?}");
+    // The first gets another name: the second keeps its place, and has a key of its own now.
+    std::fs::rename(place.path("data/a.jpg"), place.path("data/0.jpg")).unwrap();
+    let ran = place.import(table).unwrap();
+    assert_eq!(ran.made(), ["part-00000", "part-00001"]);
+    assert_eq!(ran.keys(), [["data/0"], ["data/a"], ["data/b"]]);
+    std::fs::rename(place.path("data/0.jpg"), place.path("data/a.jpg")).unwrap();
+    assert!(place.import(table).unwrap().made().is_empty(), "as it was");
+    // The first goes.
+    std::fs::remove_file(place.path("data/a.jpg")).unwrap();
+    let ran = place.import(table).unwrap();
+    assert_eq!(ran.keys(), [["data/a"], ["data/b"]]);
+    assert_eq!(ran.images()[0][0].1, tile(1));
+    assert_eq!(counts(&ran), (2, 2, BTreeMap::new()));
+}
+
+#[test]
+fn a_table_that_cannot_be_read_costs_its_own_partition_only() {
+    let place = Place::new();
+    for n in 1..=3 {
+        write_parquet(&place.path(&format!("data/{n}.parquet")), &[row(n)]);
+    }
+    let path = place.path("data/2.parquet");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let stage =
+        "[stage.out]\nuses = \"import\"\nfiles = \"FOLDER/data\"\ncolumns = { key = \"id\", caption = \"license\" }";
+    let mut plan = place.plan(stage).unwrap();
+    let rows: Vec<u64> = plan.stage("out").unwrap().sources.iter().map(|source| source.rows).collect();
+    assert_eq!(rows, [1, 0, 1]);
+    let options = Options { cores: 2, keep_going: true, ..Options::default() };
+    let error = run(&mut plan, &options, &EventSink::silent(), &Cancel::default()).unwrap_err();
+    let words = with_causes(&error);
+    assert!(words.starts_with("out, part-00001: "), "{words}");
+    assert!(words.contains("2.parquet is not a readable parquet shard"), "{words}");
+    let made: Vec<&str> = plan.stage("out").unwrap().committed().map(|sidecar| sidecar.partition.as_str()).collect();
+    assert_eq!(made, ["part-00000", "part-00002"]);
+    std::fs::write(&path, whole).unwrap();
+    assert_eq!(place.try_run(stage).unwrap().made(), ["part-00001"]);
 }
 
 #[test]

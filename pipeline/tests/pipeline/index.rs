@@ -1,7 +1,7 @@
 //! `index` over parquet files from outside, as other people's trainings have them: buckets scattered, images as structures.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BinaryArray, DictionaryArray, RecordBatch, StringArray, StructArray};
@@ -12,7 +12,7 @@ use pipeline::manifest::Manifest;
 use pipeline::plan::Plan;
 use pipeline::run::{Options, run};
 use pipeline::stage::Cancel;
-use shards::event::EventSink;
+use shards::event::{EventSink, RunOutcome};
 use shards::index::BucketIndex;
 use shards::reader::Shard;
 
@@ -66,6 +66,34 @@ fn index(folder: &Path) -> Result<(BucketIndex, u64), String> {
     let stage = plan.stage("index").unwrap();
     let file = stage.committed().next().unwrap().data[0].clone();
     Ok((BucketIndex::read(&stage.fetch(&file).unwrap()).unwrap(), made))
+}
+
+/// The plan of a stage of this kind, called so, over the files in `data`.
+fn plan(folder: &Path, kind: &str) -> Plan {
+    let text = format!(
+        "[pipeline]\nname = \"test\"\nworkdir = '{0}/work'\n[stage.{kind}]\nuses = \"{kind}\"\nfiles = '{0}/data'\n",
+        folder.display()
+    );
+    let manifest = Manifest::parse(&text, Path::new("test.toml"), &[]).unwrap();
+    Plan::new(&manifest, &pipeline::stages::registry()).unwrap()
+}
+
+fn drive(plan: &mut Plan, keep_going: bool) -> Result<RunOutcome, String> {
+    let options = Options { keep_going, ..Options::default() };
+    run(plan, &options, &EventSink::silent(), &Cancel::default()).map_err(|error| with_causes(&error))
+}
+
+/// Of each repacked partition, the file that its keys name, and how many rows it has.
+fn repacked(plan: &Plan) -> Vec<String> {
+    let stage = plan.stage("repack").unwrap();
+    let files = stage.committed().map(|sidecar| stage.fetch(&sidecar.data[0]).unwrap());
+    let in_words = |path: PathBuf| {
+        let shard = Shard::open(&path).unwrap();
+        let first = shard.rows_at(&[0], &["key"]).unwrap();
+        let (file, _) = shard.text(&first, "key").unwrap().value(0).rsplit_once('/').unwrap();
+        format!("{} of {file}", shard.rows())
+    };
+    files.map(in_words).collect()
 }
 
 #[test]
@@ -122,7 +150,9 @@ fn what_is_no_bucketed_parquet_is_named() {
     let words = index(folder.path()).unwrap_err();
     assert!(words.contains("no parquet file is at") && words.contains("end in .parquet"), "{words}");
     std::fs::write(data.join("a.parquet"), "PAR1 and no more").unwrap();
-    assert!(index(folder.path()).unwrap_err().contains("a.parquet"));
+    // There is a plan: only a run has to read it.
+    let words = index(folder.path()).unwrap_err();
+    assert!(words.starts_with("index, part-00000: ") && words.contains("a.parquet"), "{words}");
     let place = Place::new();
     place.write_all(&[vec![crate::samples::tiled(1)]]);
     assert!(place.failure("uses = \"index\"").contains("bucket_size"));
@@ -167,4 +197,61 @@ fn repacked_files_have_a_page_for_each_image_and_the_sizes_of_their_images() {
     }
     assert_eq!(keys.len(), 127);
     assert_eq!(keys.first().unwrap(), "data/a/000000000");
+}
+
+#[test]
+fn files_are_those_that_were_planned_and_one_that_changed_since_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let of = |n: usize| SIZES[n % 3];
+    let write = |name: &str, rows| write(&data.join(name), rows, of, of);
+    write("a.parquet", 5);
+    write("b.parquet", 7);
+    let (mut repack, mut index) = (plan(folder.path(), "repack"), plan(folder.path(), "index"));
+    // In front of all others.
+    write("0.parquet", 3);
+    drive(&mut repack, false).unwrap();
+    assert_eq!(repacked(&repack), ["5 of data/a", "7 of data/b"]);
+    drive(&mut index, false).unwrap();
+    assert_eq!(index.stage("index").unwrap().totals().rows_in, 12);
+
+    let mut repack = plan(folder.path(), "repack");
+    drive(&mut repack, false).unwrap();
+    assert_eq!(repacked(&repack), ["3 of data/0", "5 of data/a", "7 of data/b"]);
+    // Keys hold the name.
+    std::fs::rename(data.join("b.parquet"), data.join("c.parquet")).unwrap();
+    let mut repack = plan(folder.path(), "repack");
+    assert_eq!(repack.stage("repack").unwrap().to_run(), 1);
+    drive(&mut repack, false).unwrap();
+    assert_eq!(repacked(&repack), ["3 of data/0", "5 of data/a", "7 of data/c"]);
+
+    write("c.parquet", 8);
+    for kind in ["repack", "index"] {
+        let mut plan = plan(folder.path(), kind);
+        write("c.parquet", if kind == "repack" { 9 } else { 10 });
+        let words = drive(&mut plan, false).unwrap_err();
+        assert!(words.contains("c.parquet changed after the run was planned"), "{kind}: {words}");
+    }
+    let mut repack = plan(folder.path(), "repack");
+    drive(&mut repack, false).unwrap();
+    assert_eq!(repacked(&repack), ["3 of data/0", "5 of data/a", "10 of data/c"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_costs_its_own_partition_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    for name in ["a", "b", "c"] {
+        write(&data.join(format!("{name}.parquet")), 6, |n| SIZES[n % 3], |n| SIZES[n % 3]);
+    }
+    let path = data.join("b.parquet");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let mut plan = plan(folder.path(), "repack");
+    let words = drive(&mut plan, true).unwrap_err();
+    assert!(words.starts_with("repack, part-00001: "), "{words}");
+    assert!(words.contains("b.parquet is not a readable parquet shard"), "{words}");
+    assert_eq!(repacked(&plan), ["6 of data/a", "6 of data/c"]);
 }

@@ -14,6 +14,7 @@ mod index;
 mod manifest_faults;
 mod publish;
 mod publish_hub;
+mod retried;
 mod samples;
 mod sharing;
 mod simulation;

@@ -3,26 +3,32 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use pipeline::plan::{Plan, Selection};
+use pipeline::run::{Options, run};
+use pipeline::stage::Cancel;
+use shards::event::EventSink;
 use shards::storage::Workdir;
 
-use crate::synthetic::{Dag, Kind, contents, drive};
+use crate::synthetic::{Dag, Kind, contents, drive, registry};
 
-/// Counts requests; may lose the answer of every `n`th conditional put, as a network does, and asks again as clients do.
+/// Counts requests; may lose the answer of every `n`th conditional put, as a network does, and asks again as clients do; may
+/// refuse data.
 #[derive(Debug, Default)]
 struct Counting {
     inner: InMemory,
     requests: AtomicU64,
     puts: AtomicU64,
     lose_every: u64,
+    refuses_data: AtomicBool,
 }
 
 impl Counting {
@@ -41,6 +47,9 @@ impl fmt::Display for Counting {
 impl ObjectStore for Counting {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.count();
+        if self.refuses_data.load(Ordering::Relaxed) && location.extension() == Some("parquet") {
+            return Err(Error::Generic { store: "counting", source: "no room".into() });
+        }
         let lost = options.mode == PutMode::Create
             && self.lose_every > 0
             && self.puts.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.lose_every);
@@ -134,4 +143,39 @@ fn a_commit_whose_answer_was_lost_is_still_a_commit() {
     let plan = dag(8).plan_in(&workdir, 0);
     assert!(plan.is_up_to_date());
     assert_eq!(contents(&plan), dag(8).expected());
+}
+
+#[test]
+fn what_is_made_again_is_there_until_its_new_data_is() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Arc::new(Counting::default());
+    let workdir = workdir(&store, scratch.path());
+    drive(&mut dag(4).plan_in(&workdir, 0));
+    let forced = || {
+        let force = Selection { stages: vec!["s1".to_owned()], force: true, ..Selection::default() };
+        let manifest = dag(4).manifest(std::path::Path::new("unused"), 0);
+        Plan::in_workdir(&manifest, &registry(), &force, workdir.clone()).unwrap()
+    };
+    let files = || -> Vec<String> {
+        let plan = dag(4).plan_in(&workdir, 0);
+        assert!(plan.is_up_to_date());
+        assert_eq!(contents(&plan), dag(4).expected());
+        plan.stage("s1").unwrap().committed().map(|sidecar| sidecar.data[0].file.clone()).collect()
+    };
+    let before = files();
+
+    store.refuses_data.store(true, Ordering::Relaxed);
+    let options = Options { cores: 2, keep_going: true, ..Options::default() };
+    run(&mut forced(), &options, &EventSink::silent(), &Cancel::default()).unwrap_err();
+    store.refuses_data.store(false, Ordering::Relaxed);
+    let shards = std::fs::read_dir(scratch.path().join("stages/s1")).unwrap();
+    let shards = shards.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "parquet"));
+    assert_eq!(shards.count(), 4, "what could not be taken there does not stay here");
+    // As another machine sees it.
+    std::fs::remove_dir_all(scratch.path().join("stages")).unwrap();
+    assert_eq!(files(), before);
+
+    drive(&mut forced());
+    std::fs::remove_dir_all(scratch.path().join("stages")).unwrap();
+    assert!(files().iter().all(|file| !before.contains(file)));
 }

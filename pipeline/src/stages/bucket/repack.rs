@@ -4,7 +4,7 @@
 //!   of bytes and path
 //! - out: as of a bucket stage, a shard for each file: sorted by size, a page for each image, checksums. Columns of text and bytes
 //!   get the types that later stages read; a row without a key gets one, of its file's name and its number
-//! - stale when: files came, went or changed
+//! - stale when: the file of its partition is another one, or has another name
 //! - law: in = out + Σ dropped (`damaged_image`, `not_an_image`, `too_many_pixels`)
 //!
 //! Images keep their bytes. Their sizes are those in their own headers: published datasets exist whose width and height are each
@@ -21,6 +21,7 @@ use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use shards::bucket::BucketSize;
+use shards::digest::DigestBuilder;
 use shards::reader::Shard;
 use shards::{ShardError, columns};
 
@@ -29,7 +30,7 @@ use super::{default_pixels, write};
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Law, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task, as_it_is};
-use crate::stages::outside::{FileKind, OutsideFile, Places};
+use crate::stages::outside::{FileKind, OutsideFile, Places, PlannedFiles};
 use picture::header;
 
 const FILES: FileKind = FileKind { key: "files", one: "parquet file", endings: &[".parquet"] };
@@ -48,13 +49,14 @@ struct Parameter {
 struct Repack {
     places: Places,
     max_pixels: u64,
+    planned: PlannedFiles,
 }
 
 /// The kind, for the registry.
 pub fn kind() -> StageKind {
     StageKind {
         name: "repack",
-        version: 1,
+        version: 2,
         about: "Lays out bucketed parquet from outside so that an image costs one read.",
         inputs: (0, 0),
         schemas: || vec![schema_for!(Parameter)],
@@ -66,13 +68,7 @@ pub fn kind() -> StageKind {
 fn build(parameters: &Parameters) -> Result<Repack, Diagnostic> {
     let Parameter { files, max_pixels } = parameters.read()?;
     let places = Places::read(files.as_slice(), &FILES).map_err(|fault| parameters.fault("files", fault))?;
-    Ok(Repack { places, max_pixels })
-}
-
-impl Repack {
-    fn files(&self, folder: &Path) -> Result<Vec<OutsideFile>, StageError> {
-        Ok(self.places.files(folder, &[])?.into_values().filter(|file| file.path.is_some()).collect())
-    }
+    Ok(Repack { places, max_pixels, planned: PlannedFiles::default() })
 }
 
 impl Stage for Repack {
@@ -89,18 +85,22 @@ impl Stage for Repack {
     }
 
     fn sources(&self, folder: &Path) -> Result<Vec<Source>, StageError> {
-        let source = |file: OutsideFile| {
-            let rows = Shard::open(file.path.as_deref().unwrap_or(Path::new("")))?.rows();
-            Ok(Source { name: file.name, digest: file.digest, rows })
+        let files: Vec<OutsideFile> = self.places.files(folder, &[])?.into_values().collect();
+        let source = |file: &OutsideFile| {
+            // Keys may hold its name.
+            let digest = DigestBuilder::new().part(&file.name).part(file.digest.to_string()).finish();
+            Source { name: file.name.clone(), digest, rows: file.parquet_rows() }
         };
-        self.files(folder)?.into_iter().map(source).collect()
+        let sources = files.iter().map(source).collect();
+        self.planned.set(files);
+        Ok(sources)
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
-        let file = self.files(&task.folder.path())?.into_iter().nth(task.number);
-        let file = file.ok_or_else(|| StageError::failed("its file is gone; plan again"))?;
+        let file = self.planned.of(task)?;
+        file.expect_unchanged()?;
         let shard = Shard::open(file.path.as_deref().unwrap_or(Path::new("")))?;
-        let stem = file.name.trim_end_matches(".parquet");
+        let stem = file.name.strip_suffix(".parquet").unwrap_or(&file.name);
         let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
         let mut metadata = Vec::new();
         let mut spool = Spool::create(&task.folder.path())?;
@@ -137,6 +137,7 @@ impl Stage for Repack {
             without_image.remove_column(position);
             metadata.push(without_image);
         }
+        file.expect_unchanged()?;
         let mut outcome = Outcome { rows_in: rows, ..Outcome::default() };
         let data = write(&mut spool, &metadata, &[], &task.attempt.data(), task)?;
         outcome.rows_out = data.rows;

@@ -4,14 +4,18 @@
 //!   of the same name beside each
 //! - out: key (`{source}/{path without its ending}`), image (bytes as they are), caption, url (empty), width, height (upright),
 //!   sha256; with `classes` also class, class_id and id (the file's name without its ending); in the order of their paths
-//! - stale when: a file of its partition was added, removed, or changed in size or time, or a parameter or a class's name changed
-//! - law: in = out + Σ dropped (`damaged_image`, `not_an_image`, `too_many_pixels`, `no_caption`, `unknown_class`,
+//! - stale when: a file of its partition was added, removed, or changed in size or time, or became the first of its name or ceased to
+//!   be; or a parameter or a class's name changed
+//! - law: in = out + Σ dropped (`duplicate_key`, `damaged_image`, `not_an_image`, `too_many_pixels`, `no_caption`, `unknown_class`,
 //!   `unreadable_file`)
+//!
+//! Pictures whose names differ in their endings only (`cat.jpg`, `cat.png`) would have the same key: all but the first are refused,
+//! in whichever partitions they are.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::UNIX_EPOCH;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
@@ -28,6 +32,7 @@ use crate::manifest::Parameters;
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Law, Outcome, Partitioning, Source, Stage, StageError, Task};
 use crate::stages::classes::{CLASS, CLASS_ID, Classes, UNKNOWN};
+use crate::stages::outside::{State, look};
 use crate::stages::samples::{Columns, Sample, SampleWriter, sha256};
 use picture::decode;
 
@@ -134,20 +139,18 @@ struct Picture {
 }
 
 /// A picture's file.
-#[derive(PartialEq, Eq)]
 struct Found {
     /// Relative to the folder, with `/` between folders.
     name: String,
-    bytes: u64,
-    /// Nanoseconds since 1970.
-    modified: u128,
+    state: State,
+    /// Whether one before it has the same name but for its ending, and so the same key.
+    is_twin: bool,
 }
 
 impl Found {
-    fn look(path: &Path, name: String) -> Result<Self, StageError> {
-        let metadata = fs::metadata(path).map_err(StageError::io("look at", path))?;
-        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        Ok(Self { name, bytes: metadata.len(), modified: modified.map_or(0, |time| time.as_nanos()) })
+    /// Its name without its ending, as keys have it.
+    fn stem(&self) -> &str {
+        self.name.rsplit_once('.').map_or(self.name.as_str(), |(stem, _)| stem)
     }
 }
 
@@ -156,6 +159,10 @@ impl Import {
         let mut found = Vec::new();
         walk(&self.operations.folder, "", &mut found)?;
         found.sort_by(|a, b| a.name.cmp(&b.name));
+        let twins = are_twins(&found);
+        for (file, is_twin) in found.iter_mut().zip(twins) {
+            file.is_twin = is_twin;
+        }
         found.truncate(self.operations.limit.map_or(usize::MAX, |limit| limit as usize));
         Ok(found)
     }
@@ -184,12 +191,15 @@ impl Import {
 
     fn picture(&self, file: &Found) -> Result<Picture, Box<BadRow>> {
         let path = self.operations.folder.join(&file.name);
-        let stem = file.name.rsplit_once('.').map_or(file.name.as_str(), |(stem, _)| stem);
-        let key = format!("{}/{stem}", self.semantics.source);
+        let key = format!("{}/{}", self.semantics.source, file.stem());
         let refused = |reason, caption: &str, detail: String| {
             let (key, caption) = (key.clone(), caption.to_owned());
             Box::new(BadRow { key, url: String::new(), caption, reason, status: "failed_to_import", detail })
         };
+        if file.is_twin {
+            let detail = format!("{}: a picture before it has the same name but for its ending", path.display());
+            return Err(refused("duplicate_key", "", detail));
+        }
         let (labels, class) = self.labels(&path).map_err(|detail| refused(UNKNOWN, "", detail))?;
         let caption = self.caption(&path, class).map_err(|error| {
             refused("no_caption", "", format!("{} cannot be read: {error}", path.with_extension("txt").display()))
@@ -208,7 +218,7 @@ impl Import {
     fn unchanged_picture(&self, file: &Found) -> Result<Result<Picture, Box<BadRow>>, StageError> {
         let picture = self.picture(file);
         let path = self.operations.folder.join(&file.name);
-        let is_unchanged = Found::look(&path, file.name.clone()).is_ok_and(|now| now == *file);
+        let is_unchanged = look(&path).is_ok_and(|now| now == file.state);
         if is_unchanged { Ok(picture) } else { Err(StageError::Changed { path }) }
     }
 
@@ -236,10 +246,18 @@ fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) -> Result<(), Stage
         if kind.is_dir() {
             walk(&path, &format!("{name}/"), found)?;
         } else if path.extension().is_some_and(|e| ENDINGS.iter().any(|ending| e.eq_ignore_ascii_case(ending))) {
-            found.push(Found::look(&path, name)?);
+            let state = look(&path).map_err(StageError::io("look at", &path))?;
+            found.push(Found { name, state, is_twin: false });
         }
     }
     Ok(())
+}
+
+/// Of each file, whether one before it has the same key.
+fn are_twins(found: &[Found]) -> Vec<bool> {
+    let mut stems = HashSet::new();
+    // They need not lie side by side: `cat.k.png` comes between `cat.jpg` and `cat.png`.
+    found.iter().map(|file| !stems.insert(file.stem())).collect()
 }
 
 impl Stage for Import {
@@ -265,8 +283,12 @@ impl Stage for Import {
             let mut digest = DigestBuilder::new();
             for file in files {
                 digest.add(&file.name);
-                digest.add(file.bytes.to_le_bytes());
-                digest.add(file.modified.to_le_bytes());
+                digest.add(file.state.bytes.to_le_bytes());
+                // As long as it is in the records of earlier versions.
+                digest.add(u128::from(file.state.modified).to_le_bytes());
+                if file.is_twin {
+                    digest.add("twin");
+                }
             }
             let first = number as u64 * per_shard;
             let rows = files.len() as u64;

@@ -13,6 +13,7 @@ mod scan;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use schemars::{JsonSchema, schema_for};
@@ -21,14 +22,13 @@ use serde_json::{Value, json};
 use shards::bucket::BucketSize;
 use shards::digest::{Digest, DigestBuilder};
 use shards::index::Part;
-use shards::reader::Shard;
 use shards::sidecar::Section;
 
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
 use crate::stage::{
     FILES as FETCHED, Input, Law, NAMES, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task, as_it_is,
 };
-use crate::stages::outside::{FileKind, OutsideFile, Places};
+use crate::stages::outside::{FileKind, OutsideFile, Places, PlannedFiles};
 
 const FILES: FileKind = FileKind { key: "files", one: "parquet file", endings: &[".parquet"] };
 
@@ -43,6 +43,7 @@ struct Parameter {
 /// Of shards, or of files from outside.
 struct Index {
     places: Option<Places>,
+    planned: PlannedFiles,
 }
 
 /// The kind, for the registry.
@@ -62,7 +63,7 @@ fn build(parameters: &Parameters) -> Result<Index, Diagnostic> {
     let Parameter { files } = parameters.read()?;
     let places = files.map(|files| Places::read(files.as_slice(), &FILES)).transpose();
     let places = places.map_err(|fault| parameters.fault("files", fault))?;
-    Ok(Index { places })
+    Ok(Index { places, planned: PlannedFiles::default() })
 }
 
 /// A file to be indexed.
@@ -96,20 +97,22 @@ impl Stage for Index {
 
     fn sources(&self, folder: &Path) -> Result<Vec<Source>, StageError> {
         let Some(places) = &self.places else { return Ok(Vec::new()) };
-        let files = places.files(folder, &[])?;
+        let files: Vec<OutsideFile> = places.files(folder, &[])?.into_values().collect();
         let mut digest = DigestBuilder::new();
-        for (name, file) in &files {
-            digest.add(name);
+        for file in &files {
+            digest.add(&file.name);
             digest.add(file.digest.to_string());
         }
-        let rows = files.values().filter_map(|file| file.path.as_ref()).map(|path| Ok(Shard::open(path)?.rows()));
-        let rows = rows.sum::<Result<u64, StageError>>()?;
+        let rows = files.iter().map(OutsideFile::parquet_rows).sum();
         let name = format!("{} files", files.len());
+        self.planned.set(files);
         Ok(vec![Source { name, digest: digest.finish(), rows }])
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
-        let files = self.files(task)?;
+        let planned = if self.places.is_some() { self.planned.all(task)? } else { Arc::default() };
+        planned.iter().try_for_each(OutsideFile::expect_unchanged)?;
+        let files = if self.places.is_some() { of_places(&planned)? } else { of_stages(task)? };
         let parts = files.par_iter().map(|file| {
             task.check_cancelled()?;
             let parts = scan::parts(file)?;
@@ -117,6 +120,7 @@ impl Stage for Index {
             Ok(parts)
         });
         let mut parts = parts.collect::<Result<Vec<_>, StageError>>()?.concat();
+        planned.iter().try_for_each(OutsideFile::expect_unchanged)?;
         parts.sort_by(|a, b| {
             (a.bucket, &a.shard, a.digest.to_string()).cmp(&(b.bucket, &b.shard, b.digest.to_string()))
         });
@@ -127,33 +131,33 @@ impl Stage for Index {
     }
 }
 
-impl Index {
-    /// What is to be indexed.
-    fn files(&self, task: &Task) -> Result<Vec<Indexed>, StageError> {
-        if let Some(places) = &self.places {
-            let files = places.files(&task.folder.path(), &[])?.into_values().filter_map(of_outside);
-            let files: Vec<Indexed> = files.collect();
-            outside::compare_with_images(&files)?;
-            return Ok(files);
-        }
-        // What others say of their images may not be so.
-        let (fetched, ours): (Vec<&Input>, Vec<&Input>) =
-            task.inputs.iter().partition(|input| input.sidecar.details.contains_key(NAMES));
-        let mut files = of_inputs(&fetched);
-        outside::compare_with_images(&files)?;
-        files.extend(of_inputs(&ours));
-        match task.inputs.first() {
-            Some(input) if files.is_empty() => Err(StageError::failed(format!(
-                "none of the files of stage.{} ends in .parquet, which is what buckets come in",
-                input.stage
-            ))),
-            _ => Ok(files),
-        }
+/// Files from outside.
+fn of_places(planned: &[OutsideFile]) -> Result<Vec<Indexed>, StageError> {
+    let files: Vec<Indexed> = planned.iter().filter_map(of_outside).collect();
+    // What others say of their images may not be so.
+    outside::compare_with_images(&files)?;
+    Ok(files)
+}
+
+/// The files of the stages it reads from.
+fn of_stages(task: &Task) -> Result<Vec<Indexed>, StageError> {
+    let (fetched, ours): (Vec<&Input>, Vec<&Input>) =
+        task.inputs.iter().partition(|input| input.sidecar.details.contains_key(NAMES));
+    let mut files = of_inputs(&fetched);
+    // What others say of their images may not be so.
+    outside::compare_with_images(&files)?;
+    files.extend(of_inputs(&ours));
+    match task.inputs.first() {
+        Some(input) if files.is_empty() => Err(StageError::failed(format!(
+            "none of the files of stage.{} ends in .parquet, which is what buckets come in",
+            input.stage
+        ))),
+        _ => Ok(files),
     }
 }
 
-fn of_outside(file: OutsideFile) -> Option<Indexed> {
-    let path = std::path::absolute(file.path?).ok()?;
+fn of_outside(file: &OutsideFile) -> Option<Indexed> {
+    let path = std::path::absolute(file.path.as_ref()?).ok()?;
     let shard = path.to_string_lossy().into_owned();
     Some(Indexed { path, shard, digest: file.digest })
 }

@@ -241,7 +241,7 @@ impl Network {
         let mut left = self.total;
         for _ in 0..=REDIRECTS {
             let host = self.host(&url)?;
-            let _turn = host.turn().await;
+            let _turn = host.turn().await?;
             self.judge_by_robots(&url, &host).await?;
             let _connection = self.connections.acquire().await;
             let started = Instant::now();
@@ -262,11 +262,11 @@ impl Network {
                         Retry::After(wait) => wait,
                         _ => Duration::from_secs(1),
                     };
-                    host.asks_to_wait(Some(wait.min(LONGEST_WAIT)));
+                    host.asks_to_wait(wait.min(LONGEST_WAIT), &refusal);
                 }
                 return Err(refusal);
             }
-            host.asks_to_wait(None);
+            host.serves();
             if let Some(header) = self.opt_out.found(response.headers()) {
                 return Err(Refusal::network("opted_out", header));
             }
@@ -316,14 +316,10 @@ impl Network {
         if !self.robots_txt {
             return Ok(());
         }
-        let rules = host.robots.get_or_try_init(|| self.robots_of(url)).await?;
-        match rules.refuse(url.as_str()) {
-            Some(why) => Err(Refusal::network("robots_disallowed", why)),
-            None => Ok(()),
-        }
+        host.robots.get(self.retries, || self.robots_of(url)).await?.judge(url.as_str())
     }
 
-    /// The robots.txt of the host that `url` is on. A host that cannot be reached is the row's own misfortune.
+    /// The robots.txt of the host that `url` is on.
     async fn robots_of(&self, url: &Url) -> Result<Rules, Refusal> {
         let mut url = url.join("/robots.txt").map_err(|error| Refusal::network("invalid_url", error))?;
         for _ in 0..=REDIRECTS {
@@ -342,10 +338,10 @@ impl Network {
                 }
             };
             if timeout(self.total, read).await.is_err() {
-                return Ok(Rules::Unknown("its robots.txt did not come in time".to_owned()));
+                return Err(Rules::cannot_be_had("its robots.txt did not come in time"));
             }
             body.truncate(robots::MOST_BYTES);
-            return Ok(Rules::of_answer(&self.opt_out.agent, response.status(), &body));
+            return Rules::of_answer(&self.opt_out.agent, response.status(), &body);
         }
         Ok(Rules::AllowAll)
     }
@@ -400,5 +396,13 @@ impl Room {
 /// 0.25 s, 0.5 s, 1 s …, each up to half as long again at random, so that many waiting rows do not come back together.
 fn back_off(tries: u32) -> Duration {
     let random = RandomState::new().hash_one(tries) as f64 / u64::MAX as f64;
-    Duration::from_secs_f64(0.125 * f64::from(1u32 << tries.min(8)) * (1.0 + 0.5 * random)).min(LONGEST_WAIT)
+    least_back_off(tries).mul_f64(1.0 + 0.5 * random).min(LONGEST_WAIT)
 }
+
+/// The shortest of its back-offs: what is over by then, every row finds over that was refused because of it.
+fn least_back_off(tries: u32) -> Duration {
+    Duration::from_secs_f64(0.125 * f64::from(1u32 << tries.min(8))).min(LONGEST_WAIT)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,20 +1,85 @@
 //! What a site allows: its robots.txt (RFC 9309), and the headers by which an answer opts out.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use reqwest::StatusCode;
 use reqwest::header::HeaderMap;
 use texting_robots::Robot;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::least_back_off;
+use super::refusal::{Refusal, Retry};
 
 /// Rules of a robots.txt beyond this size count no more (RFC 9309 asks for 500 KiB at least).
 pub(super) const MOST_BYTES: usize = 512 << 10;
+/// The reason of rows that rules keep us from, or the want of rules.
+const DISALLOWED: &str = "robots_disallowed";
+/// As a rule, a robots.txt that could not be had as often as a row tries is not asked for again for so long.
+const MISSING_FOR: Duration = Duration::from_mins(1);
 
 /// What a host's robots.txt says to us.
 pub(super) enum Rules {
     Parsed(Box<Robot>),
     AllowAll,
-    /// It could not be had, so nothing may be fetched; the text says why.
-    Unknown(String),
+}
+
+/// The rules of one host. They are kept once there are some. While there are none, rows end without asking, but for their own
+/// tries: in between, the host is asked again.
+#[derive(Debug, Default)]
+pub(super) struct HostRules {
+    known: OnceCell<Rules>,
+    missing: Mutex<Option<Missing>>,
+}
+
+/// That they could not be had.
+#[derive(Debug)]
+struct Missing {
+    /// So many times in a row.
+    times: u32,
+    /// The host is not asked before then; rows end with this meanwhile.
+    until: Instant,
+    refusal: Refusal,
+}
+
+impl HostRules {
+    /// The rules, by `ask` where they are not known. `retries` is how often a row tries again.
+    pub(super) async fn get<F>(&self, retries: u32, ask: impl FnOnce() -> F) -> Result<&Rules, Refusal>
+    where
+        F: Future<Output = Result<Rules, Refusal>>,
+    {
+        let init = move || async move {
+            if let Some(refusal) = self.missing() {
+                return Err(refusal);
+            }
+            ask().await.map_err(|refusal| self.miss(refusal, retries))
+        };
+        self.known.get_or_try_init(init).await
+    }
+
+    /// What rows end with as long as the host is not to be asked.
+    fn missing(&self) -> Option<Refusal> {
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        missing.as_ref().filter(|missing| missing.until > Instant::now()).map(|missing| missing.refusal.clone())
+    }
+
+    /// Takes note that they did not come, and of when to ask again: as soon as a row would, and when that has been in vain, much
+    /// later. Returns what the row that asked ends with.
+    fn miss(&self, refusal: Refusal, retries: u32) -> Refusal {
+        // A connection that failed is the row's own misfortune, and soon known.
+        if !matches!(refusal.reason, DISALLOWED | "timed_out") {
+            return refusal;
+        }
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = missing.as_ref().map_or(0, |missing| missing.times) + 1;
+        let (wait, retry) =
+            if times <= retries { (least_back_off(times), refusal.retry) } else { (MISSING_FOR, Retry::No) };
+        let refusal = Refusal { retry, ..refusal };
+        *missing = Some(Missing { times, until: Instant::now() + wait, refusal: refusal.clone() });
+        refusal
+    }
 }
 
 impl fmt::Debug for Rules {
@@ -22,7 +87,6 @@ impl fmt::Debug for Rules {
         f.write_str(match self {
             Self::Parsed(_) => "Parsed",
             Self::AllowAll => "AllowAll",
-            Self::Unknown(_) => "Unknown",
         })
     }
 }
@@ -30,26 +94,30 @@ impl fmt::Debug for Rules {
 impl Rules {
     /// From the answer to a request for robots.txt: one that is not there allows everything, a server that cannot say
     /// allows nothing.
-    pub(super) fn of_answer(agent: &str, status: StatusCode, body: &[u8]) -> Self {
+    pub(super) fn of_answer(agent: &str, status: StatusCode, body: &[u8]) -> Result<Self, Refusal> {
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Self::Unknown(format!("its robots.txt cannot be had: {status}"));
+            return Err(Self::cannot_be_had(&format!("its robots.txt cannot be had: {status}")));
         }
         if !status.is_success() {
-            return Self::AllowAll;
+            return Ok(Self::AllowAll);
         }
-        match Robot::new(agent, body) {
+        Ok(match Robot::new(agent, body) {
             Ok(robot) => Self::Parsed(Box::new(robot)),
             Err(_not_text) => Self::AllowAll,
-        }
+        })
     }
 
-    /// Why `url` may not be fetched; `None` where it may.
-    pub(super) fn refuse(&self, url: &str) -> Option<String> {
+    /// What a row ends with where there are none, so that nothing may be fetched. Another try may find some.
+    pub(super) fn cannot_be_had(why: &str) -> Refusal {
+        Refusal::network(DISALLOWED, why).may_pass()
+    }
+
+    /// Refuses a `url` that may not be fetched.
+    pub(super) fn judge(&self, url: &str) -> Result<(), Refusal> {
         match self {
-            Self::AllowAll => None,
-            Self::Parsed(robot) if robot.allowed(url) => None,
-            Self::Parsed(_) => Some("its robots.txt disallows it".to_owned()),
-            Self::Unknown(why) => Some(why.clone()),
+            Self::AllowAll => Ok(()),
+            Self::Parsed(robot) if robot.allowed(url) => Ok(()),
+            Self::Parsed(_) => Err(Refusal::network(DISALLOWED, "its robots.txt disallows it")),
         }
     }
 }
@@ -104,6 +172,8 @@ impl OptOut {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
     #[test]
@@ -149,13 +219,49 @@ mod tests {
     #[test]
     fn a_robots_txt_that_is_not_there_allows_and_one_that_cannot_be_had_does_not() {
         let body = b"User-agent: ferrotype\nDisallow: /private/\nUser-agent: *\nDisallow: /\n";
-        let rules = Rules::of_answer("ferrotype", StatusCode::OK, body);
-        assert!(rules.refuse("http://a.test/private/x.jpg").is_some());
-        assert!(rules.refuse("http://a.test/public/x.jpg").is_none());
-        assert!(Rules::of_answer("otherbot", StatusCode::OK, body).refuse("http://a.test/public/x.jpg").is_some());
-        assert!(Rules::of_answer("ferrotype", StatusCode::NOT_FOUND, b"").refuse("http://a.test/x").is_none());
-        let unknown = Rules::of_answer("ferrotype", StatusCode::SERVICE_UNAVAILABLE, b"");
-        assert!(unknown.refuse("http://a.test/x").unwrap().contains("503"));
-        assert!(Rules::of_answer("ferrotype", StatusCode::OK, &[0xff; 100]).refuse("http://a.test/x").is_none());
+        let judge = |agent: &str, status: StatusCode, body: &[u8], url: &str| {
+            Rules::of_answer(agent, status, body).and_then(|rules| rules.judge(url))
+        };
+        let disallowed = judge("ferrotype", StatusCode::OK, body, "http://a.test/private/x.jpg").unwrap_err();
+        assert_eq!((disallowed.reason, disallowed.retry), ("robots_disallowed", Retry::No));
+        judge("ferrotype", StatusCode::OK, body, "http://a.test/public/x.jpg").unwrap();
+        judge("otherbot", StatusCode::OK, body, "http://a.test/public/x.jpg").unwrap_err();
+        judge("ferrotype", StatusCode::NOT_FOUND, b"", "http://a.test/x").unwrap();
+        let unknown = judge("ferrotype", StatusCode::SERVICE_UNAVAILABLE, b"", "http://a.test/x").unwrap_err();
+        assert_eq!((unknown.reason, unknown.retry), ("robots_disallowed", Retry::Later));
+        assert!(unknown.detail.contains("503"), "{}", unknown.detail);
+        judge("ferrotype", StatusCode::OK, &[0xff; 100], "http://a.test/x").unwrap();
+    }
+
+    #[tokio::test]
+    async fn rules_that_did_not_come_are_asked_for_again_but_seldom() {
+        let asked = &AtomicU32::new(0);
+        let fail = || async move {
+            asked.fetch_add(1, Ordering::Relaxed);
+            Err::<Rules, Refusal>(Rules::cannot_be_had("503"))
+        };
+        let rules = HostRules::default();
+        for _ in 0..50 {
+            assert_eq!(rules.get(1, fail).await.unwrap_err().retry, Retry::Later);
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "before a row would try again");
+        tokio::time::sleep(least_back_off(1)).await;
+        for _ in 0..50 {
+            let refusal = rules.get(1, fail).await.unwrap_err();
+            assert_eq!((refusal.reason, refusal.retry), ("robots_disallowed", Retry::No));
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 2, "for its other try");
+
+        let rules = HostRules::default();
+        rules.get(1, fail).await.unwrap_err();
+        tokio::time::sleep(least_back_off(1)).await;
+        rules.get(1, || async { Ok::<Rules, Refusal>(Rules::AllowAll) }).await.unwrap();
+        rules.get(1, fail).await.unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 3, "what is known is not asked for");
+
+        let rules = HostRules::default();
+        let broken = || async { Err::<Rules, Refusal>(Refusal::network("connection_failed", "reset").may_pass()) };
+        rules.get(0, broken).await.unwrap_err();
+        rules.get(0, || async { Ok::<Rules, Refusal>(Rules::AllowAll) }).await.unwrap();
     }
 }

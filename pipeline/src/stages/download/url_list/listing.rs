@@ -156,6 +156,11 @@ impl Listing {
         None
     }
 
+    /// The digest of partition `number`.
+    pub(super) fn digest(&self, number: usize) -> Option<Digest> {
+        self.files.iter().flat_map(|file| &file.digests).nth(number).copied()
+    }
+
     /// The partition that holds the row of a key, and where in it the row is. `source` is the first part of keys.
     pub(super) fn locate(&self, source: &str, rows_per_shard: u64, key: &str) -> Option<(usize, usize)> {
         let rest = key.strip_prefix(source)?.strip_prefix('/')?;

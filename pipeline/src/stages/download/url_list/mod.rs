@@ -57,7 +57,7 @@ pub(super) struct UrlList {
     rows_per_shard: u64,
     limit: u64,
     access: Access,
-    /// What was read last, and for which folder.
+    /// As it was planned last, and for which folder: what partitions and keys mean.
     known: Mutex<Option<(PathBuf, Arc<Listing>)>>,
 }
 
@@ -169,7 +169,7 @@ impl UrlList {
     /// All partitions. The first time, and when a file has changed, the list is brought and copied, which takes as long as
     /// reading it does; `folder` is the stage's, on this machine.
     pub(super) fn partitions(&self, folder: &Path) -> Result<Vec<Source>, ListError> {
-        let listing = self.read(folder)?;
+        let listing = self.plan(folder)?;
         let mut sources = Vec::with_capacity(listing.partitions());
         for file in &listing.files {
             for (number, digest) in file.digests.iter().enumerate() {
@@ -180,12 +180,13 @@ impl UrlList {
         Ok(sources)
     }
 
-    /// The rows of a partition.
+    /// The rows of a partition, as it was planned.
     pub(super) fn rows(&self, folder: &Path, number: usize) -> Result<Rows, ListError> {
         let listing = self.known(folder)?;
         match self.rows_of(folder, &listing, number) {
-            // Another process has read another version of the list since, and removed the copy of this one.
-            Err(error) if error.is_absent() => self.rows_of(folder, &*self.read(folder)?, number),
+            // Another process has read another list in the same place since, and removed the copy of this one; or the list itself
+            // is going away.
+            Err(error) if error.is_absent() => self.rows_of(folder, &self.made_anew(folder, &listing, number)?, number),
             other => other,
         }
     }
@@ -240,26 +241,25 @@ impl UrlList {
         if location::entry(entry.name.clone(), &metadata) == *entry { Ok(path) } else { Err(changed()) }
     }
 
-    /// What is known of the list: as it was read last, if it was.
+    /// What is known of the list: as it was planned; or as it is, where nobody has planned it.
     fn known(&self, folder: &Path) -> Result<Arc<Listing>, ListError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some((of, listing)) if of == folder => Ok(Arc::clone(listing)),
-            _ => {
-                drop(known);
-                self.read(folder)
-            }
+        if let Some((of, listing)) = &*known
+            && of == folder
+        {
+            return Ok(Arc::clone(listing));
         }
+        let home = folder.join(HOME);
+        let (identity, resolved) = self.look(&home)?;
+        self.read(&home, identity, &resolved).map(Arc::new)
     }
 
-    /// Reads the list, or finds it read and unchanged.
-    fn read(&self, folder: &Path) -> Result<Arc<Listing>, ListError> {
+    /// Reads the list, or finds it read and unchanged. From here on this is what is known of it.
+    fn plan(&self, folder: &Path) -> Result<Arc<Listing>, ListError> {
         // Held throughout, so that threads that come at once read it once.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let home = folder.join(HOME);
-        let request = self.request();
-        let resolved = self.resolve(&home, request)?;
-        let identity = Self::identity(request, &resolved);
+        let (identity, resolved) = self.look(&home)?;
         if let Some((of, listing)) = &*known
             && of == folder
             && listing.identity == identity
@@ -268,14 +268,44 @@ impl UrlList {
         {
             return Ok(Arc::clone(listing));
         }
-        let maker = Maker { list: self, access: &self.access, home: &home, request, identity, resolved: &resolved };
-        let listing = match maker.complete()? {
-            Some(listing) => listing,
-            None => maker.make()?,
-        };
-        let listing = Arc::new(listing);
+        let listing = Arc::new(self.read(&home, identity, &resolved)?);
         *known = Some((folder.to_owned(), Arc::clone(&listing)));
         Ok(listing)
+    }
+
+    /// The list of a plan, made once more for a partition's rows. The fingerprint says which rows these are: an error where the
+    /// list is another one by now.
+    fn made_anew(&self, folder: &Path, planned: &Listing, number: usize) -> Result<Listing, ListError> {
+        // One thread makes it, the others find it made.
+        let _alone = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = || {
+            let file = planned.partition(number, self.rows_per_shard).map(|(file, _)| file.shown.clone());
+            ListError::Changed { name: file.unwrap_or_default() }
+        };
+        let home = folder.join(HOME);
+        let (identity, resolved) = self.look(&home)?;
+        if identity != planned.identity {
+            return Err(changed());
+        }
+        let listing = self.read(&home, identity, &resolved)?;
+        // Of a file that had just been written when it was planned, its time may not tell two versions apart.
+        if listing.digest(number) == planned.digest(number) { Ok(listing) } else { Err(changed()) }
+    }
+
+    /// Which files the list is in now, and their digest.
+    fn look(&self, home: &Path) -> Result<(Digest, Vec<Resolved>), ListError> {
+        let request = self.request();
+        let resolved = self.resolve(home, request)?;
+        Ok((Self::identity(request, &resolved), resolved))
+    }
+
+    /// Reads the list in these files, or finds it read.
+    fn read(&self, home: &Path, identity: Digest, resolved: &[Resolved]) -> Result<Listing, ListError> {
+        let maker = Maker { list: self, access: &self.access, home, request: self.request(), identity, resolved };
+        match maker.complete()? {
+            Some(listing) => Ok(listing),
+            None => maker.make(),
+        }
     }
 
     /// The files of each location. A location that cannot be reached has those that it had when it was read last.

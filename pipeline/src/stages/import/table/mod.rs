@@ -20,13 +20,11 @@ mod path;
 mod text;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{ArrayRef, BinaryArray, StringArray};
 use arrow::datatypes::DataType;
 use serde_json::Value;
 use shards::digest::DigestBuilder;
-use shards::reader::Shard;
 
 use self::error::TableError;
 use self::output::Maker;
@@ -35,7 +33,7 @@ use self::parameters::{Shape, Wanted};
 use crate::ledger::Ledger;
 use crate::plan::partition_name;
 use crate::stage::{FILES, Input, Law, NAMES, Outcome, Partitioning, Source, Stage, StageError, Task};
-use crate::stages::outside::{OutsideFile, State, look, matches};
+use crate::stages::outside::{OutsideFile, PlannedFiles, matches};
 use crate::stages::types::{settled, unify};
 
 /// How rows lie in a file.
@@ -121,13 +119,12 @@ impl Table {
 /// Of tables.
 struct Import {
     wanted: Wanted,
-    /// As of the last plan.
-    files: Mutex<Option<Arc<Vec<OutsideFile>>>>,
+    planned: PlannedFiles,
 }
 
 impl Import {
     fn new(wanted: Wanted) -> Self {
-        Self { wanted, files: Mutex::default() }
+        Self { wanted, planned: PlannedFiles::default() }
     }
 
     /// The tables of a partition, and what else lies there.
@@ -142,8 +139,8 @@ impl Import {
             }
             return Ok((tables, others));
         };
-        let file = self.file(task)?;
-        let (path, name) = (file.path.clone().unwrap_or_default(), file.name.clone());
+        let OutsideFile { path, name, .. } = self.planned.of(task)?;
+        let path = path.unwrap_or_default();
         let (format, stem) = Format::of(places.within(&name)).ok_or_else(|| TableError::NoTable(name.clone()))?;
         let stem = stem.to_owned();
         Ok((vec![Table { name, path, stem, format }], Vec::new()))
@@ -163,22 +160,9 @@ impl Import {
         Ok(Table { name, path, stem, format })
     }
 
-    /// The file of a partition, as the plan found it.
-    fn file(&self, task: &Task) -> Result<OutsideFile, StageError> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let file = files.as_deref().and_then(|files| files.get(task.number));
-        file.cloned().ok_or_else(|| StageError::NotPlanned { partition: task.partition.to_owned() })
-    }
-
-    /// The fingerprint says which bytes these are.
     fn expect_unchanged(&self, task: &Task) -> Result<(), StageError> {
-        if self.wanted.places.is_none() {
-            return Ok(());
-        }
-        let file = self.file(task)?;
-        let path = file.path.unwrap_or_default();
-        let now: State = look(&path).map_err(StageError::io("look at", &path))?;
-        if now == file.state { Ok(()) } else { Err(StageError::Changed { path }) }
+        // What a stage of ours has committed does not change.
+        if self.wanted.places.is_none() { Ok(()) } else { self.planned.of(task)?.expect_unchanged() }
     }
 }
 
@@ -213,18 +197,16 @@ impl Stage for Import {
         let source = |(number, file): (usize, &OutsideFile)| {
             // Keys may hold its name.
             let digest = DigestBuilder::new().part(places.within(&file.name)).part(file.digest.to_string());
-            let rows = match (ledger.newest(&partition_name(number)), &file.path) {
-                (Some(sidecar), _) => sidecar.rows_in,
-                (None, Some(path)) if matches!(Format::of(&file.name), Some((Format::Parquet, _))) => {
-                    Shard::open(path)?.rows()
-                }
+            let rows = match ledger.newest(&partition_name(number)) {
+                Some(sidecar) => sidecar.rows_in,
+                None if matches!(Format::of(&file.name), Some((Format::Parquet, _))) => file.parquet_rows(),
                 // Of a text, that would take reading it.
-                _ => 0,
+                None => 0,
             };
-            Ok(Source { name: file.name.clone(), digest: digest.finish(), rows })
+            Source { name: file.name.clone(), digest: digest.finish(), rows }
         };
-        let sources = files.iter().enumerate().map(source).collect::<Result<_, StageError>>()?;
-        *self.files.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(files));
+        let sources = files.iter().enumerate().map(source).collect();
+        self.planned.set(files);
         Ok(sources)
     }
 

@@ -108,6 +108,48 @@ fn a_copy_that_another_process_removed_is_made_anew() {
 }
 
 #[test]
+fn a_file_that_vanishes_under_a_run_gives_no_partition_the_rows_of_another() {
+    let (_folder, lists, stage) = folders();
+    let write = |name: &str| {
+        let columns = [("url", vec![Some(name)]), ("caption", vec![None])];
+        parquet(&lists.join(format!("{name}.parquet")), &columns);
+    };
+    ["a", "b", "c"].into_iter().for_each(write);
+    let one = list(&lists, columns(), 1);
+    let partitions = one.partitions(&stage).unwrap();
+    assert_eq!(partitions.len(), 3);
+    fs::remove_file(lists.join("b.parquet")).unwrap();
+    let error = one.rows(&stage, 1).unwrap_err();
+    assert!(matches!(&error, ListError::Changed { name } if name.ends_with("b.parquet")), "{error}");
+    assert_eq!(shown(&one.rows(&stage, 2).unwrap()), [["src/c/000000000", "c", ""]]);
+    // It was away for a moment only.
+    write("b");
+    assert_eq!(shown(&one.rows(&stage, 1).unwrap()), [["src/b/000000000", "b", ""]]);
+    assert_eq!(digests(&one.partitions(&stage).unwrap()), digests(&partitions));
+}
+
+#[test]
+fn a_text_list_that_another_plan_finds_rewritten_is_refused_until_it_is_planned_anew() {
+    let (_folder, lists, stage) = folders();
+    let path = lists.join("list.tsv");
+    write(&path, tsv(0..5));
+    let one = list(&path, columns(), 2);
+    assert_eq!(one.partitions(&stage).unwrap().len(), 3);
+    // As before, and with other rows.
+    write(&path, tsv([0, 1, 12, 13, 14]));
+    settle(&path, 50);
+    assert_eq!(urls(&shown(&one.rows(&stage, 1).unwrap())), ["http://x/2", "http://x/3"], "its copy is still there");
+    // As `ferrotype status` does, which sweeps the copy.
+    list(&path, columns(), 2).partitions(&stage).unwrap();
+    for number in 0..3 {
+        let error = one.rows(&stage, number).unwrap_err();
+        assert!(matches!(&error, ListError::Changed { name } if name.ends_with("list.tsv")), "{number}: {error}");
+    }
+    one.partitions(&stage).unwrap();
+    assert_eq!(urls(&shown(&one.rows(&stage, 1).unwrap())), ["http://x/12", "http://x/13"]);
+}
+
+#[test]
 fn a_folder_gives_each_file_partitions_and_keys_of_its_own() {
     let (_folder, lists, stage) = folders();
     write(&lists.join("b/two.csv"), "url,caption\nu3,\nu4,\nu5,\n");
