@@ -39,7 +39,7 @@ pub use record::FORMAT;
 pub use report::{Measured, Reference, Refused, Report, ReportSettings};
 pub use samples::{Metric, SampleCounts, check_samples};
 pub use statistics::FeatureStatistics;
-pub use store::FeatureStore;
+pub use store::{FeatureStore, SCORED_BY};
 
 use std::path::PathBuf;
 

@@ -8,6 +8,8 @@ use crate::{
     precision_and_recall,
 };
 
+const CLIP_SCORE: &str = "CLIP score";
+
 /// How numbers are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReportSettings {
@@ -75,7 +77,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// All numbers that there are samples enough for. What there are too few for is named; anything else that goes wrong is an error.
+    /// All numbers that there are samples enough for, and captions. What there are too few for is named; anything else that goes wrong
+    /// is an error.
     pub fn of(
         generated: &FeatureStore,
         reference: Option<&Reference>,
@@ -123,7 +126,15 @@ impl Report {
             }
         }
         if let Some(scores) = generated.scores() {
-            report.metrics.push(mean_of("CLIP score", scores));
+            report.metrics.push(mean_of(CLIP_SCORE, scores));
+        } else if generated.is_scored() {
+            let reason = format!(
+                "{} of {} pictures were scored: each needs a caption, in a .txt of its name or in its PNG. What was seen is kept: once \
+                 they have one, choose another folder",
+                generated.scored(),
+                generated.count()
+            );
+            report.refused.push(Refused { metric: CLIP_SCORE.to_owned(), reason });
         }
         Ok(report)
     }
@@ -229,5 +240,35 @@ fn mean_of(metric: &str, scores: &[f64]) -> Measured {
         standard_error: Some((variance / count).sqrt()),
         interval: None,
         about: "of pictures and their prompts, up to 100; higher is better".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{NetworkName, Seen};
+
+    #[test]
+    fn scores_that_are_not_all_there_are_missed_where_they_were_wanted() {
+        let network =
+            NetworkName { network: "n".to_owned(), digest: String::new(), dimensions: 1, is_inception: false };
+        let of = |source: Value, batches: &[Option<Vec<f64>>]| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut store = FeatureStore::open(&folder.path().join("features"), &network, source).unwrap();
+            for scores in batches {
+                store.append(&Seen { features: vec![1.0, 2.0], scores: scores.clone() }).unwrap();
+            }
+            Report::of(&store, None, &ReportSettings::default()).unwrap()
+        };
+        let wanted = json!({ "scored_by": "a digest" });
+        let missed = of(wanted.clone(), &[Some(vec![20.0, 30.0]), None]);
+        assert_eq!((missed.metrics.len(), missed.refused[0].metric.as_str()), (0, "CLIP score"));
+        assert!(missed.refused[0].reason.starts_with("2 of 4 pictures were scored: "), "{missed:?}");
+        let whole = of(wanted, &[Some(vec![20.0, 30.0])]);
+        assert_eq!((whole.metrics[0].value, whole.refused.len()), (25.0, 0));
+        let unwanted = of(json!({}), &[None]);
+        assert!(unwanted.metrics.is_empty() && unwanted.refused.is_empty(), "{unwanted:?}");
     }
 }

@@ -22,6 +22,9 @@ use crate::{EvaluationError, FeatureStatistics, Features};
 const DESCRIPTION: &str = "features.json";
 const STATISTICS: &str = "statistics.safetensors";
 
+/// The key of a source whose pictures are to be scored with their captions, by the CLIP of that digest.
+pub const SCORED_BY: &str = "scored_by";
+
 /// The format that this version writes; newer ones are refused.
 const FORMAT: u32 = 1;
 
@@ -45,7 +48,7 @@ pub struct FeatureStore {
     folder: PathBuf,
     description: StoreDescription,
     features: Vec<f32>,
-    /// Of all samples, or of none.
+    /// Of all samples, or of those whose batch had a caption for each.
     scores: Vec<f64>,
 }
 
@@ -211,6 +214,16 @@ impl FeatureStore {
             shards::disk::replace(&path, &statistics.to_bytes()?)?;
         }
         Ok(statistics)
+    }
+
+    /// Whether every sample is to have a CLIP score.
+    pub fn is_scored(&self) -> bool {
+        self.source().get(SCORED_BY).is_some()
+    }
+
+    /// Samples that have a CLIP score.
+    pub fn scored(&self) -> u64 {
+        self.scores.len() as u64
     }
 
     /// A CLIP score for each sample, where every one has one.

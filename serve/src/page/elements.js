@@ -48,12 +48,17 @@ class Refused extends Error {
   }
 }
 
-// A fetch that has the key, asks for one where it is needed, and throws Refused where the server does.
+// The page lies at the server's root. Behind another server that is a folder there, whether it was opened with the slash or without.
+const root = location.origin + location.pathname.replace(/\/?$/, '/');
+const urlOf = (path) => new URL(path, root).href;
+
+// A fetch that has the key, asks for one where it is needed, and throws Refused where the server does. Paths are from the root, without
+// a slash before them.
 async function ask(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem('ferrotype.key');
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-    const response = await fetch(path, { ...options, headers });
+    const response = await fetch(urlOf(path), { ...options, headers });
     if (response.ok) return response;
     if (response.status === 401) {
       await askForKey();

@@ -10,7 +10,10 @@ const isSettings = (settings) =>
 
 function loadGallery() {
   const kept = load('gallery');
-  if (Array.isArray(kept)) pictures = kept.filter((one) => one && isSettings(one.settings)).slice(0, MOST_KEPT);
+  if (Array.isArray(kept)) {
+    const known = kept.filter((one) => one && isSettings(one.settings)).slice(0, MOST_KEPT);
+    pictures = known.map(({ path, settings }) => ({ path: pathOf(path), settings }));
+  }
   for (const picture of pictures) byId('grid').append(drawCard(picture));
   countPictures();
 }
@@ -27,8 +30,8 @@ function countPictures() {
   byId('empty').hidden = byId('grid').childElementCount > 0;
 }
 
-// Only this server's pictures, whatever name it gave itself.
-const pathOf = (url) => new URL(url, location.href).pathname.match(/\/pictures\/[0-9a-f]+\.png$/)?.[0] ?? null;
+// Only this server's pictures, whatever name it gave itself, and whatever folder of another server that is in.
+const pathOf = (url) => String(url).match(/(?:^|\/)(pictures\/[0-9a-f]+\.png)$/)?.[1] ?? null;
 
 const inSummary = ({ width, height, seed }) => `${width}×${height} · #${seed}`;
 
@@ -54,7 +57,7 @@ function drawCard(picture) {
     picture.isGone = true;
     button.replaceChildren(element('span', { className: 'gone', textContent: 'No longer kept. Its settings make it again.' }));
   });
-  if (picture.path) image.src = picture.path;
+  if (picture.path) image.src = urlOf(picture.path);
   else image.dispatchEvent(new Event('error'));
   return picture.card;
 }
@@ -90,14 +93,14 @@ function showLarge(picture) {
   byId('large-image').width = settings.width;
   byId('large-image').height = settings.height;
   byId('large-image').className = Math.max(settings.width, settings.height) < 128 ? 'pixels' : '';
-  if (!picture.isGone) byId('large-image').src = picture.path;
+  if (!picture.isGone) byId('large-image').src = urlOf(picture.path);
   byId('large-prompt').textContent = settings.prompt;
   byId('large-place').textContent = `${place + 1} of ${pictures.length}`;
   byId('newer').disabled = place <= 0;
   byId('older').disabled = place >= pictures.length - 1;
   byId('large-other').hidden = settings.checkpoint === description.checkpoint;
   byId('download').hidden = picture.isGone === true;
-  byId('download').href = picture.path ?? '';
+  byId('download').href = picture.path ? urlOf(picture.path) : '';
   byId('download').download = `ferrotype-${settings.seed}.png`;
   byId('again').hidden = picture.isGone !== true;
   byId('copied').textContent = '';

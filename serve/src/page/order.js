@@ -68,7 +68,7 @@ async function sendOrder(order, place, done) {
     total();
   };
   try {
-    const response = await ask('/api/pictures', {
+    const response = await ask('api/pictures', {
       method: 'POST',
       headers: { 'Content-Type': 'application/json' },
       body: JSON.stringify(order),

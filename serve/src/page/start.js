@@ -17,7 +17,7 @@ async function start() {
   // A key is needed before the rest can be drawn: Escape would leave an empty form.
   byId('key-dialog').addEventListener('cancel', (event) => event.preventDefault());
   try {
-    const response = await ask('/api/description');
+    const response = await ask('api/description');
     drawForm(await response.json());
     loadGallery();
     byId('form').addEventListener('change', keepForm);

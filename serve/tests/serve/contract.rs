@@ -1,12 +1,17 @@
 //! What is answered to those who ask well.
 
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::json;
+use serde_json::{Value, json};
 use serve::{Limits, Options, Server};
 use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
 
-use crate::support::{Pace, decode, description, json_of, options, request_of, start, start_with};
+use crate::support::{Pace, Running, decode, description, json_of, options, request_of, start, start_with};
 
 #[tokio::test]
 async fn a_picture_comes_as_base64_with_its_settings() {
@@ -145,6 +150,64 @@ async fn the_page_is_shut_in() {
     for needle in ["https://", "innerHTML", "insertAdjacentHTML", "eval(", "document.write"] {
         assert!(!html.contains(needle), "{needle}");
     }
+}
+
+/// Starts another server before this one, which has it below a prefix; returns the page's address there.
+async fn behind_a_prefix(server: &Running) -> String {
+    let (client, url) = (server.client.clone(), server.url.clone());
+    let pass_on = move |method: Method, uri: Uri, body: Bytes| {
+        let (client, url) = (client.clone(), url.clone());
+        async move {
+            let Some(path) = uri.path().strip_prefix("/tin").filter(|path| path.starts_with('/')) else {
+                let kind = HeaderValue::from_static("text/plain");
+                return (StatusCode::NOT_FOUND, [(CONTENT_TYPE, kind)], Bytes::new());
+            };
+            let request = client.request(method, format!("{url}{path}")).header(CONTENT_TYPE, "application/json");
+            let answer = request.body(body).send().await.unwrap();
+            let (status, kind) = (answer.status(), answer.headers()[CONTENT_TYPE].clone());
+            (status, [(CONTENT_TYPE, kind)], answer.bytes().await.unwrap())
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(pass_on)).await });
+    format!("http://{address}/tin/")
+}
+
+#[tokio::test]
+async fn the_page_works_behind_a_prefix_of_another_server() {
+    let based = Options { base_url: Some("https://pictures.example/tin".to_owned()), ..options(Limits::default()) };
+    let server = start_with(based, description(), Pace::Free, 0).await;
+    let page = reqwest::Url::parse(&behind_a_prefix(&server).await).unwrap();
+    let html = server.client.get(page.clone()).send().await.unwrap().text().await.unwrap();
+    for needle in ["ask('/", "ask(`", "fetch('", "src=\"/", "href=\"/", "EventSource"] {
+        assert!(!html.contains(needle), "{needle}");
+    }
+    let asked: Vec<&str> = html.split("ask('").skip(1).filter_map(|rest| rest.split('\'').next()).collect();
+    assert_eq!(asked, ["api/pictures", "api/description"]);
+    let mut answers = Vec::new();
+    for path in asked {
+        let url = page.join(path).unwrap();
+        let request = match path {
+            "api/pictures" => server.client.post(url).body(r#"{"prompt": "a tin cup"}"#),
+            _ => server.client.get(url),
+        };
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200, "{path}");
+        answers.push(answer.text().await.unwrap());
+    }
+    let last = answers[0].lines().filter_map(|line| line.strip_prefix("data: ")).next_back().unwrap();
+    let done: Value = serde_json::from_str(last).unwrap();
+    // The page looks for it where it lies itself.
+    let (base, name) = done["url"].as_str().unwrap().rsplit_once("/pictures/").unwrap();
+    assert_eq!(base, "https://pictures.example/tin");
+    let picture = server.client.get(page.join(&format!("pictures/{name}")).unwrap()).send().await.unwrap();
+    assert_eq!(
+        (picture.status().as_u16(), &picture.headers()[CONTENT_TYPE]),
+        (200, &HeaderValue::from_static("image/png"))
+    );
+    let outside = server.client.get(page.join("/api/description").unwrap()).send().await.unwrap();
+    assert_eq!(outside.status().as_u16(), 404, "the other server has its own addresses");
 }
 
 #[tokio::test]

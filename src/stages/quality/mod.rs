@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use evaluation::{
     BootstrapSettings, FeatureStore, FrechetReference, KernelSubsets, Measured, Networks, Reference, Report,
-    ReportSettings,
+    ReportSettings, SCORED_BY,
 };
 use sampler::SampleError;
 use sampler::text_to_image::{Progress, Settings, TextToImage, Watch};
@@ -229,9 +229,6 @@ fn told(flow: ControlFlow<()>) -> Result<()> {
     if flow.is_break() { Err(SampleError::Stopped.into()) } else { Ok(()) }
 }
 
-/// The key of a source whose pictures are scored with their captions, by the CLIP of that digest.
-const SCORED_BY: &str = "scored_by";
-
 fn scored(mut source: Value, networks: &Networks) -> Value {
     if let Some(digest) = networks.scored_by() {
         source[SCORED_BY] = digest.into();
@@ -247,7 +244,6 @@ fn look<'a>(
     open: impl FnOnce(u64) -> Result<Box<dyn Pictures + 'a>>,
     seen: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<FeatureStore> {
-    let is_scored = source.get(SCORED_BY).is_some();
     let mut store = FeatureStore::open(folder, networks.name(), source)?;
     if store.is_complete() {
         return Ok(store);
@@ -259,7 +255,7 @@ fn look<'a>(
         if shown.pictures.is_empty() {
             break;
         }
-        if !is_scored {
+        if !store.is_scored() {
             shown.captions.fill(None);
         }
         store.append(&networks.look(&shown.pictures, &shown.captions)?)?;
