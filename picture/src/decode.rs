@@ -18,7 +18,7 @@ pub enum DecodeError {
     /// Nothing that looks like JPEG, PNG, WebP or GIF.
     #[error("not an image: it begins with {0}")]
     NotAnImage(String),
-    /// More pixels than allowed, by its header; nothing was decoded.
+    /// More pixels than allowed: by its header, and nothing was decoded; or as it would be scaled, and it was not.
     #[error("{width}x{height} pixels are more than {most} allowed")]
     TooManyPixels { width: u32, height: u32, most: u64 },
     /// An image by its header, but damaged.

@@ -84,13 +84,33 @@ pub(super) fn encode(image: &RgbImage, quality: u8) -> Result<Vec<u8>, String> {
 }
 
 /// Whether the end marker after the last scan is missing: decoders fill what does not come with grey. (In scan data 0xff is
-/// always followed by 0x00 or a restart marker, so the markers cannot be mistaken.)
+/// always followed by 0x00 or a restart marker, so the markers cannot be mistaken there.)
 pub(super) fn is_cut_off(bytes: &[u8]) -> bool {
     let at = |marker: u8| move |pair: &[u8]| pair == [0xff, marker];
     let (start_of_scan, end) = (at(0xda), at(0xd9));
-    match bytes.windows(2).rposition(end) {
+    let last_scan_is_open = match bytes.windows(2).rposition(end) {
         Some(end) => bytes.get(end..).unwrap_or_default().windows(2).any(start_of_scan),
         None => bytes.windows(2).any(start_of_scan),
+    };
+    // Telephones put a film behind the picture, and among its bytes is anything.
+    last_scan_is_open && behind_end(bytes).is_none()
+}
+
+/// What follows the end marker, found by going from marker to marker: those of a preview within a segment are not met, nor
+/// what looks like one behind the end.
+fn behind_end(bytes: &[u8]) -> Option<&[u8]> {
+    // Neither data of a scan, nor padding, nor one of the few that have no length.
+    let is_marker =
+        |pair: &[u8]| matches!(pair, [0xff, marker] if !matches!(*marker, 0x00 | 0x01 | 0xd0..=0xd7 | 0xff));
+    let mut rest = bytes.strip_prefix(&[0xff, 0xd8])?;
+    loop {
+        let at = rest.windows(2).position(is_marker)?;
+        let (marker, after) = rest.get(at + 1..)?.split_first()?;
+        if *marker == 0xd9 {
+            return Some(after);
+        }
+        let length = u16::from_be_bytes(*after.first_chunk::<2>()?);
+        rest = after.get(usize::from(length)..)?;
     }
 }
 
@@ -157,6 +177,38 @@ mod tests {
         for end in 0..turned.len() {
             orientation(&turned[..end]);
             is_cut_off(&turned[..end]);
+        }
+    }
+
+    #[test]
+    fn a_film_behind_the_end_does_not_make_a_jpeg_cut_off() {
+        let (width, height) = (96, 64);
+        let image = RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * x + 7 * y) as u8, (x * y) as u8, 40]));
+        let mut compressor = Compressor::new().unwrap();
+        for is_progressive in [false, true] {
+            compressor.set_progressive(is_progressive).unwrap();
+            let (width, height) = (width as usize, height as usize);
+            let pixels = image.as_raw().as_slice();
+            let image = Image { pixels, width, pitch: width * 3, height, format: PixelFormat::RGB };
+            let plain = compressor.compress_to_vec(image).unwrap();
+            // With a preview in its EXIF, which has markers of its own.
+            let preview = encode(&gradient(16, 8), 90).unwrap();
+            let mut whole = plain[..2].to_vec();
+            whole.extend([0xff, 0xe1]);
+            whole.extend(((2 + 6 + preview.len()) as u16).to_be_bytes());
+            whole.extend(b"Exif\0\0");
+            whole.extend(&preview);
+            whole.extend(&plain[2..]);
+            for film in [&b""[..], b"\0\0\0\x18ftypmp42..\xff\xd9..\xff\xda..", b"..\xff\xda.."] {
+                let bytes = [whole.as_slice(), film].concat();
+                assert_eq!(crate::decode(&bytes, 10_000).unwrap().dimensions(), (96, 64), "{}", film.escape_ascii());
+                assert!(crate::header(&bytes, 10_000).is_ok());
+            }
+            for share in [30, 60, 90, 99] {
+                let cut = &whole[..whole.len() - plain.len() * (100 - share) / 100];
+                assert!(is_cut_off(cut), "{share} %");
+                assert!(matches!(crate::decode(cut, 10_000), Err(crate::DecodeError::Damaged(_))), "{share} %");
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use image::{Rgb, RgbImage, imageops};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::decode::check_pixels;
 use super::{DecodeError, Format, Header, decode, decode_at_least, encode, header};
 
 /// What is made of an image on the way in.
@@ -162,7 +163,8 @@ impl Resize {
         self.format.unwrap_or(Format::Jpeg)
     }
 
-    /// Makes of `bytes` what is to be kept.
+    /// Makes of `bytes` what is to be kept. An image of more than `most_pixels` is refused, and so is one that would be scaled
+    /// to more.
     pub fn apply(&self, bytes: Vec<u8>, check: Check, most_pixels: u64) -> Result<Resized, ResizeError> {
         if self.keeps_bytes() {
             let (width, height) = match check {
@@ -184,6 +186,8 @@ impl Resize {
         })?;
         self.judge(width, height)?;
         let fate = fate.unwrap_or_else(|| self.fate(width, height));
+        // A strip grows with its shorter side: one of a few kilobytes would take more memory than there is.
+        check_pixels(fate.scaled.0, fate.scaled.1, most_pixels)?;
         let untouched = fate == Fate { scaled: (width, height), canvas: (width, height) };
         let (original_width, original_height) = (width, height);
         if self.skip_reencode && untouched && self.has_format(&bytes, most_pixels) {
@@ -295,4 +299,32 @@ fn on_canvas(image: RgbImage, (width, height): (u32, u32)) -> RgbImage {
         }
     }
     canvas
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strip_that_would_be_scaled_to_more_than_the_limit_is_refused() {
+        const MOST_PIXELS: u64 = 100_000_000;
+        let made = |mode, height| {
+            let strip = encode(&RgbImage::new(1, height), Format::Png, 95).unwrap();
+            let resize = Resize { mode, format: Some(Format::Png), ..Resize::default() };
+            resize.apply(strip, Check::Decode, MOST_PIXELS)
+        };
+        for mode in [Mode::KeepRatio, Mode::CenterCrop] {
+            let error = made(mode, 500_000).unwrap_err();
+            assert_eq!(error.reason(), "too_many_pixels", "{mode:?}");
+            assert!(error.to_string().starts_with("256x128000000 pixels"), "{mode:?}: {error}");
+        }
+        for (mode, height, size) in [
+            (Mode::KeepRatio, 300, (256, 76_800)),
+            (Mode::Border, 500_000, (256, 256)),
+            (Mode::KeepRatioLargest, 500_000, (1, 256)),
+        ] {
+            let kept = made(mode, height).unwrap();
+            assert_eq!((kept.width, kept.height), size, "{mode:?}");
+        }
+    }
 }

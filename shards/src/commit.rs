@@ -117,17 +117,35 @@ impl StageFolder {
     /// Commits: from here on the sidecar's data is the partition's output. All its files must be synced and closed.
     pub fn commit(&self, sidecar: &Sidecar) -> Result<Commit, ShardError> {
         let name = sidecar.file_name();
-        let bytes = serialized(sidecar, &self.path().join(&name))?;
+        let path = self.path().join(&name);
+        let bytes = serialized(sidecar, &path)?;
+        // Before anything goes where readers look for it: files that are named alike in every attempt would take the winner's place.
+        if let Some(winner) = self.workdir.read(&self.name_of(&name))? {
+            return Ok(self.lose_to(Sidecar::parse(&winner, &path)?, sidecar));
+        }
         self.publish(sidecar)?;
         if self.workdir.create_if_absent(&self.name_of(&name), &bytes)? {
             return Ok(Commit::Won);
         }
-        let winner = self.read(&name)?;
-        let kept: HashSet<&str> = files(&winner).collect();
-        for file in files(sidecar).filter(|f| !kept.contains(f)) {
-            let _ = self.workdir.remove(&self.name_of(file));
+        Ok(self.lose_to(self.read(&name)?, sidecar))
+    }
+
+    /// Clears away the data of `sidecar`, but for what `winner` names.
+    fn lose_to(&self, winner: Sidecar, sidecar: &Sidecar) -> Commit {
+        let kept: HashMap<&str, &DataFile> = described(&winner).map(|file| (file.file.as_str(), file)).collect();
+        for file in described(sidecar) {
+            match kept.get(file.file.as_str()) {
+                None => {
+                    let _ = self.workdir.remove(&self.name_of(&file.file));
+                }
+                Some(won) if self.workdir.is_remote() && won.digest != file.digest => {
+                    // What lies here would be taken for a copy of what the winner stored under that name.
+                    let _ = remove(&self.path().join(&file.file));
+                }
+                Some(_) => {}
+            }
         }
-        Ok(Commit::Lost(Box::new(winner)))
+        Commit::Lost(Box::new(winner))
     }
 
     /// As [`StageFolder::commit`], for a partition that is made again although it is there: in place of the record of the same name,
@@ -155,6 +173,10 @@ impl StageFolder {
     fn publish(&self, sidecar: &Sidecar) -> Result<(), ShardError> {
         if self.workdir.is_remote() {
             return files(sidecar).try_for_each(|file| self.workdir.publish(&self.name_of(file)));
+        }
+        if let Some(refused) = &sidecar.quarantine {
+            // It lies in a folder of its own.
+            sync_parent(&self.path().join(&refused.file))?;
         }
         if files(sidecar).next().is_some() {
             sync_parent(&self.path().join(sidecar.file_name()))?;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,12 +16,10 @@ use crate::fault::{self, Fault, Operation, point};
 pub fn create_if_absent(path: &Path, bytes: &[u8]) -> Result<bool, ShardError> {
     let staged = staging_name(path);
     write_synced(&staged, bytes)?;
-    let linked = point(Operation::Link).and_then(|()| fs::hard_link(&staged, path));
+    let linked = link_if_absent(&staged, path);
     let removed = point(Operation::Remove).and_then(|()| fs::remove_file(&staged));
-    match linked {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-        Err(e) => return Err(ShardError::io("create", path)(e)),
+    if !linked.map_err(ShardError::io("create", path))? {
+        return Ok(false);
     }
     // A staging file that stays is swept later.
     drop(removed);
@@ -34,13 +33,26 @@ pub fn create_if_absent(path: &Path, bytes: &[u8]) -> Result<bool, ShardError> {
 pub(crate) fn claim(path: &Path, bytes: &[u8]) -> Result<bool, ShardError> {
     let staged = staging_name(path);
     let written = point(Operation::Write).and_then(|()| fs::write(&staged, bytes));
-    let linked = written.and_then(|()| point(Operation::Link)).and_then(|()| fs::hard_link(&staged, path));
+    let linked = written.and_then(|()| link_if_absent(&staged, path));
     let _ = point(Operation::Remove).and_then(|()| fs::remove_file(&staged));
-    match linked {
+    linked.map_err(ShardError::io("create", path))
+}
+
+/// Gives the file at `staged`, to which nobody else links, the name `path` too, unless that exists. Returns whether this call
+/// gave it.
+fn link_if_absent(staged: &Path, path: &Path) -> io::Result<bool> {
+    match point(Operation::Link).and_then(|()| fs::hard_link(staged, path)) {
         Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(ShardError::io("create", path)(e)),
+        // Where an NFS server's answer is lost, the client asks again, and what it is told of may be its own link.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(is_same_file(staged, path)),
+        Err(error) => Err(error),
     }
+}
+
+/// Whether two names are of one file, which equal contents do not say.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let file = |path: &Path| fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    file(one).is_some_and(|found| file(other) == Some(found))
 }
 
 /// Replaces `path` with `bytes` in one step; a reader sees the old content or the new, never a mixture.
@@ -173,5 +185,21 @@ mod tests {
         });
         assert_eq!(winners, 1);
         assert_eq!(fs::read_dir(workdir.path()).unwrap().count(), 1, "staging files are gone");
+    }
+
+    #[test]
+    fn a_link_whose_answer_was_lost_is_ours_and_another_file_is_not() {
+        let workdir = tempfile::tempdir().unwrap();
+        let [staged, ours, theirs] = [".claim.1", "ours", "theirs"].map(|name| workdir.path().join(name));
+        fs::write(&staged, b"runner").unwrap();
+        // What the first try did, as the second finds it.
+        fs::hard_link(&staged, &ours).unwrap();
+        assert!(link_if_absent(&staged, &ours).unwrap());
+        // The same content says nothing: one runner may try twice.
+        fs::write(&theirs, b"runner").unwrap();
+        assert!(!link_if_absent(&staged, &theirs).unwrap());
+        assert!(!claim(&theirs, b"runner").unwrap() && !create_if_absent(&theirs, b"runner").unwrap());
+        assert!(link_if_absent(&staged, &workdir.path().join("new")).unwrap());
+        assert!(link_if_absent(&workdir.path().join("gone"), &workdir.path().join("other")).is_err());
     }
 }

@@ -6,7 +6,7 @@
 //! its file is found through the partition's sidecars. So the table depends on contents only, and a shard that was made again
 //! under another file name is still the same shard. A file from outside is named by its path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -248,8 +248,9 @@ struct Finder<'a> {
     /// The index's own.
     folder: &'a Path,
     workdir: Option<&'a Workdir>,
-    /// By folder, each with all that its records name: one listing, however many shards there are.
-    stages: BTreeMap<PathBuf, (StageFolder, Vec<Sidecar>)>,
+    /// By folder, each with all that its records name, by partition and digest: one listing, and one look at every record,
+    /// however many shards there are.
+    stages: BTreeMap<PathBuf, (StageFolder, HashMap<(String, Digest), DataFile>)>,
 }
 
 impl Finder<'_> {
@@ -260,21 +261,24 @@ impl Finder<'_> {
             return Ok((path, Place::File));
         }
         let folder = path.parent().unwrap_or(Path::new(""));
-        let partition = path.file_name().unwrap_or_default().to_string_lossy();
+        let partition = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !self.stages.contains_key(folder) {
             let stage = match self.workdir {
                 Some(workdir) => StageFolder::new(workdir, &folder.file_name().unwrap_or_default().to_string_lossy()),
                 None => StageFolder::at(folder),
             };
             let names = stage.listing()?.sidecars;
-            let sidecars = stage.read_all(&names)?.into_iter().map(|(_, sidecar)| sidecar).collect();
-            self.stages.insert(folder.to_owned(), (stage, sidecars));
+            let mut files = HashMap::new();
+            for (_, Sidecar { partition, data, .. }) in stage.read_all(&names)? {
+                for file in data {
+                    // Of files with the same content, the first in the order of the records' names.
+                    files.entry((partition.clone(), file.digest)).or_insert(file);
+                }
+            }
+            self.stages.insert(folder.to_owned(), (stage, files));
         }
-        let of_partition = |sidecar: &&Sidecar| sidecar.partition == partition;
-        let found = self.stages.get(folder).and_then(|(stage, sidecars)| {
-            let data = sidecars.iter().filter(of_partition).flat_map(|sidecar| &sidecar.data);
-            Some((stage, data.into_iter().find(|file| file.digest == digest)?))
-        });
+        let found = self.stages.get(folder);
+        let found = found.and_then(|(stage, files)| Some((stage, files.get(&(partition, digest))?)));
         if let Some((stage, file)) = found {
             let path = if stage.workdir().is_remote() {
                 format!("{}/{}", stage.workdir().location(), stage.name_of(&file.file)).into()
@@ -332,6 +336,10 @@ pub fn write(path: &Path, parts: &[Part]) -> Result<DataFile, ShardError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -369,5 +377,58 @@ mod tests {
         let (shard, runs) = ("../bucket/part-00007".into(), Runs::from_iter([0]));
         write(&path, &[Part { bucket, shard, digest: Digest::of(b""), runs }]).unwrap();
         assert!(BucketIndex::read(&path).unwrap_err().to_string().contains("bucket/part-00007"));
+    }
+
+    #[test]
+    fn each_shard_is_the_file_of_its_partition_and_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let bucket = folder.path().join("bucket");
+        std::fs::create_dir(&bucket).unwrap();
+        std::fs::create_dir(folder.path().join("index")).unwrap();
+        let record = |partition: &str, fingerprint: &str, files: &[(String, Digest)]| {
+            let file =
+                |(file, digest): &(String, Digest)| json!({ "file": file, "digest": digest, "bytes": 4, "rows": 1 });
+            let record = json!({
+                "format": 1, "stage": "bucket", "kind": "bucket@1", "partition": partition,
+                "fingerprint": Digest::of(fingerprint.as_bytes()), "parameters": {}, "inputs": [],
+                "data": files.iter().map(file).collect::<Vec<_>>(),
+                "rows_in": 2, "rows_out": 2, "dropped": {}, "finished_at": 0, "seconds": 0.0, "version": "test",
+            });
+            std::fs::write(bucket.join(format!("{partition}.{fingerprint}.json")), record.to_string()).unwrap();
+        };
+        // What every partition has too, and what only this one has.
+        let (shared, own) = (Digest::of(b"shared"), |partition: &str| Digest::of(partition.as_bytes()));
+        let partitions: Vec<String> = (0..50).map(|n| format!("part-{n:05}")).collect();
+        for partition in &partitions {
+            let files = |attempt: &str| {
+                [("256", shared), ("512", own(partition))]
+                    .map(|(variant, digest)| (format!("{partition}.{attempt}.{variant}.parquet"), digest))
+            };
+            record(partition, "00000001", &files("a-1"));
+            // The same output of another configuration.
+            record(partition, "00000002", &files("b-1"));
+        }
+        let path = folder.path().join("index/index.parquet");
+        let read = |shards: Vec<(&String, Digest)>| {
+            let bucket = BucketSize { width: 8, height: 8 };
+            let part = |(partition, digest): (&String, Digest)| Part {
+                bucket,
+                shard: format!("../bucket/{partition}"),
+                digest,
+                runs: Runs::from_iter([0]),
+            };
+            // The writer makes no file that is there.
+            let _ = std::fs::remove_file(&path);
+            write(&path, &shards.into_iter().map(part).collect::<Vec<_>>()).unwrap();
+            BucketIndex::read(&path)
+        };
+        let index = read(partitions.iter().flat_map(|name| [(name, shared), (name, own(name))]).collect()).unwrap();
+        let names = index.shards().iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned());
+        let found: BTreeSet<String> = names.collect();
+        let expected = partitions.iter().flat_map(|name| ["256", "512"].map(|n| format!("{name}.a-1.{n}.parquet")));
+        assert_eq!(found, expected.collect::<BTreeSet<String>>());
+        // The digest of one partition is no other's.
+        let error = read(vec![(&partitions[3], own(&partitions[4]))]).unwrap_err().to_string();
+        assert!(error.contains("part-00003") && error.contains(&own(&partitions[4]).to_string()), "{error}");
     }
 }

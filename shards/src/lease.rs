@@ -43,6 +43,9 @@ const PREFIX: &str = "runner.";
 /// A process at work on a workdir.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
+    /// By which claims name it; its record is named by it.
+    #[serde(skip)]
+    pub id: String,
     pub host: String,
     pub process: u32,
     /// Tells a process from a later one with the same number: its start, in clock ticks since boot (Linux), else 0.
@@ -61,6 +64,7 @@ impl Holder {
     fn here() -> Self {
         let process = std::process::id();
         Self {
+            id: String::new(),
             host: host_name(),
             process,
             process_start: process_start(process).unwrap_or(0),
@@ -86,7 +90,8 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// The runners of a workdir that are alive, by id. One listing, and a read for each that was not known.
+/// The runners of a workdir that are alive, by id, for people to see: where this machine's clock is a minute ahead of the storage's,
+/// all of them seem dead. Whoever acts on it joins, and asks [`Runner::others`]. One listing, and a read for each.
 pub fn runners(workdir: &Workdir) -> Result<BTreeMap<String, Holder>, ShardError> {
     let mut runners = BTreeMap::new();
     for (id, entry) in listed(workdir)? {
@@ -101,6 +106,11 @@ pub fn runners(workdir: &Workdir) -> Result<BTreeMap<String, Holder>, ShardError
     Ok(runners)
 }
 
+/// Whether a runner has its record in this workdir: it has joined here, and has not left. No clock has a say in that.
+pub fn has_joined(workdir: &Workdir, id: &str) -> Result<bool, ShardError> {
+    Ok(listed(workdir)?.iter().any(|(known, _)| known == id))
+}
+
 fn listed(workdir: &Workdir) -> Result<Vec<(String, Entry)>, ShardError> {
     let entries = workdir.list(FOLDER, false)?;
     Ok(entries.into_iter().filter_map(|entry| Some((entry.name.strip_prefix(PREFIX)?.to_owned(), entry))).collect())
@@ -108,7 +118,8 @@ fn listed(workdir: &Workdir) -> Result<Vec<(String, Entry)>, ShardError> {
 
 fn read(workdir: &Workdir, id: &str) -> Result<Option<Holder>, ShardError> {
     let record = workdir.read(&format!("{FOLDER}/{PREFIX}{id}"))?;
-    Ok(record.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    let holder = record.and_then(|bytes| serde_json::from_slice::<Holder>(&bytes).ok());
+    Ok(holder.map(|holder| Holder { id: id.to_owned(), ..holder }))
 }
 
 fn age(now: SystemTime, then: SystemTime) -> Duration {
@@ -179,7 +190,7 @@ impl Runner {
     pub fn join(workdir: &Workdir) -> Result<Self, ShardError> {
         let id = unique();
         let heart = Arc::new(Heart {
-            record: Mutex::new(Holder::here()),
+            record: Mutex::new(Holder { id: id.clone(), ..Holder::here() }),
             seen: AtomicU64::new(seconds_now()),
             lost: AtomicBool::new(false),
         });
@@ -260,7 +271,7 @@ impl Runner {
     }
 
     /// [`Self::others`] as of now.
-    fn others_now(&self) -> Result<BTreeMap<String, Holder>, ShardError> {
+    pub fn others_now(&self) -> Result<BTreeMap<String, Holder>, ShardError> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner).looked = None;
         self.others()
     }
@@ -387,6 +398,8 @@ mod tests {
         let held = claimed(&first, &stage).unwrap();
         assert!(claimed(&second, &stage).is_none());
         assert!(claimed(&first, &stage).is_none(), "nor twice by one");
+        let tried = second.claim(&stage, "part-00000", &Digest::of(b"x")).unwrap();
+        assert!(matches!(&tried, Claim::Theirs(holder) if holder.id == first.id()), "{tried:?}");
         assert!(second.living().unwrap().contains(first.id()) && runners(&workdir).unwrap().len() == 2);
         drop(held);
         assert_eq!(claimed(&second, &stage).unwrap().fencing_number, 1);
@@ -445,7 +458,9 @@ mod tests {
         assert!(!runner.is_lost());
         runner.heart.seen.store(seconds_now() - SILENT.as_secs() - 1, Ordering::Relaxed);
         assert!(runner.is_lost());
+        let id = runner.id().to_owned();
+        assert!(has_joined(&workdir, &id).unwrap() && !has_joined(&workdir, "another").unwrap());
         drop(runner);
-        assert!(runners(&workdir).unwrap().is_empty());
+        assert!(runners(&workdir).unwrap().is_empty() && !has_joined(&workdir, &id).unwrap());
     }
 }

@@ -181,7 +181,7 @@ pub struct TrainOperations {
     pub peak_teraflops: Option<f64>,
     /// Pixels that are read and decoded ahead of need, in bytes.
     pub prefetch_bytes: u64,
-    /// Of shards on a store: bytes of them that are kept on this machine's disk.
+    /// Of shards on a store: bytes of them that are kept on this machine's disk, by each process that loads.
     pub cache_bytes: u64,
     /// What becomes of an image that cannot be used: `replace` takes the next of its bucket, counts and names it; `stop` ends
     /// the run.

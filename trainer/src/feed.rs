@@ -6,9 +6,9 @@ use shards::index::BucketIndex;
 use tch::Device;
 
 use crate::TrainError;
-use crate::config::{Encode, TrainOperations};
+use crate::config::Encode;
 use crate::encode::{EncodedBatch, Encoder};
-use crate::loader::{BadImage, Batch, LoadError, Loader, LoaderOptions, Share};
+use crate::loader::{BadImage, Batch, LoadError, Loader, LoaderOptions, Share, Source};
 use crate::order::Part;
 use crate::train::Job;
 
@@ -31,24 +31,25 @@ pub trait Feed {
 }
 
 /// Loads and encodes in the process that trains.
-pub struct OwnFeed<'a> {
-    job: &'a Job<'a>,
+pub struct OwnFeed {
+    source: Source,
     share: Share,
     loader: Loader,
     encoder: Encoder,
 }
 
-impl<'a> OwnFeed<'a> {
+impl OwnFeed {
     /// One rank's share of the job's steps, from `start` on.
-    pub(crate) fn open(job: &'a Job<'a>, start: u64, share: Share, device: Device) -> Result<Self, TrainError> {
-        let loader = load(job, start, share, 1)?;
-        Ok(Self { job, share, loader, encoder: Encoder::new(job.config, device)? })
+    pub(crate) fn open(job: &Job, start: u64, share: Share, device: Device) -> Result<Self, TrainError> {
+        let source = source(job, 1)?;
+        let loader = source.load(Part::Training, share, start..job.config.steps)?;
+        Ok(Self { source, share, loader, encoder: Encoder::new(job.config, device)? })
     }
 }
 
-impl Feed for OwnFeed<'_> {
+impl Feed for OwnFeed {
     fn validation(&mut self) -> Result<Vec<Fed>, TrainError> {
-        held_out(self.job, self.share, &self.encoder)
+        held_out(&self.source, self.share, &self.encoder)
     }
 
     fn next(&mut self) -> Result<Fed, TrainError> {
@@ -65,19 +66,9 @@ pub(crate) fn fed(batch: Result<Batch, LoadError>, encoder: &Encoder, waited: Du
     Ok(Fed { batch: encoder.encode(&batch)?, replaced, waited })
 }
 
-/// A loader of a rank's share of the job's steps, one of `loaders` in this process.
-pub(crate) fn load(job: &Job, start: u64, share: Share, loaders: usize) -> Result<Loader, TrainError> {
-    let own = |bytes: u64| bytes / loaders.max(1) as u64;
-    let TrainOperations { prefetch_bytes, cache_bytes, .. } = *job.operations;
-    let (prefetch_bytes, cache_bytes) = (own(prefetch_bytes), own(cache_bytes));
-    let steps = start..job.config.steps;
-    over_buckets(job, LoaderOptions { steps, share, prefetch_bytes, cache_bytes, ..LoaderOptions::default() })
-}
-
 /// A rank's share of the images that are held out: batches of one size, each with a sample at least.
-pub(crate) fn held_out(job: &Job, share: Share, encoder: &Encoder) -> Result<Vec<Fed>, TrainError> {
-    let options = LoaderOptions { part: Part::Validation, share, ..LoaderOptions::default() };
-    let mut loader = over_buckets(job, options)?;
+pub(crate) fn held_out(source: &Source, share: Share, encoder: &Encoder) -> Result<Vec<Fed>, TrainError> {
+    let mut loader = source.load(Part::Validation, share, 0..u64::MAX)?;
     let mut batches = Vec::new();
     while let Some(batch) = loader.next_batch() {
         // A small one may have nothing for this rank.
@@ -89,9 +80,9 @@ pub(crate) fn held_out(job: &Job, share: Share, encoder: &Encoder) -> Result<Vec
     Ok(batches)
 }
 
-/// A loader over the job's buckets, which must fit its model.
-fn over_buckets(job: &Job, options: LoaderOptions) -> Result<Loader, TrainError> {
-    let config = job.config;
+/// What `loaders` loaders of this process read from: the job's buckets, which must fit its model.
+pub(crate) fn source(job: &Job, loaders: usize) -> Result<Source, TrainError> {
+    let (config, operations) = (job.config, job.operations);
     let index = BucketIndex::read_in(job.workdir, job.index)?;
     let multiple = config.pixel_multiple()?;
     let fits = |side: u32| i64::from(side) % multiple == 0;
@@ -104,8 +95,10 @@ fn over_buckets(job: &Job, options: LoaderOptions) -> Result<Loader, TrainError>
         validation_images: config.validation_images,
         encoded: config.encode == Encode::Cached,
         captions: config.captions.iter().map(|(column, weight)| (column.clone(), *weight)).collect(),
-        on_bad_image: job.operations.on_bad_image,
-        ..options
+        on_bad_image: operations.on_bad_image,
+        prefetch_bytes: operations.prefetch_bytes / loaders.max(1) as u64,
+        cache_bytes: operations.cache_bytes,
+        ..LoaderOptions::default()
     };
-    Ok(Loader::over(job.index, index, options)?)
+    Ok(Source::over(job.index, index, options)?)
 }

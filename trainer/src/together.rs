@@ -12,8 +12,9 @@ use crate::collective::transfer::{Channels, Link, SentFeed, Served, serve};
 use crate::collective::{Collective, NcclCollective, TcpCollective};
 use crate::config::TrainOperations;
 use crate::encode::Encoder;
-use crate::feed::{OwnFeed, held_out, load};
+use crate::feed::{OwnFeed, held_out, source};
 use crate::loader::Share;
+use crate::order::Part;
 use crate::train::{Finished, Job, begin, run};
 
 /// First channel of the ranks that hold the model: of what they wait for, and of sums in the making.
@@ -106,6 +107,7 @@ fn share(roles: &Roles, position: usize) -> Share {
 fn load_for(job: &Job, world: &World, mesh: &Mesh, roles: &Roles, models: &[usize]) -> Result<(), TrainError> {
     let device = device_of(job, world)?;
     let encoder = Encoder::new(job.config, device)?;
+    let source = source(job, models.len())?;
     let all = roles.model_ranks();
     // Where the model ranks begin is known to the first of them, which tells it with its first words to each loader.
     let mut served = Vec::with_capacity(models.len());
@@ -114,8 +116,9 @@ fn load_for(job: &Job, world: &World, mesh: &Mesh, roles: &Roles, models: &[usiz
         let position = all.iter().position(|rank| *rank == model).unwrap_or(0);
         let share = share(roles, position);
         let is_held_out = job.config.validation_images > 0;
-        let held_out = is_held_out.then(|| held_out(job, share, &encoder)).transpose()?;
-        served.push(Served::new(link, load(job, start, share, models.len())?, held_out)?);
+        let held_out = is_held_out.then(|| held_out(&source, share, &encoder)).transpose()?;
+        let loader = source.load(Part::Training, share, start..job.config.steps)?;
+        served.push(Served::new(link, loader, held_out)?);
     }
     serve(&encoder, served)?;
     Ok(())

@@ -290,6 +290,7 @@ pub(crate) fn difference(saved: &CheckpointState, config: &TrainConfig, encoders
 mod tests {
     use std::fs;
 
+    use models::autoencoder::Affine;
     use models::latents::{AutoencoderLatents, Latents};
 
     use super::*;
@@ -301,7 +302,7 @@ mod tests {
         for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
             fs::copy(fixture.join(file), folder.join(file)).unwrap();
         }
-        let latents = AutoencoderLatents { folder: folder.to_owned(), affine: Default::default() };
+        let latents = AutoencoderLatents { folder: folder.to_owned(), affine: Affine::default() };
         TrainConfig { latents: Latents::Autoencoder(latents), ..TrainConfig::default() }
     }
 

@@ -22,8 +22,9 @@ use shards::writer::ShardWriter;
 use tch::{Device, Kind, Tensor};
 use trainer::config::TrainConfig;
 use trainer::encode::EncodedBatch;
-use trainer::loader::{Batch, LoadError, Loader, LoaderOptions, OnBadImage, Share};
+use trainer::loader::{Batch, LoadError, Loader, LoaderOptions, OnBadImage, Share, Source};
 use trainer::objective::{Draws, Task};
+use trainer::order::Part as OrderPart;
 
 /// Buckets and how many images each shard has of them.
 const SHARDS: [[(u32, u32, usize); 2]; 3] =
@@ -359,6 +360,21 @@ fn shards_on_a_store_are_read_in_parts_and_kept_here() {
         dataset.workdir.remove(&name).unwrap();
     }
     assert_eq!(all(&load(1 << 20)), expected);
+    // Loaders of one process read from one place, and each has its share.
+    let index = || BucketIndex::read_in(Some(&dataset.workdir), &dataset.index).unwrap();
+    let source =
+        Source::over(&dataset.index, index(), LoaderOptions { cache_bytes: 1 << 20, ..options(0..1) }).unwrap();
+    let halves = [0, 1].map(|rank| {
+        let mut loader = source.load(OrderPart::Training, Share { rank, ranks: 2 }, 0..TOTAL).unwrap();
+        all(&std::iter::from_fn(|| loader.next_batch()).map(Result::unwrap).collect::<Vec<_>>())
+    });
+    let joined: Vec<_> = halves[0].iter().zip(&halves[1]).map(|(a, b)| [a.clone(), b.clone()].concat()).collect();
+    assert_eq!(joined, expected);
+    // Another process would have a cache of its own.
+    assert!(!dataset.workdir.path("ranges-1").exists());
+    let other = Source::over(&dataset.index, index(), LoaderOptions { cache_bytes: 1 << 20, ..options(0..1) });
+    assert!(other.is_ok() && dataset.workdir.path("ranges-1").join("lock").exists());
+
     let index = BucketIndex::read_in(Some(&dataset.workdir), &dataset.index).unwrap();
     let options = LoaderOptions { cache_bytes: 0, ..options(0..1) };
     let error = Loader::over(&dataset.index, index, options).unwrap().next_batch().unwrap().unwrap_err();

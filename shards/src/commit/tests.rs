@@ -58,6 +58,50 @@ fn the_first_sidecar_stands_and_the_losers_data_goes() {
 }
 
 #[test]
+fn no_record_names_refused_rows_whose_folder_cannot_be_synced() {
+    let workdir = tempfile::tempdir().unwrap();
+    let folder = StageFolder::new(&Workdir::local(workdir.path()), "bucket");
+    let attempt = folder.attempt("part-00000", "a").unwrap();
+    fs::write(attempt.data(), b"data").unwrap();
+    let of_data = sidecar(&attempt.data());
+    let file = format!("quarantine/{}", of_data.data[0].file);
+    let refused = DataFile { file, ..of_data.data[0].clone() };
+    let record = Sidecar { quarantine: Some(refused), ..of_data };
+    fs::remove_dir(folder.path().join("quarantine")).unwrap();
+    let error = folder.commit(&record).unwrap_err().to_string();
+    assert!(error.contains("quarantine"), "{error}");
+    assert_eq!(folder.listing().unwrap().sidecars.len(), 0);
+    fs::create_dir(folder.path().join("quarantine")).unwrap();
+    fs::write(attempt.quarantine(), b"data").unwrap();
+    assert!(matches!(folder.commit(&record).unwrap(), Commit::Won));
+}
+
+#[test]
+fn data_that_is_named_alike_in_every_attempt_stays_the_winners() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Arc::new(object_store::memory::InMemory::new());
+    let workdir = Workdir::on_store(store, "work", "memory://work", scratch.path()).unwrap();
+    let folder = StageFolder::new(&workdir, "download");
+    let path = folder.path().join("x/00012.tar");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let commit = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let mut record = sidecar(&path);
+        record.data[0].file = "x/00012.tar".to_owned();
+        record.data[0].digest = Digest::of(bytes);
+        let commit = folder.commit(&record).unwrap();
+        (commit, record)
+    };
+    let (Commit::Won, first) = commit(b"ours") else { panic!("nobody was there before") };
+    let (Commit::Lost(winner), _) = commit(b"late") else { panic!("two winners") };
+    assert_eq!(winner.data, first.data);
+    let stored = workdir.read(&folder.name_of("x/00012.tar")).unwrap().unwrap();
+    assert_eq!(Digest::of(&stored), winner.data[0].digest);
+    let copy = folder.fetch(&winner.data[0]).unwrap();
+    assert_eq!(fs::read(copy).unwrap(), b"ours", "nor does the loser keep its own for a copy of it");
+}
+
+#[test]
 fn a_record_that_is_replaced_stands_until_the_new_data_is_there() {
     both(|folder| {
         let [first, second] = ["a", "b"].map(|runner| folder.attempt("part-00000", runner).unwrap().data());

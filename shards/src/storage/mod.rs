@@ -135,10 +135,16 @@ impl Workdir {
         remote::Remote::new(store, prefix, location, scratch).map(|remote| Self(Arc::new(remote)))
     }
 
-    /// A cache beside the copies of what lies elsewhere, of at most `limit` bytes. `None` where everything is here.
+    /// A cache beside the copies of what lies elsewhere, of at most `limit` bytes; of several processes each has one of its own. `None` where
+    /// everything is here.
     pub fn range_cache(&self, limit: u64) -> Option<Arc<RangeCache>> {
-        let cache = self.is_remote().then(|| RangeCache::open(&self.path("ranges"), limit)).flatten();
-        cache.map(Arc::new)
+        /// More than there are ranks on one machine.
+        const MOST: usize = 64;
+        if !self.is_remote() || limit == 0 {
+            return None;
+        }
+        let folder = |number: usize| if number == 0 { "ranges".to_owned() } else { format!("ranges-{number}") };
+        (0..MOST).find_map(|number| RangeCache::open(&self.path(&folder(number)), limit)).map(Arc::new)
     }
 
     /// Where `name` lies on this machine while it is worked on.

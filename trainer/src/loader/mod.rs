@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -222,13 +223,73 @@ pub struct LoaderStatistics {
     pub waiting: Duration,
 }
 
+/// What loaders of one process share: the index, the shards that are open, the cache of what lies on a store, and threads.
+#[derive(Clone)]
+pub struct Source {
+    reader: Arc<Reader>,
+    pool: Arc<rayon::ThreadPool>,
+    options: LoaderOptions,
+}
+
+impl Source {
+    /// Over an index that was read from `path`. Of `options`, each loader may have its own part, share, steps and bytes to prefetch.
+    pub fn over(path: &Path, index: BucketIndex, options: LoaderOptions) -> Result<Self, LoadError> {
+        let LoaderOptions { batch_size, validation_images: held_out, .. } = options;
+        let rows: Vec<u64> = index.buckets().iter().map(|bucket| bucket.rows).collect();
+        let (images, index_path) = (rows.iter().sum(), path.to_owned());
+        let order = DataOrder::new(options.seed, rows, held_out, batch_size).ok_or(match images {
+            0 => LoadError::NoSamples { index: index_path },
+            images => LoadError::AllHeldOut { index: index_path, held_out, images },
+        })?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.threads.max(1) * if index.is_remote() { WAITING } else { 1 })
+            .thread_name(|n| format!("loader {n}"))
+            // The step's channel closes, and that is reported.
+            .panic_handler(|_| {})
+            .build()
+            .map_err(LoadError::Threads)?;
+        Ok(Self { reader: Arc::new(Reader::new(path, index, order, &options)), pool: Arc::new(pool), options })
+    }
+
+    pub fn index(&self) -> &BucketIndex {
+        &self.reader.index
+    }
+
+    /// Begins to load steps for one consumer.
+    pub fn load(&self, part: Part, share: Share, mut steps: Range<u64>) -> Result<Loader, LoadError> {
+        let (Share { rank, ranks }, batch_size) = (share, self.options.batch_size);
+        if rank >= ranks || ranks > batch_size {
+            return Err(LoadError::Share { rank, ranks, batch_size });
+        }
+        if part == Part::Validation {
+            steps.end = steps.end.min(self.reader.order.validation_batches());
+        }
+        let mut loader = Loader {
+            source: self.clone(),
+            part,
+            share,
+            next: steps.start,
+            end: steps.end,
+            stopped: Arc::default(),
+            queue: VecDeque::new(),
+            waiting_bytes: 0,
+            statistics: LoaderStatistics::default(),
+        };
+        loader.load_ahead();
+        Ok(loader)
+    }
+}
+
 /// Loads the steps that it was asked for, ahead of the consumer. Ends its work when dropped.
 pub struct Loader {
-    reader: Arc<Reader>,
-    options: LoaderOptions,
-    pool: rayon::ThreadPool,
+    source: Source,
+    part: Part,
+    share: Share,
+    /// Tells its reads that have not begun that nobody waits for them.
+    stopped: Arc<AtomicBool>,
     queue: VecDeque<Queued>,
     next: u64,
+    end: u64,
     /// Bytes of the samples of the steps in the queue.
     waiting_bytes: u64,
     statistics: LoaderStatistics,
@@ -248,43 +309,13 @@ impl Loader {
     }
 
     /// Begins to load from an index that was read from `path`.
-    pub fn over(path: &Path, index: BucketIndex, mut options: LoaderOptions) -> Result<Self, LoadError> {
-        let LoaderOptions { share: Share { rank, ranks }, batch_size, validation_images: held_out, .. } = options;
-        if rank >= ranks || ranks > batch_size {
-            return Err(LoadError::Share { rank, ranks, batch_size });
-        }
-        let rows: Vec<u64> = index.buckets().iter().map(|bucket| bucket.rows).collect();
-        let (images, index_path) = (rows.iter().sum(), path.to_owned());
-        let order = DataOrder::new(options.seed, rows, held_out, batch_size).ok_or(match images {
-            0 => LoadError::NoSamples { index: index_path },
-            images => LoadError::AllHeldOut { index: index_path, held_out, images },
-        })?;
-        if options.part == Part::Validation {
-            options.steps.end = options.steps.end.min(order.validation_batches());
-        }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads.max(1) * if index.is_remote() { WAITING } else { 1 })
-            .thread_name(|n| format!("loader {n}"))
-            // The step's channel closes, and that is reported.
-            .panic_handler(|_| {})
-            .build()
-            .map_err(LoadError::Threads)?;
-        let reader = Arc::new(Reader::new(path, index, order, &options));
-        let mut loader = Self {
-            reader,
-            next: options.steps.start,
-            options,
-            pool,
-            queue: VecDeque::new(),
-            waiting_bytes: 0,
-            statistics: LoaderStatistics::default(),
-        };
-        loader.load_ahead();
-        Ok(loader)
+    pub fn over(path: &Path, index: BucketIndex, options: LoaderOptions) -> Result<Self, LoadError> {
+        let (part, share, steps) = (options.part, options.share, options.steps.clone());
+        Source::over(path, index, options)?.load(part, share, steps)
     }
 
     pub fn index(&self) -> &BucketIndex {
-        &self.reader.index
+        self.source.index()
     }
 
     /// The next step's batch, or `None` after the last. After an error there are no more.
@@ -301,13 +332,14 @@ impl Loader {
             self.load_ahead();
         } else {
             self.queue.clear();
-            self.next = self.options.steps.end;
+            self.next = self.end;
         }
         Some(result)
     }
 
+    /// Bytes and times of threads are those of all loaders over the same source.
     pub fn statistics(&self) -> LoaderStatistics {
-        let (bytes_read, reading, decoding) = self.reader.spent();
+        let (bytes_read, reading, decoding) = self.source.reader.spent();
         LoaderStatistics { bytes_read, reading, decoding, ..self.statistics }
     }
 
@@ -318,18 +350,19 @@ impl Loader {
 
     /// Starts steps for as long as there is room.
     fn load_ahead(&mut self) {
-        while self.next < self.options.steps.end {
+        let Source { reader, pool, options } = &self.source;
+        while self.next < self.end {
             // How large a sample is that was encoded ahead shows with the first one.
-            let is_unknown = self.options.encoded && self.reader.largest_encoded() == 0;
+            let is_unknown = options.encoded && reader.largest_encoded() == 0;
             if is_unknown && !self.queue.is_empty() {
                 return;
             }
-            let step = Step::plan(&self.reader, self.options.part, self.next, self.options.share);
-            let bytes = step.bytes(&self.reader);
-            if !self.queue.is_empty() && self.waiting_bytes + bytes > self.options.prefetch_bytes {
+            let step = Step::plan(reader, self.part, self.next, self.share);
+            let bytes = step.bytes(reader);
+            if !self.queue.is_empty() && self.waiting_bytes + bytes > options.prefetch_bytes {
                 return;
             }
-            let batch = step.start(&self.reader, &self.pool);
+            let batch = step.start(reader, pool, &self.stopped);
             self.queue.push_back(Queued { step: self.next, bytes, batch });
             self.waiting_bytes += bytes;
             self.next += 1;
@@ -339,6 +372,6 @@ impl Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        self.reader.stop();
+        self.stopped.store(true, Ordering::Relaxed);
     }
 }

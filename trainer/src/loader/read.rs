@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::{BadImage, Content, LoaderOptions, OnBadImage, Sample};
 use crate::encoded::EncodedSample;
 use crate::order::DataOrder;
 
-/// What the threads of a loader share.
+/// What the threads of all loaders over it share.
 pub(super) struct Reader {
     pub(super) path: PathBuf,
     pub(super) index: BucketIndex,
@@ -36,7 +36,6 @@ pub(super) struct Reader {
     shards: Vec<Opened>,
     reopen_after: Duration,
     cache: Option<Arc<RangeCache>>,
-    stopped: AtomicBool,
     bytes_read: AtomicU64,
     /// Nanoseconds.
     reading: AtomicU64,
@@ -74,19 +73,10 @@ impl Reader {
             captions: options.captions.clone(),
             payload: if options.encoded { columns::ENCODED } else { columns::IMAGE },
             largest_encoded: AtomicU64::new(0),
-            stopped: AtomicBool::new(false),
             bytes_read: AtomicU64::new(0),
             reading: AtomicU64::new(0),
             decoding: AtomicU64::new(0),
         }
-    }
-
-    pub(super) fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
     }
 
     pub(super) fn largest_encoded(&self) -> u64 {

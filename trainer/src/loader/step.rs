@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,6 +33,8 @@ struct Pending {
     samples: Mutex<Vec<Option<Result<Sample, BadImage>>>>,
     /// Reads that have not ended.
     left: AtomicUsize,
+    /// Whether its loader was dropped.
+    stopped: Arc<AtomicBool>,
     done: SyncSender<Result<Batch, LoadError>>,
 }
 
@@ -58,7 +60,12 @@ impl Step {
     }
 
     /// Has it loaded by `pool`.
-    pub(super) fn start(self, reader: &Arc<Reader>, pool: &rayon::ThreadPool) -> Receiver<Result<Batch, LoadError>> {
+    pub(super) fn start(
+        self,
+        reader: &Arc<Reader>,
+        pool: &rayon::ThreadPool,
+        stopped: &Arc<AtomicBool>,
+    ) -> Receiver<Result<Batch, LoadError>> {
         let (done, batch) = sync_channel(1);
         let numbers = self.plan.samples.get(self.share.start as usize..self.share.end as usize).unwrap_or_default();
         let mut by_shard: BTreeMap<usize, Vec<(u64, usize)>> = BTreeMap::new();
@@ -73,7 +80,8 @@ impl Step {
             reads.extend(rows.chunks(ROWS_PER_READ).map(|rows| (shard, rows.to_vec())));
         }
         let samples = Mutex::new(numbers.iter().map(|_| None).collect());
-        let pending = Arc::new(Pending { samples, left: AtomicUsize::new(reads.len()), step: self, done });
+        let (left, stopped) = (AtomicUsize::new(reads.len()), Arc::clone(stopped));
+        let pending = Arc::new(Pending { samples, left, stopped, step: self, done });
         // A small batch of what is held out may have nothing for this rank.
         if reads.is_empty() {
             let _ = pending.done.send(pending.complete(reader));
@@ -98,7 +106,7 @@ impl Step {
 impl Pending {
     /// Reads rows (ascending; a small bucket's may come twice) into their slots; the last read completes the batch.
     fn read(&self, reader: &Reader, shard: usize, rows: &[(u64, usize)]) {
-        if reader.is_stopped() {
+        if self.stopped.load(Ordering::Relaxed) {
             return;
         }
         let mut wanted: Vec<Wanted> = Vec::with_capacity(rows.len());
