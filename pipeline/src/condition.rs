@@ -53,6 +53,16 @@ pub(crate) fn in_words(error: &DataFusionError, condition: &str) -> String {
     }
 }
 
+/// The error of a query, told in `words`: what is wrong with its SQL is told apart from what went wrong with it.
+pub(crate) fn failed(error: &DataFusionError, words: String) -> StageError {
+    match error.find_root() {
+        DataFusionError::SQL(..) | DataFusionError::Plan(_) | DataFusionError::SchemaError(..) => {
+            StageError::Sql(words)
+        }
+        _ => StageError::failed(words),
+    }
+}
+
 /// Which rows of `batch` meet `condition`.
 pub(crate) fn rows_that_meet(condition: &str, batch: &RecordBatch) -> Result<Vec<bool>, StageError> {
     let rows = batch.num_rows();
@@ -70,9 +80,9 @@ pub(crate) fn rows_that_meet(condition: &str, batch: &RecordBatch) -> Result<Vec
         context.sql(&query(condition)).await?.collect().await
     });
     let mut meets = vec![false; rows];
-    for batch in
-        result.map_err(|error| StageError::failed(format!("where = \"{condition}\": {}", error.strip_backtrace())))?
-    {
+    let result =
+        result.map_err(|error| failed(&error, format!("where = \"{condition}\": {}", error.strip_backtrace())));
+    for batch in result? {
         let numbers = batch.column(0).as_any().downcast_ref::<UInt64Array>();
         for number in numbers.into_iter().flat_map(|n| n.values().iter()) {
             if let Some(meets) = meets.get_mut(*number as usize) {

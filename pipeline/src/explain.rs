@@ -34,8 +34,8 @@ pub struct Chapter {
     pub verdict: Verdict,
 }
 
-/// What each stage of the plan did with the row `key`. Reads the key column of what is committed; stops early, with what it
-/// has, when cancelled.
+/// What each stage of the plan did with the row `key`. Reads the key column of what is committed, and keeps no copies of it;
+/// stops early, with what it has, when cancelled.
 pub fn explain(plan: &Plan, key: &str, cancel: &Cancel) -> Result<Vec<Chapter>, ShardError> {
     let mut story = Vec::new();
     for stage in &plan.stages {
@@ -59,40 +59,49 @@ fn verdict(stage: &PlannedStage, variant: Option<&str>, key: &str) -> Result<Ver
     for sidecar in stage.committed() {
         let is_meant = |file: &&DataFile| file.variant.as_deref() == variant && is_shard(&file.file);
         for file in sidecar.data.iter().filter(is_meant) {
-            let Some(shard) = keyed(stage, file)? else { continue };
-            has_keys = true;
-            if let Some(row) = find(&shard, key)? {
+            let found = look_at(stage, file, |shard| {
+                let Some(row) = find(shard, key, &mut has_keys)? else { return Ok(None) };
                 let names: Vec<&str> = shard.schema().fields().iter().map(|field| field.name().as_str()).collect();
-                let values = values(&shard.rows_at(&[row], &names)?, &shard)?;
+                Ok(Some((row, values(&shard.rows_at(&[row], &names)?, shard)?)))
+            })?;
+            if let Some((row, values)) = found {
                 let origin = stage.stage.origin(sidecar);
                 return Ok(Verdict::Kept { file: file.file.clone(), row, values, origin });
             }
         }
-        if let Some(file) = &sidecar.quarantine
-            && let Some(shard) = keyed(stage, file)?
-        {
-            has_keys = true;
-            if let Some(row) = find(&shard, key)? {
+        if let Some(file) = &sidecar.quarantine {
+            let found = look_at(stage, file, |shard| {
+                let Some(row) = find(shard, key, &mut has_keys)? else { return Ok(None) };
                 let batch = shard.rows_at(&[row], &[columns::REASON, columns::ERROR_MESSAGE])?;
                 let text = |column| shard.text(&batch, column).map(|texts| texts.value(0).to_owned());
-                // A later try may have passed it.
-                refused =
-                    Some(Verdict::Refused { reason: text(columns::REASON)?, detail: text(columns::ERROR_MESSAGE)? });
-            }
+                Ok(Some(Verdict::Refused { reason: text(columns::REASON)?, detail: text(columns::ERROR_MESSAGE)? }))
+            })?;
+            // A later try may have passed it.
+            refused = found.or(refused);
         }
     }
     Ok(refused.unwrap_or(if has_keys { Verdict::Absent } else { Verdict::NotRows }))
 }
 
-/// The shard, when its rows have keys.
-fn keyed(stage: &PlannedStage, file: &DataFile) -> Result<Option<Shard>, ShardError> {
-    let shard = Shard::open(&stage.fetch(file)?)?;
-    let is_text = |field: &arrow::datatypes::Field| *field.data_type() == DataType::Utf8;
-    Ok(shard.schema().field_with_name(columns::KEY).is_ok_and(is_text).then_some(shard))
+/// What `look` finds in a committed shard. Of a workdir on a store, the copy that it looks at goes again: all shards together may
+/// be more than there is room for here.
+pub(crate) fn look_at<T>(
+    stage: &PlannedStage,
+    file: &DataFile,
+    look: impl FnOnce(&Shard) -> Result<T, ShardError>,
+) -> Result<T, ShardError> {
+    let looked = stage.fetch(file).and_then(|path| look(&Shard::open(&path)?));
+    stage.folder.workdir().let_go(&[stage.folder.name_of(&file.file)]);
+    looked
 }
 
-/// The row of `key`.
-fn find(shard: &Shard, key: &str) -> Result<Option<u64>, ShardError> {
+/// The row of `key`. `has_keys` becomes true where the rows have keys.
+fn find(shard: &Shard, key: &str, has_keys: &mut bool) -> Result<Option<u64>, ShardError> {
+    let is_text = |field: &arrow::datatypes::Field| *field.data_type() == DataType::Utf8;
+    if !shard.schema().field_with_name(columns::KEY).is_ok_and(is_text) {
+        return Ok(None);
+    }
+    *has_keys = true;
     let mut before = 0;
     for batch in shard.batches(Some(&[columns::KEY]), 65_536)? {
         let batch = batch?;
@@ -124,19 +133,22 @@ pub fn refused(stage: &PlannedStage, each: usize) -> Result<Vec<[String; 3]>, Sh
     let mut rows: Vec<[String; 3]> = Vec::new();
     let mut counts: std::collections::BTreeMap<String, usize> = std::collections::BTreeMap::new();
     for file in stage.committed().filter_map(|sidecar| sidecar.quarantine.as_ref()) {
-        let shard = Shard::open(&stage.fetch(file)?)?;
-        for batch in shard.batches(Some(&[columns::REASON, columns::KEY, columns::ERROR_MESSAGE]), 8192)? {
-            let batch = batch?;
-            let text = |column| shard.text(&batch, column);
-            let (reasons, keys, details) = (text(columns::REASON)?, text(columns::KEY)?, text(columns::ERROR_MESSAGE)?);
-            for i in 0..batch.num_rows() {
-                let count = counts.entry(reasons.value(i).to_owned()).or_default();
-                *count += 1;
-                if *count <= each {
-                    rows.push([reasons, keys, details].map(|column| column.value(i).to_owned()));
+        look_at(stage, file, |shard| {
+            for batch in shard.batches(Some(&[columns::REASON, columns::KEY, columns::ERROR_MESSAGE]), 8192)? {
+                let batch = batch?;
+                let text = |column| shard.text(&batch, column);
+                let (reasons, keys, details) =
+                    (text(columns::REASON)?, text(columns::KEY)?, text(columns::ERROR_MESSAGE)?);
+                for i in 0..batch.num_rows() {
+                    let count = counts.entry(reasons.value(i).to_owned()).or_default();
+                    *count += 1;
+                    if *count <= each {
+                        rows.push([reasons, keys, details].map(|column| column.value(i).to_owned()));
+                    }
                 }
             }
-        }
+            Ok(())
+        })?;
     }
     rows.sort();
     Ok(rows)

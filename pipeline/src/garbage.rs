@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 
 use shards::ShardError;
-use shards::lease;
+use shards::lease::Runner;
 use shards::sidecar::{Section, Sidecar};
+use shards::storage::Workdir;
 
 use crate::plan::{Plan, PlannedStage};
 use crate::run::RunError;
@@ -95,17 +96,11 @@ fn of_stage(plan: &Plan, stage: &PlannedStage, files: &BTreeMap<String, u64>, ga
             // Parts of files that a fetch would go on with, too.
             Some(("quarantine" | "lease" | "partial", _)) => add(file, LEFT),
             // Lists of rows to try again belong to the partitions that refused them.
-            Some(("retry", _)) if !stage.retries.iter().any(|list| shares_stem(&list.file().file, file)) => {
-                add(file, EARLIER);
-            }
+            Some(("retry", _)) if !stage.retries.iter().any(|list| list.has(file)) => add(file, EARLIER),
             None if file.starts_with("part-") && !file.ends_with(".json") => add(file, LEFT),
             _ => {}
         }
     }
-}
-
-fn shares_stem(list: &str, file: &str) -> bool {
-    list.strip_suffix(".parquet").is_some_and(|stem| file.starts_with(stem))
 }
 
 /// Everything that a record names, relative to the stage's folder. Checkpoints lie in a folder of their training.
@@ -121,12 +116,31 @@ fn named(sidecar: &Sidecar) -> Vec<String> {
     data.chain(pictures).collect()
 }
 
-/// Deletes what [`find`] found. Refused while a run is at work on the workdir.
-pub fn delete(plan: &Plan, garbage: &[Garbage]) -> Result<(), RunError> {
-    let at_work = lease::runners(&plan.workdir)?;
-    if !at_work.is_empty() {
-        let holders: Vec<String> = at_work.values().map(ToString::to_string).collect();
-        return Err(RunError::Busy { workdir: plan.workdir.to_string(), holders: holders.join(", ") });
+/// Joins a workdir from which something is to be deleted, before the plan is made: what others were about to commit would be taken for
+/// left. Refused while anybody is at work there, as far as the storage's own clock says: by this machine's all of them may seem dead.
+pub fn join_alone(workdir: &Workdir) -> Result<Runner, RunError> {
+    let runner = Runner::join(workdir)?;
+    check_alone(workdir, &runner)?;
+    Ok(runner)
+}
+
+fn check_alone(workdir: &Workdir, runner: &Runner) -> Result<(), RunError> {
+    let others = runner.others_now()?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    let holders: Vec<String> = others.values().map(ToString::to_string).collect();
+    Err(RunError::Busy { workdir: workdir.to_string(), holders: holders.join(", ") })
+}
+
+/// Deletes what [`find`] found, but for what has been committed since the plan was made; returns what went. `runner` is that of
+/// [`join_alone`]; refused while anybody else is at work on the workdir.
+pub fn delete(plan: &Plan, mut garbage: Vec<Garbage>, runner: &Runner) -> Result<Vec<Garbage>, RunError> {
+    // In this order: whoever has left by now has left records of what it committed, and what others will write was not found.
+    check_alone(&plan.workdir, runner)?;
+    for stage in &plan.stages {
+        let named = named_since(stage, &garbage)?;
+        garbage.retain(|found| !named.contains(&found.name) && !found.files.iter().any(|file| named.contains(file)));
     }
     for file in garbage.iter().flat_map(|garbage| &garbage.files) {
         plan.workdir.remove(file)?;
@@ -138,5 +152,32 @@ pub fn delete(plan: &Plan, garbage: &[Garbage]) -> Result<(), RunError> {
             std::fs::remove_dir_all(&path).map_err(ShardError::io("remove", &path))?;
         }
     }
-    Ok(())
+    Ok(garbage)
+}
+
+/// What is named, within the workdir, by records of a stage that are not to go and were made since the plan was: new ones, and (of
+/// partitions of which there is something left) those that have taken the place of one that the plan knows.
+fn named_since(stage: &PlannedStage, garbage: &[Garbage]) -> Result<HashSet<String>, ShardError> {
+    let of_stage = || garbage.iter().filter(|garbage| garbage.stage == stage.name);
+    let to_go: HashSet<&str> = of_stage().flat_map(|garbage| &garbage.files).map(String::as_str).collect();
+    if to_go.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let left: HashSet<&str> =
+        of_stage().filter(|garbage| garbage.why == LEFT).map(|garbage| partition_of(&garbage.name)).collect();
+    let known: HashSet<String> = stage.ledger.sidecars().map(Sidecar::file_name).collect();
+    let mut records = stage.folder.listing()?.sidecars;
+    records.retain(|record| {
+        let is_unknown = !known.contains(record) || left.contains(partition_of(record));
+        is_unknown && !to_go.contains(stage.folder.name_of(record).as_str())
+    });
+    let records = stage.folder.read_all(&records)?;
+    let files = records.iter().flat_map(|(_, record)| named(record));
+    Ok(files.map(|file| stage.folder.name_of(&file)).collect())
+}
+
+/// The partition in the name of a file, in whichever folder.
+fn partition_of(name: &str) -> &str {
+    let file = name.rsplit('/').next().unwrap_or_default();
+    file.split('.').next().unwrap_or_default()
 }

@@ -17,6 +17,7 @@ use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use futures::StreamExt;
 use shards::sidecar::DataFile;
 
+use crate::condition;
 use crate::manifest::with_variant;
 use crate::plan::{Plan, PlannedStage, is_rows};
 use crate::stage::StageError;
@@ -64,7 +65,7 @@ pub fn query(plan: &Plan, sql: &str, each: impl FnMut(RecordBatch) -> bool) -> R
         let names: Vec<String> = tables(plan).into_iter().map(|table| table.name).collect();
         // The first line says it; what follows is DataFusion's own account of itself.
         let words = error.strip_backtrace();
-        StageError::failed(format!("{words}\ntables: {PARTITIONS}, {}", names.join(", ")))
+        condition::failed(&error, format!("{words}\ntables: {PARTITIONS}, {}", names.join(", ")))
     })
 }
 

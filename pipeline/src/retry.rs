@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! stages/download/retry/
-//!     part-00012r1.5b0e7f31.parquet    the rows: key, url, caption
-//!     part-00012r1.5b0e7f31.json       the record, created last; 5b0e7f31 is the partition they were refused by
+//!     part-00012r1.5b0e7f31.<unique>.parquet    the rows: key, url, caption
+//!     part-00012r1.5b0e7f31.json                the record, created last; 5b0e7f31 is the partition they were refused by
 //! ```
 //!
 //! A list makes one more partition of its stage, `part-00012r1`, which flows downstream like any other: no row changes its
@@ -17,6 +17,7 @@ use arrow::array::{Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema};
 use serde::{Deserialize, Serialize};
 use shards::digest::Digest;
+use shards::disk::unique;
 use shards::reader::Shard;
 use shards::sidecar::{DataFile, InputDigest};
 use shards::writer::ShardWriter;
@@ -71,6 +72,16 @@ impl RetryList {
     pub fn file(&self) -> &DataFile {
         &self.record.data
     }
+
+    /// Whether a file of the stage's folder is this list's: its rows, or its record.
+    pub(crate) fn has(&self, file: &str) -> bool {
+        file == self.record.data.file || file == format!("{}.json", stem(&self.name, &self.record.base_fingerprint))
+    }
+}
+
+/// What the names of a list's files begin with, relative to the stage's folder. `name` is that of the partition that it makes.
+fn stem(name: &str, base_fingerprint: &Digest) -> String {
+    format!("{FOLDER}/{name}.{}", base_fingerprint.short())
 }
 
 /// The lists that concern the stage's partitions as they are now, in their order.
@@ -218,27 +229,28 @@ fn write(
     condition: &str,
     rows: &RecordBatch,
 ) -> Result<(), StageError> {
-    let stem = format!("{FOLDER}/{base}r{number}.{}", base_fingerprint.short());
+    let stem = stem(&format!("{base}r{number}"), &base_fingerprint);
     let folder = stage.folder.path().join(FOLDER);
     shards::disk::create_folder(&folder)?;
-    let path = stage.folder.path().join(format!("{stem}.parquet"));
+    // A name of its own: another process may be making the list of this number, and the record of one of them stands.
+    let file = format!("{stem}.{}.parquet", unique());
+    let path = stage.folder.path().join(&file);
     let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
     texts(rows, columns::REASON).flatten().for_each(|reason| *reasons.entry(reason.to_owned()).or_default() += 1);
     let positions = [columns::KEY, columns::URL, columns::CAPTION].map(|name| rows.schema().index_of(name));
     let positions = positions.into_iter().collect::<Result<Vec<_>, _>>().map_err(ShardError::arrow(&path))?;
     let rows = rows.project(&positions).map_err(ShardError::arrow(&path))?;
-    // A list whose record was never written is half a list of a dead process.
-    shards::disk::remove(&path)?;
     let mut writer = ShardWriter::create(&path, &rows.schema())?;
     writer.write(&rows)?;
-    let mut data = writer.finish()?;
-    data.file = format!("{stem}.parquet");
+    let data = DataFile { file, ..writer.finish()? };
     let workdir = stage.folder.workdir();
-    workdir.publish(&stage.folder.name_of(&data.file))?;
+    let name = stage.folder.name_of(&data.file);
+    workdir.publish(&name)?;
     let (base, condition) = (base.to_owned(), condition.to_owned());
     let record = Record { format: FORMAT, base, base_fingerprint, number, condition, reasons, data };
     let bytes = serde_json::to_vec_pretty(&record).map_err(StageError::failed)?;
     if !workdir.create_if_absent(&stage.folder.name_of(&format!("{stem}.json")), &bytes)? {
+        let _ = workdir.remove(&name);
         return Err(StageError::failed(format!(
             "another process is making a list of {} to try again; run retry again",
             record.base

@@ -285,6 +285,9 @@ pub enum StageError {
     NotPlanned { partition: String },
     #[error("{0}; this is a fault in the program: the numbers must add up")]
     LawBroken(String),
+    /// SQL that cannot be one, or names what is not there; the text says what.
+    #[error("{0}")]
+    Sql(String),
     /// A fault of the stage's own kind; the source says what.
     #[error("{0}")]
     Failed(Box<dyn Error + Send + Sync>),
@@ -321,6 +324,8 @@ pub struct Task<'a> {
     /// Bytes of memory that it may take, where the manifest says.
     pub memory: Option<u64>,
     pub on_bad_row: OnBadRow,
+    /// Whether it is made although it may be there.
+    pub force: bool,
     /// Whether this process is one of several that make this partition together. Which one its environment says.
     pub together: bool,
     /// Machines that answer a survey's queries, where there are some.

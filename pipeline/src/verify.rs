@@ -48,12 +48,14 @@ pub fn verify(plan: &Plan, cancel: &Cancel, progress: impl Fn(u64) + Sync) -> Re
             if cancel.is_cancelled() {
                 return Err(StageError::Cancelled);
             }
-            // What a store holds is looked at, not a copy of it.
-            plan.workdir.let_go(&[stage.folder.name_of(&file.file)]);
+            // What a store holds is looked at, not a copy of it; and all of it together may be more than there is room for here.
+            let name = [stage.folder.name_of(&file.file)];
+            plan.workdir.let_go(&name);
             let problem = match stage.fetch(file) {
                 Ok(path) => file_problem(&path, file),
                 Err(error) => Some(error.to_string()),
             };
+            plan.workdir.let_go(&name);
             if let Some(problem) = problem {
                 report(stage, sidecar, problem);
             }

@@ -189,6 +189,22 @@ fn a_transfer_that_breaks_or_is_killed_goes_on_where_it_was() {
 }
 
 #[test]
+fn an_archive_that_cannot_be_unpacked_is_kept_as_it_is_without_a_second_transfer() {
+    let place = Place::new("unpack = true");
+    let damaged = [("x.tar", bytes(3, 200_000))];
+    place.commit(&damaged);
+    let said = failed(&place.run(&[]));
+    assert!(said.contains("x.tar cannot be unpacked") && said.contains("leave `unpack` away"), "{said}");
+    assert_eq!(place.asked(0), ["x.tar"]);
+    let before = place.hub.requests().len();
+    succeeded(&place.run(&["--set", "stage.files.unpack=false"]));
+    assert_eq!(place.asked(before), [""; 0], "it came whole the first time");
+    assert_eq!(place.files(), expected(&damaged));
+    let partial = place.workdir().join("stages/files/partial");
+    assert!(std::fs::read_dir(&partial).unwrap().next().is_none(), "nothing is left of it");
+}
+
+#[test]
 fn a_hub_that_is_away_for_a_while_is_waited_for_and_one_that_lies_is_not_believed() {
     let place = Place::new("tries = 8");
     place.commit(&three());

@@ -214,7 +214,7 @@ impl Workshops {
         let manifest = pipeline::manifest::Manifest::parse(text, file, sets).map_err(|error| in_a_line(&error))?;
         let workdir = Workdir::open(&manifest.workdir.to_string_lossy(), manifest.scratch.as_deref());
         let workdir = workdir.map_err(|error| in_a_line(&error))?;
-        if !shards::lease::runners(&workdir).map_err(|error| in_a_line(&error))?.contains_key(runner) {
+        if !shards::lease::has_joined(&workdir, runner).map_err(|error| in_a_line(&error))? {
             let (workdir, runner) = (workdir.to_string(), runner.to_owned());
             return Err(OrderError::OtherWorkdir { workdir, runner }.to_string());
         }

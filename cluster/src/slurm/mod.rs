@@ -13,6 +13,7 @@ mod script;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use pipeline::plan::Plan;
@@ -57,6 +58,8 @@ pub enum SlurmError {
          cancel it first (ferrotype cancel)"
     )]
     OtherTasks { stage: String, tasks: usize, job: u64, before: usize },
+    #[error("another submit or cancel of this manifest is at work ({folder} is locked): wait for its end")]
+    Busy { folder: PathBuf },
     #[error("{path}: {source}")]
     Record { path: PathBuf, source: serde_json::Error },
     #[error(
@@ -120,6 +123,8 @@ impl Folder {
 
     /// Submits what is neither there nor queued; `told` hears of each job with its number.
     pub fn submit(&self, plan: &Plan, request: &Request, mut told: impl FnMut(&Job, u64)) -> Result<usize, SlurmError> {
+        shards::disk::create_folder(&self.path)?;
+        let _held = self.lock()?;
         let alive = self.alive()?;
         let context = self.context(plan, request);
         let version = Digest::of(format!("{}\n{:?}", request.manifest, request.arguments).as_bytes()).short();
@@ -134,7 +139,6 @@ impl Folder {
         if jobs.is_empty() {
             return Ok(0);
         }
-        shards::disk::create_folder(&self.path)?;
         shards::disk::replace(&context.manifest, request.manifest.as_bytes())?;
         let mut record = Record { jobs: alive.into_iter().map(|(job, _)| job).collect() };
         let mut numbers: Vec<u64> = Vec::new();
@@ -157,6 +161,10 @@ impl Folder {
 
     /// Cancels what is still queued or running, of these stages or (where none is named) of all; returns those jobs.
     pub fn cancel(&self, stages: &[String]) -> Result<Vec<Submitted>, SlurmError> {
+        if !self.path.is_dir() {
+            return Ok(Vec::new());
+        }
+        let _held = self.lock()?;
         let alive = self.alive()?.into_iter().map(|(job, _)| job);
         let meant: Vec<Submitted> = alive.filter(|job| stages.is_empty() || stages.contains(&job.stage)).collect();
         // The last first: what waits for another would start, or be taken for hopeless, in between.
@@ -164,6 +172,17 @@ impl Folder {
             command::cancel(job.id)?;
         }
         Ok(meant)
+    }
+
+    /// Keeps others from submitting and cancelling until the file is dropped: each goes by the record, and writes it anew.
+    fn lock(&self) -> Result<File, SlurmError> {
+        let path = self.path.join("lock");
+        let file = File::create(&path).map_err(ShardError::io("create", &path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(SlurmError::Busy { folder: self.path.clone() }),
+            // Some clusters' file systems cannot lock files; their users may submit all the same.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        }
     }
 
     fn context(&self, plan: &Plan, request: &Request) -> Context {

@@ -26,6 +26,9 @@ use crate::notify::Endpoint;
 #[derive(Clone, Debug)]
 pub struct Manifest {
     pub file: PathBuf,
+    /// As it was read, without what `--set` changed: a file may be another by the time that somebody else is to have it, and a pipe
+    /// cannot be read twice.
+    pub text: String,
     pub name: String,
     /// A folder, or `s3://bucket/prefix`.
     pub workdir: PathBuf,
@@ -262,6 +265,7 @@ impl Manifest {
                 }
                 Ok(Self {
                     file: file.to_owned(),
+                    text: text.to_owned(),
                     name: pipeline.name,
                     workdir: PathBuf::from(pipeline.workdir),
                     workdir_place: place_of(&root, &["pipeline", "workdir"]),

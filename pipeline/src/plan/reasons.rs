@@ -69,7 +69,7 @@ impl PlannedStage {
         let Some(last) = self.ledger.newest(partition) else {
             // A partition that is missing among others, of an input that is what it was, is no news about the stage.
             let of_this = |s: &Sidecar| s.kind == self.kind && *s.parameters == *self.semantics;
-            let others = self.was_made_before.get_or_init(|| self.ledger.sidecars().any(|s| of_this(s)));
+            let others = self.was_made_before.get_or_init(|| self.ledger.sidecars().any(of_this));
             return if *others { "input unchanged, missing".into() } else { "not made yet".into() };
         };
         let mut changes = Vec::new();

@@ -200,8 +200,8 @@ pub(crate) fn pinned(location: &Location, shown: &str, access: &Access, tries: u
     Ok(Location::Hub { repository, path: path.clone() })
 }
 
-/// Brings a file to the path `partial`, where a part of it may be already; gives up after `tries` failures in a row without
-/// a byte gained.
+/// Brings a file to the path `partial`, where a part of it may be already, or all of it; gives up after `tries` failures in a
+/// row without a byte gained. Whoever has put the file to its place, or needs it no more, calls [`settled`].
 pub(crate) fn fetch(
     location: &Location,
     shown: &str,
@@ -217,6 +217,10 @@ pub(crate) fn fetch(
         (true, true) => entry.name.clone(),
         (true, false) => format!("{path}/{}", entry.name),
     };
+    // It came whole before, and what followed (unpacking it, say) did not end: that is no reason to bring it again.
+    if is_digested(entry) && is_whole(entry, partial) {
+        return Ok(());
+    }
     block_on(|| async {
         let (mut failures, mut farthest) = (0, length(partial));
         loop {
@@ -248,9 +252,19 @@ pub(crate) fn fetch(
     })?
 }
 
+/// Takes away what lies beside a partial file to go on by, once the file itself is in its place or gone.
+pub(crate) fn settled(partial: &Path) {
+    let _ = fs::remove_file(web::tag_path(partial));
+}
+
 /// Begins a version that is the SHA-256 of the content, or git's SHA-1 of it.
 const SHA256: &str = "sha256:";
 const GIT: &str = "git:";
+
+/// Whether its version is a digest of its content, which tells a file from all others, wherever they lie.
+pub(crate) fn is_digested(entry: &Entry) -> bool {
+    Sum::listed(entry).is_some()
+}
 
 /// Whether a file on this machine is what was listed, as far as that can be told.
 pub(crate) fn is_whole(entry: &Entry, path: &Path) -> bool {

@@ -184,7 +184,8 @@ fn total(response: &Response) -> Option<u64> {
     header(response, CONTENT_RANGE)?.rsplit_once('/')?.1.trim().parse().ok()
 }
 
-/// Brings what is missing of a file, in one try.
+/// Brings what is missing of a file, in one try. The mark of its content stays beside it until [`super::settled`]: a file that
+/// came whole may have to wait for another run.
 pub(super) async fn fetch(
     origin: Origin<'_>,
     entry: &Entry,
@@ -201,7 +202,8 @@ pub(super) async fn fetch(
     // Without a mark of the content there is no telling whether what follows belongs to what is here.
     let tag = fs::read_to_string(&tag_path).ok().filter(|tag| !tag.is_empty() && length(partial) > 0);
     let have = if tag.is_some() { length(partial) } else { 0 };
-    if have > 0 && entry.bytes == Some(have) {
+    // What was listed without a version may be another file by now, which only its mark can tell.
+    if have > 0 && entry.bytes == Some(have) && !entry.version.is_empty() {
         return Ok(());
     }
     let mut headers = HeaderMap::new();
@@ -233,6 +235,8 @@ pub(super) async fn fetch(
             fs::write(&tag_path, tag).map_err(|error| Failure::Disk(ShardError::io("write", &tag_path)(error)))?;
             (response.content_length(), File::create(partial))
         }
+        // Nothing follows what came: it was whole.
+        StatusCode::RANGE_NOT_SATISFIABLE if have > 0 && total(&response) == Some(have) => return Ok(()),
         _ => return again("it says that it has less than came before"),
     };
     let mut file = file.map_err(failed)?;
@@ -246,13 +250,11 @@ pub(super) async fn fetch(
     if expected.is_some_and(|expected| expected > length(partial)) {
         return Err(Failure::passing("the transfer broke off"));
     }
-    file.sync_all().map_err(failed)?;
-    let _ = fs::remove_file(tag_path);
-    Ok(())
+    file.sync_all().map_err(failed)
 }
 
 /// The file beside a partial one that holds the mark of its content.
-fn tag_path(partial: &Path) -> PathBuf {
+pub(super) fn tag_path(partial: &Path) -> PathBuf {
     let mut name = partial.file_name().unwrap_or_default().to_owned();
     name.push(".tag");
     partial.with_file_name(name)

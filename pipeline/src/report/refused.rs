@@ -6,6 +6,7 @@ use shards::ShardError;
 use shards::columns;
 use shards::reader::Shard;
 
+use crate::explain;
 use crate::plan::PlannedStage;
 use crate::stage::StageError;
 
@@ -26,7 +27,7 @@ pub fn refused(stage: &PlannedStage) -> Result<Vec<Refused>, StageError> {
     for sidecar in stage.committed() {
         let news = sidecar.dropped.keys().any(|reason| counts.contains_key(reason) && !examples.contains_key(reason));
         if let Some(file) = sidecar.quarantine.as_ref().filter(|_| news) {
-            add_examples(&mut examples, &Shard::open(&stage.fetch(file)?)?)?;
+            explain::look_at(stage, file, |shard| add_examples(&mut examples, shard))?;
         }
     }
     let mut refused: Vec<Refused> =

@@ -135,6 +135,7 @@ pub fn run_with(
         });
     }
     let mut scheduler = Scheduler::new(plan, options, &runner, events, cancel);
+    scheduler.let_go_of_left_copies();
     let result = scheduler.drive(executor);
     let worked = scheduler.worked;
     for stage in &mut plan.stages {

@@ -1,5 +1,6 @@
 //! Which partition is made when: the state of a run, kept by one thread.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::stage_run::{StageRun, is_preferred};
 use super::tables::Tables;
 use super::work::{Crew, Ended, Message, Work};
 use super::{Options, RunError};
-use crate::plan::{PartitionState, Plan};
+use crate::plan::{PartitionState, Plan, PlannedStage};
 use crate::stage::{Cancel, Load, Partitioning, StageError};
 
 /// How often watchers hear of rows in partitions that are under way.
@@ -23,7 +24,7 @@ const TICK: Duration = Duration::from_millis(200);
 /// When they hear of a stage that has something to say, though none of its rows has ended.
 const STILL: Duration = Duration::from_secs(2);
 /// How often to look whether other runs have committed what this one waits for.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// How often ledgers are written, so that a run that is killed leaves little to read again.
 const SAVE: Duration = Duration::from_secs(30);
 /// Commits that may be under way beside each other: they wait for the disk, or the store, not for a core.
@@ -44,13 +45,17 @@ struct Hands<'scope, 'env> {
 
 pub(super) struct Scheduler<'a> {
     pub(super) plan: &'a mut Plan,
-    options: &'a Options,
+    pub(super) options: &'a Options,
     runner: &'a Arc<Runner>,
     events: &'a EventSink,
     cancel: &'a Cancel,
     pub(super) stages: Vec<StageRun>,
     /// For each stage: who reads from it, and the number that its first partition has there.
     pub(super) readers: Vec<Vec<(usize, usize)>>,
+    /// What is being made here.
+    pub(super) busy: BTreeSet<Node>,
+    /// Stages and numbers of partitions whose copies stay here, of a workdir on a store, until they are read.
+    pub(super) kept: BTreeSet<(usize, usize)>,
     /// Tells this run's own partitions to stop after an error, without claiming that the user asked for it.
     stop: Cancel,
     first_error: Option<RunError>,
@@ -76,8 +81,20 @@ impl<'a> Scheduler<'a> {
             }
         }
         let stages = (0..plan.stages.len()).map(|index| StageRun::new(plan, index, options.prefer)).collect();
-        let stop = Cancel::default();
-        Self { plan, options, runner, events, cancel, stages, readers, stop, first_error: None, worked: false }
+        Self {
+            plan,
+            options,
+            runner,
+            events,
+            cancel,
+            stages,
+            readers,
+            busy: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            stop: Cancel::default(),
+            first_error: None,
+            worked: false,
+        }
     }
 
     /// Starts and commits partitions until none is left. The first error is kept as nearest the cause; what runs beside it
@@ -266,6 +283,7 @@ impl<'a> Scheduler<'a> {
     }
 
     fn note_start(&mut self, node: Node) {
+        self.busy.insert(node);
         if let Some(run) = self.stages.get_mut(node.stage) {
             run.running += 1;
             run.computing += 1;
@@ -280,6 +298,7 @@ impl<'a> Scheduler<'a> {
 
     /// Takes in the end of a partition.
     pub(super) fn settle(&mut self, node: Node, result: Result<Ended, StageError>) {
+        self.busy.remove(&node);
         if let Some(run) = self.stages.get_mut(node.stage) {
             run.running -= 1;
         }
@@ -374,7 +393,7 @@ impl<'a> Scheduler<'a> {
 
     fn is_elsewhere(&mut self, node: Node, holder: &Holder) {
         let Some(run) = self.stages.get_mut(node.stage) else { return };
-        run.elsewhere.insert(node.number);
+        run.leave(node.number, Some(holder.id.clone()));
         if !std::mem::replace(&mut run.told_elsewhere, true)
             && let Some((stage, partition)) = self.names(node)
         {
@@ -382,19 +401,20 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// Looks for what other runs have committed; what they hold is tried again, since they may have died.
+    /// Looks for what other runs have committed. What they hold is tried again where they have died, and now and then besides.
     fn look_elsewhere(&mut self) {
+        // A look that failed is made good by the next one; a store that stays away ends the run as lost.
+        let others = self.runner.others().ok();
+        let own = self.runner.id();
+        let is_alive = |id: &str| id == own || others.as_ref().is_none_or(|others| others.contains_key(id));
         for index in 0..self.stages.len() {
-            let (Some(run), Some(stage)) = (self.stages.get_mut(index), self.plan.stages.get_mut(index)) else {
-                continue;
-            };
-            if run.elsewhere.is_empty() {
+            if self.stages.get(index).is_none_or(|run| run.elsewhere.is_empty()) {
                 continue;
             }
-            // A look that failed is made good by the next one; a store that stays away ends the run as lost.
-            if stage.ledger.refresh().is_ok() {
-                run.ready.extend(std::mem::take(&mut run.elsewhere));
-            }
+            let Some(Ok(_)) = self.plan.stages.get_mut(index).map(|stage| stage.ledger.refresh()) else { continue };
+            let (Some(run), Some(stage)) = (self.stages.get_mut(index), self.plan.stages.get(index)) else { continue };
+            let plan = &*self.plan;
+            run.try_again(is_alive, |number| is_there(plan, stage, number));
         }
     }
 
@@ -435,4 +455,12 @@ impl<'a> Scheduler<'a> {
         }
         self.runner.tell(doing.into());
     }
+}
+
+/// Whether a partition is there now, by what its stage's ledger says.
+fn is_there(plan: &Plan, stage: &PlannedStage, number: Option<usize>) -> bool {
+    let made = stage.partition(number).zip(plan.made_from(stage, number));
+    made.is_some_and(|(partition, made)| {
+        matches!(stage.state(&partition.name, &made.digests), PartitionState::UpToDate(_))
+    })
 }

@@ -1,13 +1,17 @@
 //! One stage's part of a run: what waits, what is ready, what is under way.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shards::event::Event;
 
+use super::scheduler::LOOK;
 use crate::plan::{Plan, PlannedStage, Share, Totals};
 use crate::stage::{Partitioning, Tally};
+
+/// What another run holds is tried again after a while, and after twice as long each time, up to this: that run may live and have given it up.
+const PAUSE: Duration = Duration::from_secs(30);
 
 /// One stage's part of a run.
 pub(super) struct StageRun {
@@ -17,7 +21,9 @@ pub(super) struct StageRun {
     /// Partitions whose inputs are there.
     pub(super) ready: VecDeque<Option<usize>>,
     /// Partitions that another run is making.
-    pub(super) elsewhere: BTreeSet<Option<usize>>,
+    pub(super) elsewhere: BTreeMap<Option<usize>, Held>,
+    /// How long each of them was left alone last.
+    pauses: BTreeMap<Option<usize>, Duration>,
     /// Partitions that are not there yet.
     pub(super) left: usize,
     /// Partitions under way, their commits included.
@@ -33,6 +39,14 @@ pub(super) struct StageRun {
     pub(super) told_elsewhere: bool,
 }
 
+/// A partition that another run is making.
+pub(super) struct Held {
+    /// The runner that holds it, where that is known.
+    holder: Option<String>,
+    /// When to try it again, whatever is heard of that one.
+    next: Instant,
+}
+
 impl StageRun {
     /// Of what is ready, the partitions of `prefer` come first.
     pub(super) fn new(plan: &Plan, index: usize, prefer: Option<Share>) -> Self {
@@ -40,7 +54,8 @@ impl StageRun {
             tally: Arc::default(),
             waits_for: Vec::new(),
             ready: VecDeque::new(),
-            elsewhere: BTreeSet::new(),
+            elsewhere: BTreeMap::new(),
+            pauses: BTreeMap::new(),
             left: 0,
             running: 0,
             computing: 0,
@@ -77,6 +92,27 @@ impl StageRun {
             numbers.filter(is_ready).partition(|number| is_preferred(prefer, *number));
         run.ready = first.into_iter().chain(rest).collect();
         run
+    }
+
+    /// Leaves a partition to whoever holds it, for a while.
+    pub(super) fn leave(&mut self, number: Option<usize>, holder: Option<String>) {
+        let pause = self.pauses.get(&number).map_or(LOOK, |last| (*last * 2).min(PAUSE));
+        self.pauses.insert(number, pause);
+        self.elsewhere.insert(number, Held { holder, next: Instant::now() + pause });
+    }
+
+    /// Of what was left to others, that is ready which is there by now, whose holder is not alive, or which was left alone for long enough.
+    /// A try takes several requests to the storage, and many runs may wait for the same: so the rest stays where it is.
+    pub(super) fn try_again(&mut self, is_alive: impl Fn(&str) -> bool, is_there: impl Fn(Option<usize>) -> bool) {
+        let now = Instant::now();
+        let waits = |number: Option<usize>, held: &Held| {
+            now < held.next && held.holder.as_deref().is_none_or(&is_alive) && !is_there(number)
+        };
+        let elsewhere = std::mem::take(&mut self.elsewhere);
+        let (waiting, due): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            elsewhere.into_iter().partition(|(number, held)| waits(*number, held));
+        self.elsewhere = waiting;
+        self.ready.extend(due.into_keys());
     }
 }
 

@@ -203,10 +203,11 @@ impl Scheduler<'_> {
     }
 
     fn ask_again(&mut self, node: Node) {
+        self.busy.remove(&node);
         if let Some(run) = self.stages.get_mut(node.stage) {
             run.computing -= 1;
             run.running -= 1;
-            run.elsewhere.insert(node.number);
+            run.leave(node.number, None);
         }
     }
 }

@@ -212,6 +212,7 @@ impl Work {
             retry: retry.as_deref(),
             memory: self.memory,
             on_bad_row: self.on_bad_row,
+            force: self.force,
             together: self.together,
             queries: self.queries.as_deref(),
             tally: &self.tally,

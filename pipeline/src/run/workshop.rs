@@ -8,7 +8,7 @@ use serde_json::json;
 use shards::ShardError;
 use shards::digest::Digest;
 use shards::event::{Event, EventSink};
-use shards::lease::{Runner, runners};
+use shards::lease::Runner;
 use shards::sidecar::Sidecar;
 
 use super::Options;
@@ -104,8 +104,8 @@ impl Workshop {
     /// Makes what the run `runner` asks for and commits it. Waits until the machine has room for it; may be called from many threads,
     /// also twice for the same.
     pub fn make(&self, runner: &str, order: &Order, cancel: &Cancel) -> Result<Made, OrderError> {
-        let tallies = self.tallies(runner)?;
         let own = self.runner()?;
+        let tallies = self.tallies(runner, &own)?;
         let (work, load) = self.work(order, &tallies, &own, cancel)?;
         let key = (work.node.stage, work.fingerprint);
         let mut making = lock(&self.making);
@@ -164,18 +164,18 @@ impl Workshop {
     }
 
     /// How the stages go for a run; one that is seen for the first time has to be at work in this very workdir.
-    fn tallies(&self, runner: &str) -> Result<Vec<Arc<Tally>>, OrderError> {
+    fn tallies(&self, runner: &str, own: &Runner) -> Result<Vec<Arc<Tally>>, OrderError> {
         let mut runs = lock(&self.runs);
         if let Some(tallies) = runs.get(runner) {
             return Ok(tallies.clone());
         }
+        let living = own.living()?;
         let plan = lock(&self.plan);
-        let living = runners(&plan.workdir)?;
-        if !living.contains_key(runner) {
+        if !living.contains(runner) {
             let workdir = plan.workdir.to_string();
             return Err(OrderError::OtherWorkdir { workdir, runner: runner.to_owned() });
         }
-        runs.retain(|known, _| living.contains_key(known));
+        runs.retain(|known, _| living.contains(known));
         let tallies: Vec<Arc<Tally>> =
             plan.stages.iter().map(|stage| Arc::new(Tally::new(stage.fail_if, None))).collect();
         runs.insert(runner.to_owned(), tallies.clone());

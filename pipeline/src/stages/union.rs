@@ -15,7 +15,6 @@ use arrow::array::{Array, RecordBatch, StringArray, UInt32Array, new_null_array}
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::execute_stream;
-use futures::StreamExt;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,7 +23,7 @@ use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 
 use super::rows;
-use super::sql::select::{session, spilled};
+use super::sql::select::{Fault, next_batch, session, spilled};
 use super::sql::table::Table;
 use crate::stage::{Input, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
@@ -191,6 +190,7 @@ impl Union {
 fn compare_keys(task: &Task) -> Result<u64, StageError> {
     let memory = task.memory.unwrap_or(MEMORY);
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .map_err(|error| StageError::failed(format!("a comparison of keys cannot be started: {error}")))?;
     let compared = runtime.block_on(async {
@@ -201,19 +201,22 @@ fn compare_keys(task: &Task) -> Result<u64, StageError> {
                      WINDOW w AS (ORDER BY key, part, row)) WHERE key = last";
         let plan = context.sql(query).await?.create_physical_plan().await?;
         let mut stream = execute_stream(Arc::clone(&plan), context.task_ctx())?;
-        while let Some(batch) = stream.next().await {
+        while let Some(batch) = next_batch(&mut stream, task.cancel).await.map_err(Fault::Stage)? {
             let batch = batch?;
             if batch.num_rows() > 0 {
-                return Ok::<_, DataFusionError>((Some(batch), 0));
+                return Ok::<_, Fault>((Some(batch), 0));
             }
         }
         Ok((None, spilled(plan.as_ref())))
     });
-    let (twice, spilled) = compared.map_err(|error| match error.find_root() {
-        DataFusionError::ResourcesExhausted(_) => StageError::failed(format!(
-            "memory is limited to {memory} bytes, which are too few to compare keys: give the stage more, such as memory = \"4 GB\""
-        )),
-        _ => StageError::failed(format!("keys cannot be compared: {}", error.strip_backtrace())),
+    let (twice, spilled) = compared.map_err(|fault| match fault {
+        Fault::Stage(error) => error,
+        Fault::Query(error) => StageError::failed(match error.find_root() {
+            DataFusionError::ResourcesExhausted(_) => format!(
+                "memory is limited to {memory} bytes, which are too few to compare keys: give the stage more, such as memory = \"4 GB\""
+            ),
+            _ => format!("keys cannot be compared: {}", error.strip_backtrace()),
+        }),
     })?;
     let Some(batch) = twice else { return Ok(spilled) };
     let part = |column: usize| {

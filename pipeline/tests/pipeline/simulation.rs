@@ -239,8 +239,8 @@ fn simulate(partitions: usize, workers: usize) -> f64 {
         let workers: Vec<_> = (0..workers)
             .map(|number| {
                 let (cloud, manifest, scratch) = (&cloud, &manifest, scratch.path().join(number.to_string()));
-                // A quarter of them die, at moments drawn once for all; a share takes about six requests a partition.
-                let whole = 6 * partitions / workers;
+                // A quarter of them die, at moments drawn once for all; a share takes about seven requests a partition.
+                let whole = 7 * partitions / workers;
                 let lives = [0, 1].map(|life| {
                     let drawn = Digest::of(format!("{number} {life}").as_bytes()).seed();
                     10 + (usize::from(drawn[0]) * whole / 512) as i64

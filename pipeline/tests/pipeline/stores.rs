@@ -1,10 +1,12 @@
-//! A workdir on an object store: how many requests it takes, and what happens when answers are lost.
+//! A workdir on an object store: how many requests it takes, which copies stay here, and what happens when answers are lost.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -12,29 +14,50 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use pipeline::explain::{Verdict, explain};
+use pipeline::manifest::Manifest;
 use pipeline::plan::{Plan, Selection};
 use pipeline::run::{Options, run};
 use pipeline::stage::Cancel;
-use shards::event::EventSink;
+use pipeline::verify::verify;
+use shards::event::{Event, EventSink, RunOutcome};
+use shards::lease::{Claim, Claimed, Runner};
 use shards::storage::Workdir;
 
 use crate::synthetic::{Dag, Kind, contents, drive, registry};
 
 /// Counts requests; may lose the answer of every `n`th conditional put, as a network does, and asks again as clients do; may
-/// refuse data.
+/// refuse data; and may have a clock of its own.
 #[derive(Debug, Default)]
-struct Counting {
+pub(crate) struct Counting {
     inner: InMemory,
     requests: AtomicU64,
     puts: AtomicU64,
     lose_every: u64,
     refuses_data: AtomicBool,
+    /// By how much its clock is behind this machine's.
+    is_behind: Duration,
 }
 
 impl Counting {
+    /// One whose clock is behind by so much.
+    pub(crate) fn behind(is_behind: Duration) -> Self {
+        Self { is_behind, ..Self::default() }
+    }
+
     fn count(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// Its requests since it was asked last.
+    fn requests_now(&self) -> u64 {
+        self.requests.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// An entry as a store shows it whose clock is behind by so much.
+fn aged(entry: ObjectMeta, is_behind: Duration) -> ObjectMeta {
+    ObjectMeta { last_modified: entry.last_modified - is_behind, ..entry }
 }
 
 impl fmt::Display for Counting {
@@ -85,12 +108,15 @@ impl ObjectStore for Counting {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         self.count();
-        self.inner.list(prefix)
+        let is_behind = self.is_behind;
+        self.inner.list(prefix).map(move |entry| entry.map(|entry| aged(entry, is_behind))).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         self.count();
-        self.inner.list_with_delimiter(prefix).await
+        let mut listed = self.inner.list_with_delimiter(prefix).await?;
+        listed.objects = listed.objects.into_iter().map(|entry| aged(entry, self.is_behind)).collect();
+        Ok(listed)
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -107,7 +133,7 @@ fn dag(partitions: u64) -> Dag {
     ])
 }
 
-fn workdir(store: &Arc<Counting>, scratch: &std::path::Path) -> Workdir {
+pub(crate) fn workdir(store: &Arc<Counting>, scratch: &std::path::Path) -> Workdir {
     Workdir::on_store(Arc::clone(store) as Arc<dyn ObjectStore>, "work", "memory://work", scratch).unwrap()
 }
 
@@ -170,7 +196,7 @@ fn what_is_made_again_is_there_until_its_new_data_is() {
     store.refuses_data.store(false, Ordering::Relaxed);
     let shards = std::fs::read_dir(scratch.path().join("stages/s1")).unwrap();
     let shards = shards.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "parquet"));
-    assert_eq!(shards.count(), 4, "what could not be taken there does not stay here");
+    assert_eq!(shards.count(), 0, "what could not be taken there does not stay here, nor copies of what is made again");
     // As another machine sees it.
     std::fs::remove_dir_all(scratch.path().join("stages")).unwrap();
     assert_eq!(files(), before);
@@ -178,4 +204,127 @@ fn what_is_made_again_is_there_until_its_new_data_is() {
     drive(&mut forced());
     std::fs::remove_dir_all(scratch.path().join("stages")).unwrap();
     assert!(files().iter().all(|file| !before.contains(file)));
+}
+
+#[test]
+fn looking_into_what_is_committed_leaves_no_copies_of_it_here() {
+    let scratch = tempfile::tempdir().unwrap();
+    let workdir = workdir(&Arc::new(Counting::default()), scratch.path());
+    drive(&mut dag(4).plan_in(&workdir, 0));
+    let plan = dag(4).plan_in(&workdir, 0);
+    let here = Workdir::local(scratch.path());
+    let copies = || -> Vec<String> {
+        let names = here.list("stages", true).unwrap().into_iter().map(|entry| entry.name);
+        names.filter(|name| name.ends_with(".parquet")).collect()
+    };
+    assert_eq!(contents(&plan), dag(4).expected());
+    assert_eq!(copies().len(), 9, "of each partition one, where they are fetched and not let go");
+
+    let verified = verify(&plan, &Cancel::default(), |_| ()).unwrap();
+    assert_eq!((verified.findings, verified.files), (Vec::new(), 9));
+    assert_eq!(copies(), Vec::<String>::new());
+    for (key, is_kept) in [("nobody", false), ("n/000003", true)] {
+        let story = explain(&plan, key, &Cancel::default()).unwrap();
+        assert_eq!(story.len(), 3);
+        for chapter in &story[..2] {
+            assert_eq!(matches!(chapter.verdict, Verdict::Kept { .. }), is_kept, "{key}: {chapter:?}");
+        }
+        assert_eq!(story[2].verdict, Verdict::Absent, "a sum has a key of its own");
+        assert_eq!(copies(), Vec::<String>::new(), "{key}");
+    }
+}
+
+/// The shards of a stage that lie in a scratch folder.
+fn copies(scratch: &std::path::Path, stage: &str) -> usize {
+    let entries = std::fs::read_dir(scratch.join("stages").join(stage)).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "parquet")).count()
+}
+
+#[test]
+fn a_stage_that_is_ahead_of_its_readers_does_not_fill_the_disk() {
+    let scratch = tempfile::tempdir().unwrap();
+    let workdir = workdir(&Arc::new(Counting::default()), scratch.path());
+    let whole = |add| {
+        Dag(vec![
+            Kind::Numbers { partitions: 200, rows: 2, start: 0 },
+            Kind::Map { from: vec![0], add, drop: 0 },
+            Kind::Sum { from: vec![1] },
+        ])
+    };
+    // The first stage makes eight partitions at a time; the second is slow. Returns the most copies of either, before the sum reads all.
+    let made = |add, wait| {
+        let text = whole(add).toml(std::path::Path::new("unused"), wait);
+        let fast = ["stage.s0.at_once=8".to_owned()];
+        let manifest = Manifest::parse(&text, std::path::Path::new("test.toml"), &fast).unwrap();
+        let mut plan = Plan::in_workdir(&manifest, &registry(), &Selection::default(), workdir.clone()).unwrap();
+        let (most, folder) = (Arc::new(AtomicUsize::new(0)), scratch.path().to_owned());
+        let sink = EventSink::new({
+            let most = Arc::clone(&most);
+            move |event| {
+                if matches!(&event, Event::PartitionCommitted { stage, .. } if stage != "s2") {
+                    most.fetch_max(copies(&folder, "s0").max(copies(&folder, "s1")), Ordering::Relaxed);
+                }
+            }
+        });
+        let options = Options { cores: 1, ..Options::default() };
+        assert_eq!(run(&mut plan, &options, &sink, &Cancel::default()).unwrap(), RunOutcome::Done);
+        most.load(Ordering::Relaxed)
+    };
+    let none = || ["s0", "s1", "s2"].iter().all(|stage| copies(scratch.path(), stage) == 0);
+    // Two for each of four cores wait; the others are under way, most of them at their commits.
+    let most = made(1, 10);
+    assert!(most <= 8 + 8 + 32 + 4, "{most} copies at a time");
+    assert!(none(), "nobody reads them any more");
+
+    // What an earlier process left here goes when a run starts, but for what it would have kept itself.
+    let plan = whole(1).plan_in(&workdir, 0);
+    assert_eq!(contents(&plan), whole(1).expected());
+    assert_eq!(copies(scratch.path(), "s0"), 200);
+    let most = made(2, 0);
+    assert!(most <= 8 + 32 + 4, "{most} copies at a time");
+    assert!(none(), "nor those of an earlier configuration");
+    let plan = whole(2).plan_in(&workdir, 0);
+    assert_eq!(contents(&plan), whole(2).expected());
+    drive(&mut whole(2).plan_in(&workdir, 0));
+    assert!(none());
+}
+
+#[test]
+fn what_another_run_holds_is_not_asked_for_at_every_look() {
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Arc::new(Counting::default());
+    let workdir = workdir(&store, scratch.path());
+    let dag = Dag(vec![Kind::Numbers { partitions: 50, rows: 2, start: 0 }]);
+    let plan = dag.plan_in(&workdir, 0);
+    let stage = plan.stage("s0").unwrap();
+    let holder = Runner::join(&workdir).unwrap();
+    let claim = |number: usize| -> Claimed {
+        let made = plan.made_from(stage, Some(number)).unwrap();
+        let fingerprint = stage.fingerprint(&made.digests);
+        match holder.claim(&stage.folder, &stage.partitions[number].name, &fingerprint).unwrap() {
+            Claim::Ours(claimed) => claimed,
+            Claim::Theirs(other) => panic!("{other} holds it"),
+        }
+    };
+    let claims: Vec<Claimed> = (0..50).map(claim).collect();
+    let (requests, ran) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| drive(&mut dag.plan_in(&workdir, 0)));
+        std::thread::sleep(Duration::from_millis(500));
+        store.requests_now();
+        // A little longer than the time between two looks.
+        let count = |_| {
+            std::thread::sleep(Duration::from_millis(1300));
+            store.requests_now()
+        };
+        let requests: Vec<u64> = (0..5).map(count).collect();
+        // Those that it holds are had at once when it has left, whenever they were to be tried again.
+        drop(claims);
+        drop(holder);
+        (requests, waiting.join().unwrap())
+    });
+    // A look itself is two listings. A try takes four requests a partition.
+    let quiet = requests.iter().filter(|requests| **requests < 20).count();
+    assert!(quiet >= 2, "requests in every 1.3 s: {requests:?}");
+    assert_eq!(ran.started.len(), 50);
+    assert!(dag.plan_in(&workdir, 0).is_up_to_date());
 }

@@ -11,7 +11,7 @@ use pipeline::manifest::Manifest;
 use pipeline::plan::{Plan, Selection};
 use pipeline::run::{Options, run};
 use pipeline::stage::{
-    Cancel, Law, Outcome, Partitioning, Registry, Source, Stage, StageError, StageKind, Task, as_it_is,
+    Cancel, Law, Load, Outcome, Partitioning, Registry, Source, Stage, StageError, StageKind, Task, as_it_is,
 };
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,9 @@ struct Numbers {
     rows: u64,
     #[serde(default)]
     start: u64,
+    /// So many partitions at a time, as those that wait for a network (0: one a core); operational.
+    #[serde(default)]
+    at_once: usize,
 }
 
 impl Numbers {
@@ -146,6 +149,9 @@ impl Stage for Numbers {
     }
     fn law(&self) -> Law {
         Law::RowWise
+    }
+    fn load(&self) -> Load {
+        if self.at_once > 0 { Load::Network(self.at_once) } else { Load::OneCore }
     }
     fn sources(&self, _folder: &std::path::Path) -> Result<Vec<Source>, StageError> {
         let source = |partition| {
@@ -294,7 +300,7 @@ impl Dag {
             let all = |from: &[usize]| from.iter().flat_map(|&i| stages[i].clone()).collect::<Vec<_>>();
             let partitions = match kind {
                 Kind::Numbers { partitions, rows, start } => {
-                    let numbers = Numbers { partitions: *partitions, rows: *rows, start: *start };
+                    let numbers = Numbers { partitions: *partitions, rows: *rows, start: *start, at_once: 0 };
                     (0..*partitions).map(|p| numbers.rows_of(p)).collect()
                 }
                 Kind::Map { from, add, drop } => {

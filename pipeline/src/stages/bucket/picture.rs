@@ -81,6 +81,7 @@ impl Wanted<'_> {
                     bytes.to_vec()
                 }
                 None => {
+                    check_on_the_way(&image, size, bucket.max_pixels)?;
                     let scaled = scale(&image, size, own != size).map_err(Refused::Encode)?;
                     encode(&scaled, bucket.format, bucket.quality).map_err(Refused::Encode)?
                 }
@@ -108,6 +109,17 @@ fn can_be_kept(bytes: &[u8], most_pixels: u64) -> bool {
     header(bytes, most_pixels).is_ok_and(|header| header.format.is_some() && !header.is_turned)
 }
 
+/// The resizer goes down first and keeps the width meanwhile, in a buffer that lasts: of a strip one pixel high that is many times the strip
+/// and its bucket together.
+fn check_on_the_way(image: &RgbImage, size: BucketSize, most_pixels: u64) -> Result<(), DecodeError> {
+    let (width, height) = (image.width(), size.height);
+    let most = most_pixels.max(u64::from(size.width) * u64::from(size.height));
+    if u64::from(width) * u64::from(height) > most {
+        return Err(DecodeError::TooManyPixels { width, height, most });
+    }
+    Ok(())
+}
+
 /// Lanczos with three lobes, as the reference. What is `cut` keeps its aspect ratio and loses what lies outside the size; else
 /// all of it is brought to the size.
 fn scale(image: &RgbImage, size: BucketSize, cut: bool) -> Result<Cow<'_, RgbImage>, String> {
@@ -129,6 +141,16 @@ fn scale(image: &RgbImage, size: BucketSize, cut: bool) -> Result<Cow<'_, RgbIma
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_strip_that_takes_more_than_the_limit_on_its_way_is_refused() {
+        let (strip, size) = (RgbImage::new(50_000, 1), BucketSize { width: 256, height: 16 });
+        let refused = check_on_the_way(&strip, size, 799_999);
+        assert_eq!(refused, Err(DecodeError::TooManyPixels { width: 50_000, height: 16, most: 799_999 }));
+        assert_eq!(check_on_the_way(&strip, size, 800_000), Ok(()));
+        // What is brought up to its bucket may be larger than what may come in.
+        assert_eq!(check_on_the_way(&RgbImage::new(2, 2), size, 10), Ok(()));
+    }
 
     #[test]
     fn what_is_cut_keeps_its_shape_about_the_middle() {

@@ -3,8 +3,8 @@
 //! img2dataset 1.47 (`writer.py`, `downloader.py` and `logger.py` there).
 //!
 //! The files lie in a folder of their own for each configuration, so that a changed size never mixes shards. They are written
-//! under this attempt's names and renamed just before the commit. A row keeps its key when it is tried again; its new shard is
-//! `00012r1`.
+//! under this attempt's names and renamed just before the commit; not where another run has committed the same by then, whose
+//! files have those names. A row keeps its key when it is tried again; its new shard is `00012r1`.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -233,11 +233,19 @@ impl Webdataset {
             (&places.tar, places.file(".tar"), tar),
             (&places.stats, places.file("_stats.json"), stats),
         ];
+        let exists = |name: &str| task.folder.workdir().exists(&task.folder.name_of(name));
+        let record = format!("{}.{}.json", task.partition, task.fingerprint.short());
+        if !task.force && exists(&record)? {
+            // Who was taken for dead has committed it after all. The commit finds that record, and removes what it does not name.
+            return Ok((named.into_iter().map(|(_, _, file)| file).collect(), images));
+        }
         disk::create_folder(&places.folder.join(&places.name))?;
         let names = named.each_ref().map(|(_, name, _)| name.clone());
         // There already: of the same configuration, but of rows that have changed since, or made again because `--force` said so.
-        // A record must not name what it does not describe, whenever this run ends.
-        if names.iter().any(|name| places.folder.join(name).exists()) {
+        // A record must not name what it does not describe, whenever this run ends. (Of what a store holds, this machine may have
+        // no copy.)
+        let are_there = names.iter().map(|name| exists(name)).collect::<Result<Vec<_>, _>>()?;
+        if are_there.contains(&true) {
             task.folder.retract_that_name(task.partition, &names)?;
         }
         let mut data = Vec::with_capacity(named.len());

@@ -15,7 +15,7 @@
 //! from this list. The lists may be deleted only while all tars are still there: then shards are divided anew.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,8 @@ struct List {
 /// The tars of every shard.
 pub(super) struct Division {
     shards: Vec<Vec<Tar>>,
+    /// Of those that are still there, by their names: `delete_inputs` asks for every tar of every shard whenever a run starts.
+    paths: HashMap<String, PathBuf>,
     /// How many shards, from the first on, have their lists.
     listed: Mutex<usize>,
 }
@@ -120,8 +122,14 @@ impl Division {
             let wanted = wanted.count();
             shards.truncate(wanted);
         }
-        let listed = Mutex::new(listed.min(shards.len()));
-        Ok(Self { shards, listed })
+        let listed = listed.min(shards.len());
+        Ok(Self::of(shards, listed))
+    }
+
+    /// The first `listed` of the shards have their lists.
+    fn of(shards: Vec<Vec<Tar>>, listed: usize) -> Self {
+        let there = shards.iter().flatten().filter_map(|tar| Some((tar.name.clone(), tar.path.clone()?)));
+        Self { paths: there.collect(), shards, listed: Mutex::new(listed) }
     }
 
     /// The shards as partitions. How many samples they hold is judged by the records of others.
@@ -162,7 +170,7 @@ impl Division {
 
     /// Where a tar lies that is still there.
     pub(super) fn path(&self, name: &str) -> Option<&Path> {
-        self.shards.iter().flatten().find(|tar| tar.name == name)?.path.as_deref()
+        self.paths.get(name).map(PathBuf::as_path)
     }
 
     /// What may be deleted to divide anew, in words.
@@ -230,4 +238,30 @@ fn write_list(folder: &StageFolder, number: usize, tars: &[Tar]) -> Result<(), S
         return Ok(());
     }
     Err(ExtractError::DividedOtherwise(partition_name(number)).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tar_that_is_gone_has_no_path() {
+        let tar = |name: &str, path: Option<&str>| Tar {
+            name: name.to_owned(),
+            path: path.map(PathBuf::from),
+            state: State { bytes: 1, modified: 1 },
+            digest: Digest::of(name.as_bytes()),
+        };
+        let kept = Some("/elsewhere/d.tar");
+        let shards = vec![
+            vec![tar("laion/a.tar", None), tar("laion/b.tar", Some("/laion/b.tar"))],
+            vec![tar("laion/c.tar", None), tar("laion/d.tar", kept)],
+        ];
+        let division = Division::of(shards, 2);
+        assert_eq!(division.path("laion/b.tar"), Some(Path::new("/laion/b.tar")));
+        assert_eq!(division.path("laion/d.tar"), kept.map(Path::new), "where it was moved to");
+        for gone in ["laion/a.tar", "laion/c.tar", "laion/e.tar"] {
+            assert_eq!(division.path(gone), None, "{gone}");
+        }
+    }
 }

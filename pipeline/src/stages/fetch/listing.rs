@@ -58,10 +58,21 @@ impl Listed {
     }
 
     /// Of what it is: its name and its content, as its place tells them apart. Where a place says nothing of the content, its
-    /// size has to do.
+    /// size and the place itself have to do.
     pub(super) fn digest(&self) -> Digest {
         let bytes = self.entry.bytes.unwrap_or(0).to_le_bytes();
-        DigestBuilder::new().part(&self.entry.name).part(&self.entry.version).part(bytes).finish()
+        let mut digest = DigestBuilder::new().part(&self.entry.name).part(&self.entry.version).part(bytes);
+        if self.entry.version.is_empty() {
+            digest.add(&self.found.shown);
+        }
+        digest.finish()
+    }
+
+    /// Whether what came from `place` under this digest is this file. A digest of the content says so wherever it lies, another
+    /// version only within one place, and none says nothing: places that are shown alike may differ.
+    pub(super) fn may_be_from(&self, place: Option<&str>) -> bool {
+        let is_there = place == Some(self.found.shown.as_str());
+        remote::is_digested(&self.entry) || (is_there && !self.entry.version.is_empty())
     }
 }
 
@@ -95,9 +106,11 @@ impl Listing {
         let name = folder.name_of(FILE);
         let known = folder.workdir().read(&name)?;
         let known: Known = known.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        let mut places = Vec::new();
+        let mut places: Vec<Found> = Vec::new();
         for (shown, location) in &self.locations {
-            let before = known.places.iter().find(|place| place.shown == *shown);
+            // A query is not shown, and a signature in it is renewed: of places that are shown alike, the nth was the nth.
+            let earlier = places.iter().filter(|place| place.shown == *shown).count();
+            let before = known.places.iter().filter(|place| place.shown == *shown).nth(earlier);
             places.push(find(shown, location, before, access)?);
         }
         let now = Known { places: places.iter().map(KnownPlace::of).collect() };
@@ -220,6 +233,18 @@ mod tests {
         assert_eq!(names(&listing(&["*.parquet"], &["*/old/*"], Some(1))), ["data/0.parquet"]);
         let error = listing(&["*.tar"], &[], None).chosen(places()).unwrap_err().to_string();
         assert!(error.contains("has 4 files, none of which") && error.contains("README.md"), "{error}");
+    }
+
+    #[test]
+    fn only_what_its_place_tells_apart_is_taken_over() {
+        let is_taken = |version: &str, place: &str| {
+            let entry = Entry { name: "a".to_owned(), bytes: None, version: version.to_owned() };
+            Listed { found: Arc::new(found(&[])), entry }.may_be_from(Some(place))
+        };
+        let here = "hf://datasets/a/b";
+        assert!(is_taken("sha256:0", here) && is_taken("sha256:0", "https://a/b"));
+        assert!(is_taken("\"etag\"", here) && !is_taken("\"etag\"", "https://a/b"));
+        assert!(!is_taken("", here));
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!
 //! Each plan asks the place what it holds; where it cannot be reached, it is taken to hold what it did. A branch of the Hub is
 //! followed: it means one commit for a whole run, and files that a newer commit did not change stay. What came is held to the
-//! digest that the Hub lists. A transfer that breaks off, or whose process ends, goes on where it was.
+//! digest that the Hub lists. A transfer that breaks off, or whose process ends, goes on where it was; a file that came whole
+//! waits for its place and does not come again.
 
 mod listing;
 mod transfer;
@@ -137,6 +138,9 @@ struct Fetch {
     progress: Progress,
 }
 
+/// In a record's details: the place that its file is from, as it may be shown.
+const SOURCE: &str = "source";
+
 /// The files that a plan found, and those that are here already.
 struct Planned {
     files: Vec<Listed>,
@@ -188,6 +192,7 @@ impl Stage for Fetch {
         };
         // Its own, asked for again, is brought again.
         let others = planned.here.get(&file.digest()).filter(|sidecar| sidecar.partition != task.partition);
+        let others = others.filter(|sidecar| file.may_be_from(sidecar.details.get(SOURCE).and_then(Value::as_str)));
         let is_here = others.map(|sidecar| take_over(sidecar, task));
         let (data, names) = match is_here.transpose()?.flatten() {
             Some(taken) => taken,
@@ -196,7 +201,7 @@ impl Stage for Fetch {
         task.tally.good(1);
         self.progress.tell(task);
         let rows_out = data.iter().map(|file| file.rows).sum();
-        let details = [(NAMES.to_owned(), json!(names)), ("source".to_owned(), file.place().into())].into();
+        let details = [(NAMES.to_owned(), json!(names)), (SOURCE.to_owned(), file.place().into())].into();
         Ok(Outcome { data, rows_in: 1, rows_out, details, ..Outcome::default() })
     }
 }
@@ -215,7 +220,9 @@ impl Fetch {
             return Ok(unpacked);
         }
         let path = task.attempt.with_ending(0, &ending(file.name()));
-        Ok((vec![shards::data_file::adopt(partial.path(), &path)?], vec![file.name().to_owned()]))
+        let adopted = shards::data_file::adopt(partial.path(), &path)?;
+        partial.remove();
+        Ok((vec![adopted], vec![file.name().to_owned()]))
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use shards::digest::DigestBuilder;
 use shards::{ShardError, disk};
 
 use super::listing::{Found, Listed};
@@ -58,7 +59,8 @@ impl Watch for Transfer<'_> {
     }
 }
 
-/// A file that has come whole, and waits for its place. The lock on its name is held until then.
+/// A file that has come whole, and waits for its place. The lock on its name is held until then. One that does not get there
+/// stays for the next run, unless it is removed.
 pub(super) struct Partial {
     path: PathBuf,
     lock: Option<File>,
@@ -69,9 +71,10 @@ impl Partial {
         &self.path
     }
 
-    /// It is not needed as it is.
+    /// What is left of it is not needed any more.
     pub(super) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
+        remote::settled(&self.path);
     }
 }
 
@@ -89,8 +92,9 @@ impl Transfer<'_> {
     pub(super) fn bring(&self, file: &Listed) -> Result<Partial, StageError> {
         let folder = partial_folder(self.task.folder);
         disk::create_folder(&folder)?;
-        let digest = file.digest().to_string();
-        let partial = claim(&folder, digest.get(..16).unwrap_or(&digest))?;
+        // Two places may give one version to files of one name.
+        let digest = DigestBuilder::new().part(file.digest().to_string()).part(&file.found.shown).finish().to_string();
+        let partial = claim(&folder, digest.get(..16).unwrap_or(&digest), self.task.partition)?;
         let Found { shown, location, entries } = &*file.found;
         let watch = (self.tries, self as &dyn Watch);
         match remote::fetch(location, shown, entries, &file.entry, partial.path(), self.access, watch) {
@@ -100,9 +104,10 @@ impl Transfer<'_> {
     }
 }
 
-/// The place of a part that one process at a time works on. Where another one does, for a claim on a partition is only taken
-/// over from a process that seems dead, or where files cannot be locked, this process works on a part of its own.
-fn claim(folder: &Path, name: &str) -> Result<Partial, StageError> {
+/// The place of a part that one partition at a time works on. Where another one does, for a claim on a partition is only taken
+/// over from a process that seems dead, and places that are shown alike share it, or where files cannot be locked, this one works
+/// on a part of its own.
+fn claim(folder: &Path, name: &str, partition: &str) -> Result<Partial, StageError> {
     let path = folder.join(name);
     let lock_path = path.with_extension("lock");
     for _ in 0..TRIES_TO_LOCK {
@@ -116,7 +121,7 @@ fn claim(folder: &Path, name: &str) -> Result<Partial, StageError> {
             return Ok(Partial { path, lock: Some(lock) });
         }
     }
-    Ok(Partial { path: folder.join(format!("{name}-{}", std::process::id())), lock: None })
+    Ok(Partial { path: folder.join(format!("{name}-{}-{partition}", std::process::id())), lock: None })
 }
 
 /// Hears of a transfer.
@@ -196,6 +201,7 @@ pub fn fetch_into(
             Ok(()) => disk::rename(&partial, &path)?,
             Err(error) => return Err(error.into()),
         }
+        remote::settled(&partial);
         disk::sync_parent(&path)?;
     }
     if fetched.files == 0 {

@@ -13,13 +13,13 @@ use std::sync::Arc;
 use arrow::array::{Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
-use futures::StreamExt;
 
 use super::files::Files;
 use super::join::{Fault, KEY, Names, PART, ROW, SAMPLE_PART, SAMPLE_ROW, USED, beside_schema, lost, typed};
 use super::{Joined, MergeError};
 use crate::stage::{Input, Outcome, Queries, StageError, Task};
 use crate::stages::distributed::{quoted, register};
+use crate::stages::sql::select::next_batch;
 
 /// Of a row of the table: the place of the row before it that has its key.
 const BEFORE: [&str; 2] = ["__ferrotype_before_part", "__ferrotype_before_row"];
@@ -58,8 +58,7 @@ pub(super) async fn run(
     let schema = beside_schema(joined);
     let mut files = Files::new(joined, samples, task);
     let mut used = 0;
-    while let Some(batch) = stream.next().await {
-        task.check_cancelled()?;
+    while let Some(batch) = next_batch(&mut stream, task.cancel).await? {
         let batch = batch?;
         if let Some(error) = twice(&batch, &names)? {
             return Err(StageError::from(error).into());

@@ -30,7 +30,7 @@ use shards::{ShardError, columns};
 use super::files::Files;
 use super::{Joined, MEMORY, MergeError, distributed};
 use crate::stage::{Input, Outcome, StageError, Task};
-use crate::stages::sql::select::{session, spilled};
+use crate::stages::sql::select::{next_batch, session, spilled};
 use crate::stages::sql::table::Table;
 
 /// Rows of a shard that are read together.
@@ -140,8 +140,7 @@ async fn run(
     let plan = sorted.create_physical_plan().await?;
     let mut stream = execute_stream(Arc::clone(&plan), context.task_ctx())?;
     let mut files = Files::new(joined, samples, task);
-    while let Some(batch) = stream.next().await {
-        task.check_cancelled()?;
+    while let Some(batch) = next_batch(&mut stream, task.cancel).await? {
         files.take(&batch?)?;
     }
     let mut outcome = files.finish()?;

@@ -40,9 +40,10 @@ pub(super) struct Configuration {
     pub(super) buckets: BTreeMap<String, u64>,
 }
 
-/// What is known of a shard after a look at its footer.
+/// What is known of a shard after a look at its footer. Not the open shard: there may be more of them than files may be open, and
+/// each has an index of all its images.
 struct Looked {
-    shard: Shard,
+    schema: SchemaRef,
     file: PublishedFile,
     bytes: u64,
     buckets: BTreeMap<String, u64>,
@@ -101,13 +102,13 @@ fn configuration(
         }
     }
     let Some(first) = looked.first() else { return Err(PublishError::NoRows.into()) };
-    let expected = in_words(first.shard.schema());
-    if let Some(other) = looked.iter().find(|other| in_words(other.shard.schema()) != expected) {
-        let shown = |looked: &Looked| looked.shard.path().display().to_string();
-        let (first, other, found) = (shown(first), shown(other), in_words(other.shard.schema()));
+    let expected = in_words(&first.schema);
+    if let Some(other) = looked.iter().find(|other| in_words(&other.schema) != expected) {
+        let shown = |looked: &Looked| looked.file.path.display().to_string();
+        let (first, other, found) = (shown(first), shown(other), in_words(&other.schema));
         return Err(PublishError::OtherColumns { first, expected, other, found }.into());
     }
-    let schema = SchemaRef::clone(first.shard.schema());
+    let schema = SchemaRef::clone(&first.schema);
     let pattern = format!("{folder}/train-*-of-{count:05}.parquet");
     let files = looked.into_iter().map(|looked| looked.file).collect();
     Ok(Configuration { name, files, pattern, schema, size, buckets })
@@ -135,7 +136,7 @@ fn look(file: PublishedFile) -> Result<Looked, StageError> {
             }
         }
     }
-    Ok(Looked { shard, file, bytes, buckets })
+    Ok(Looked { schema: SchemaRef::clone(shard.schema()), file, bytes, buckets })
 }
 
 /// Names and types, as two schemas are compared.
@@ -161,7 +162,31 @@ pub(super) fn is_ours(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{RecordBatch, StringArray};
+    use arrow::datatypes::Field;
+    use shards::writer::ShardWriter;
+
     use super::*;
+
+    #[test]
+    fn a_shard_that_was_looked_at_is_not_held_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("part-00000.parquet");
+        let schema = Arc::new(Schema::new(vec![Field::new(columns::BUCKET_SIZE, DataType::Utf8, false)]));
+        let sizes = StringArray::from_iter_values(["256x256", "512x128", "256x256"]);
+        let mut writer = ShardWriter::create(&path, &schema).unwrap();
+        writer.write(&RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(sizes)]).unwrap()).unwrap();
+        let written = writer.finish().unwrap();
+        let (bytes, rows, digest) = (written.bytes, written.rows, written.digest);
+        let looked = look(PublishedFile { name: String::new(), path: path.clone(), bytes, rows, digest }).unwrap();
+        // What this process has open, where the system says so.
+        let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let held = open.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|to| to == path));
+        assert_eq!(held.count(), 0);
+        assert_eq!((looked.buckets["256x256"], in_words(&looked.schema)), (2, in_words(&schema)));
+    }
 
     #[test]
     fn only_files_named_as_ours_are_ours() {

@@ -8,10 +8,9 @@ use arrow::compute::cast;
 use arrow::datatypes::Schema;
 use datafusion::common::JoinType;
 use datafusion::prelude::col;
-use futures::StreamExt;
 use shards::columns;
 
-use super::select::{AGAIN, Done, Fault, KEY, Located, PART, PLACE, Shape, answer, in_words};
+use super::select::{AGAIN, Done, Fault, KEY, Located, PART, PLACE, Shape, answer, in_words, next_batch};
 use super::statement::TABLE;
 use super::table::Table;
 use crate::stage::{Cancel, Input, Queries, StageError};
@@ -76,10 +75,7 @@ async fn run(
     let shape = Shape::of(&schema);
     let mut stream = result.execute_stream().await?;
     let mut last = None;
-    while let Some(batch) = stream.next().await {
-        if cancel.is_cancelled() {
-            return Err(Fault::Stage(StageError::Cancelled));
-        }
+    while let Some(batch) = next_batch(&mut stream, cancel).await.map_err(Fault::Stage)? {
         // A cluster may have its own ways to hold texts.
         let batch = batch?;
         let columns =

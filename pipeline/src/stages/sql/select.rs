@@ -10,6 +10,7 @@
 //! does not depend on the number of cores.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{
     Array, ArrayRef, BooleanArray, FixedSizeBinaryArray, RecordBatch, StringArray, UInt32Array, UInt64Array,
@@ -18,6 +19,7 @@ use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::{Column, JoinType, NullEquality};
 use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -70,6 +72,7 @@ pub(super) fn select(
     each: impl FnMut(Located) -> Result<(), StageError>,
 ) -> Result<Done, StageError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .map_err(|error| StageError::failed(format!("a query cannot be started: {error}")))?;
     runtime.block_on(run(query, table, memory, cancel, each)).map_err(|fault| match fault {
@@ -78,7 +81,8 @@ pub(super) fn select(
     })
 }
 
-pub(super) enum Fault {
+/// Why a query gave nothing.
+pub(in crate::stages) enum Fault {
     Stage(StageError),
     Query(DataFusionError),
 }
@@ -126,13 +130,34 @@ async fn run(
     let shape = Shape::of(&plan.schema());
     let mut stream = execute_stream(Arc::clone(&plan), context.task_ctx())?;
     let mut last = None;
-    while let Some(batch) = stream.next().await {
-        if cancel.is_cancelled() {
-            return Err(Fault::Stage(StageError::Cancelled));
-        }
+    while let Some(batch) = next_batch(&mut stream, cancel).await.map_err(Fault::Stage)? {
         shape.split(&batch?, &mut last, &mut each)?;
     }
     Ok(Done { schema: shape.schema, spilled: Some(spilled(plan.as_ref())) })
+}
+
+/// How often a query that works looks whether it is to stop.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The next batch of a query; an error once the run was asked to stop, also while there is none yet: a sort over many rows gives
+/// its first at its end, minutes later. The runtime must have timers. Sources give way often enough for them to be heard.
+pub(in crate::stages) async fn next_batch(
+    stream: &mut SendableRecordBatchStream,
+    cancel: &Cancel,
+) -> Result<Option<Result<RecordBatch, DataFusionError>>, StageError> {
+    // The first tick comes at once.
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            biased;
+            _ = look.tick() => {
+                if cancel.is_cancelled() {
+                    return Err(StageError::Cancelled);
+                }
+            }
+            batch = stream.next() => return Ok(batch),
+        }
+    }
 }
 
 /// A session that keeps to `memory` bytes, spills the rest to disk, and whose results do not depend on the number of cores. Joins
@@ -304,4 +329,43 @@ fn typed<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&
     array.ok_or_else(|| {
         fault(format!("query: the column {name} came out of another type; this is a fault in the program"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_sort_ends_when_it_is_asked_to_stop_and_leaves_nothing_on_disk() {
+        let context = session(64 << 20).unwrap();
+        let disk = Arc::clone(&context.runtime_env().disk_manager);
+        let spilled_files =
+            || -> usize { disk.temp_dir_paths().iter().map(|folder| std::fs::read_dir(folder).unwrap().count()).sum() };
+        let cancel = Cancel::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (ended, had_spilled) = std::thread::scope(|scope| {
+            // In the middle of it, as far as that can be seen from here.
+            let watching = scope.spawn(|| {
+                let start = Instant::now();
+                while spilled_files() == 0 && start.elapsed() < Duration::from_mins(1) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let had_spilled = spilled_files() > 0;
+                cancel.cancel();
+                had_spilled
+            });
+            let ended = runtime.block_on(async {
+                let query = "SELECT value FROM generate_series(1, 50000000) ORDER BY value % 1000003, value";
+                let plan = context.sql(query).await?.create_physical_plan().await?;
+                let mut stream = execute_stream(plan, context.task_ctx())?;
+                next_batch(&mut stream, &cancel).await.map_err(Fault::Stage)
+            });
+            (ended, watching.join().unwrap())
+        });
+        assert!(had_spilled);
+        assert!(matches!(ended, Err(Fault::Stage(StageError::Cancelled))), "it went on to its end");
+        assert_eq!(spilled_files(), 0);
+    }
 }

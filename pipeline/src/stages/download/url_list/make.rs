@@ -216,6 +216,7 @@ impl Maker<'_> {
             let patience = (FAILURES, &Unwatched as _);
             remote::fetch(from, &shown, &resolved.entries, entry, &partial, self.access, patience)?;
             disk::rename(&partial, &path)?;
+            remote::settled(&partial);
             disk::sync_parent(&path)?;
         }
         Ok((path, Some(name)))
