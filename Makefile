@@ -93,11 +93,11 @@ slurm:
 	PATH=$$PATH:/usr/sbin command -v $${name%:*} >/dev/null || missing="$$missing $${name#*:}"; done; $(INSTALL) || \
 	echo "no Slurm, and none could be installed: jobs will not be submitted to one"
 
-# Kubernetes' schemas and a linter for what lies in deploy/; without them its test says so and passes.
+# Kubernetes' schemas and a linter for what lies in deploy/, and a validator of JSON schemas; without them their tests say so and pass.
 deploy-checks:
 	@[ -e $(DEPLOY)/ready ] && cmp -s $(DEPLOY)/ready tools/deploy.txt || { $(PYTHON) -m venv $(DEPLOY) && \
 	$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check -r tools/deploy.txt && cp tools/deploy.txt $(DEPLOY)/ready; } || \
-	echo "no schemas of Kubernetes, and none could be installed: deploy/ will not be checked"
+	echo "no schemas of Kubernetes, and none could be installed: deploy/ will not be checked, nor manifests by their schema"
 check-deploy: build deploy-checks
 	$(DEPLOY)/bin/python tools/check_deploy.py $(BINARY)
 

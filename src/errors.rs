@@ -3,6 +3,9 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
+#[cfg(feature = "pipeline")]
+use cluster::slurm::SlurmError;
+
 /// Done.
 pub(crate) const OK: u8 = 0;
 /// Failed.
@@ -12,7 +15,7 @@ pub(crate) const USAGE: u8 = 2;
 /// Done, with more rows refused than the warning threshold.
 #[cfg(feature = "pipeline")]
 pub(crate) const LOSSES: u8 = 3;
-/// Another rank of the same training was lost.
+/// Another rank of the same training was lost, and this one has ended for it.
 pub(crate) const BYSTANDER: u8 = 4;
 /// Interrupted.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -32,6 +35,11 @@ impl Error for Usage {}
 /// The exit code of an error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let lost = |cause: &(dyn Error + 'static)| matches!(cause.downcast_ref(), Some(ranks::RankError::PeerLost { .. }));
+    // SQL of the command line. A stage's has the run's error around it, which had made something by then.
+    #[cfg(feature = "pipeline")]
+    if matches!(error.downcast_ref(), Some(pipeline::stage::StageError::Sql(_))) {
+        return USAGE;
+    }
     match error {
         error if error.chain().any(is_usage) => USAGE,
         error if error.chain().any(lost) => BYSTANDER,
@@ -53,6 +61,10 @@ fn is_usage(error: &(dyn Error + 'static)) -> bool {
             Some(pipeline::plan::PlanError::Manifest(_) | pipeline::plan::PlanError::UnknownStage { .. })
         )
         || matches!(error.downcast_ref(), Some(pipeline::run::RunError::Obstructed(_)))
+        || matches!(
+            error.downcast_ref(),
+            Some(SlurmError::Obstructed(_) | SlurmError::OtherTasks { .. } | SlurmError::Alone { .. })
+        )
     {
         return true;
     }

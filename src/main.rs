@@ -1,8 +1,6 @@
 //! The binary: parse, resolve, dispatch, map exit codes. One file a subcommand under `commands/`; stages that need torch
 //! under `stages/`; `watch` shows events.
 
-#![expect(clippy::print_stdout, reason = "the binary is where things are printed")]
-
 mod commands;
 mod errors;
 mod process;

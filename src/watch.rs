@@ -1,7 +1,8 @@
 //! The eyes: shows a run's events as progress lines, as plain lines when piped, or as JSON lines.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::fmt::Display;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,15 @@ pub(crate) fn notes_of(rank: usize) -> EventSink {
             eprintln!("  {stage:<10} rank {rank}: {text}");
         }
     })
+}
+
+/// Prints a line about work that goes on, or that is done: a reader that went away, as `head` does when it has seen enough, neither
+/// ends the one nor changes the exit code of the other.
+pub(crate) fn say(line: impl Display) -> std::io::Result<()> {
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
 }
 
 /// Between two plain lines of progress of one stage.

@@ -58,6 +58,7 @@ impl Buckets {
         let (Rules { mut rules, max_aspect }, files) = match self.sources.as_slice() {
             [manifest] if has_ending(manifest, &["toml"]) => self.of_manifest(manifest)?,
             sources => {
+                self.check_files(sources)?;
                 let rules = vec![BucketRule { max_resolution: 256, patch_size: 16, upscale: false }];
                 (Rules { rules, max_aspect: None }, Files::below(sources)?)
             }
@@ -87,6 +88,20 @@ impl Buckets {
             }
         }
         Ok(OK)
+    }
+
+    /// Refuses what says nothing, or too much, about files.
+    fn check_files(&self, sources: &[PathBuf]) -> Result<(), Usage> {
+        if let Some(manifest) = sources.iter().find(|source| has_ending(source, &["toml"])) {
+            return Err(Usage(format!(
+                "{} is a manifest, which is looked at alone: name nothing else",
+                manifest.display()
+            )));
+        }
+        if self.stage.is_some() || !self.set.is_empty() {
+            return Err(Usage("--stage and --set are for a manifest (.toml): name one in place of files".to_owned()));
+        }
+        Ok(())
     }
 
     fn of_manifest(&self, path: &Path) -> Result<(Rules, Files)> {

@@ -134,9 +134,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 impl Budget {
     /// The cluster behind `address`, for a run of this manifest.
     pub(super) fn cluster(&self, address: &Address, source: &Source, manifest: &Manifest) -> Result<Cluster> {
-        let file = manifest.file.clone();
-        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-        let manifest = ballista::Manifest { text, file, sets: source.sets().to_vec() };
+        let Manifest { text, file, .. } = manifest;
+        let manifest = ballista::Manifest { text: text.clone(), file: file.clone(), sets: source.sets().to_vec() };
         let cluster = Cluster::connect(address.clone(), manifest, self.cores().unwrap_or(AT_A_TIME))?;
         if !cluster.has_executors()? {
             eprintln!("note: the cluster at ballista://{address} has no executor yet; `ferrotype executor` starts one");

@@ -11,6 +11,7 @@ use models::reference_files::parameters_beside;
 use models::weights::{self, TensorInfo, Weights};
 
 use crate::errors::{OK, Usage};
+use crate::watch::say;
 
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
@@ -34,10 +35,11 @@ impl Convert {
         }
         let (weights, config, source) = self.open()?;
         let tensors: Vec<TensorInfo> = weights.tensors().collect();
-        list(&tensors);
+        list(&tensors)?;
         if let Some(config) = &config {
             Mmdit::check(config, weights.clone())?;
-            println!("Exactly the tensors of its model: width {}, {} blocks.", config.width, config.blocks);
+            let (width, blocks) = (config.width, config.blocks);
+            say(format_args!("Exactly the tensors of its model: width {width}, {blocks} blocks."))?;
         }
         let (Some(output), Some(format)) = (&self.output, format) else { return Ok(OK) };
         let mut held = Vec::with_capacity(tensors.len());
@@ -57,7 +59,7 @@ impl Convert {
                 weights::write_torch(output, &held)?;
             }
         }
-        println!("wrote {}", output.display());
+        say(format_args!("wrote {}", output.display()))?;
         if let Some(config) = config {
             write_parameters(&config, source.as_deref(), &parameters_beside(output))?;
         }
@@ -89,7 +91,7 @@ impl Convert {
 /// read of it, or one made of `config`. One that is there already stays.
 fn write_parameters(config: &MmditConfig, source: Option<&Path>, path: &Path) -> Result<()> {
     if path.exists() {
-        println!("kept  {}", path.display());
+        say(format_args!("kept  {}", path.display()))?;
         return Ok(());
     }
     let text = match (source, config.to_reference()) {
@@ -98,13 +100,13 @@ fn write_parameters(config: &MmditConfig, source: Option<&Path>, path: &Path) ->
         }
         (None, Some(parameters)) => serde_json::to_string_pretty(&parameters)? + "\n",
         (None, None) => {
-            println!("The reference system's model_params file has no words for this model: none was written.");
+            say("The reference system's model_params file has no words for this model: none was written.")?;
             return Ok(());
         }
     };
     let mut file = std::fs::File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("wrote {}", path.display());
+    say(format_args!("wrote {}", path.display()))?;
     Ok(())
 }
 
@@ -127,12 +129,12 @@ impl Format {
     }
 }
 
-fn list(tensors: &[TensorInfo]) {
+fn list(tensors: &[TensorInfo]) -> std::io::Result<()> {
     let names: Vec<String> = tensors.iter().map(|tensor| weights::shown(&tensor.name)).collect();
     let widest = names.iter().map(String::len).max().unwrap_or(0).min(100);
     for (name, tensor) in names.iter().zip(tensors) {
-        println!("{name:<widest$}  {:<5}  {:?}", tensor.encoding.to_string(), tensor.shape);
+        say(format_args!("{name:<widest$}  {:<5}  {:?}", tensor.encoding.to_string(), tensor.shape))?;
     }
     let elements: i64 = tensors.iter().map(|tensor| tensor.shape.iter().product::<i64>()).sum();
-    println!("{} tensors, {elements} elements", tensors.len());
+    say(format_args!("{} tensors, {elements} elements", tensors.len()))
 }

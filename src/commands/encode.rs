@@ -6,15 +6,16 @@ use anyhow::{Context, Result};
 use clap::Args;
 use image::RgbImage;
 use models::autoencoder::Affine;
-use models::checkpoint::Checkpoint;
 use models::latents::{AutoencoderLatents, Latents};
 use models::random::Stream;
 use models::text::{Padding, PretrainedText, TextEncoding};
 use models::weights;
+use sampler::opened::{Moved, Opened, Parameters};
 use sampler::{grid, pictures};
 use tch::{Device, Kind, Tensor};
 
 use crate::errors::{OK, Usage};
+use crate::watch::say;
 
 #[derive(Debug, Args)]
 pub(crate) struct Encode {
@@ -24,23 +25,23 @@ pub(crate) struct Encode {
     /// A picture to encode; may be given several times.
     #[arg(long)]
     image: Vec<PathBuf>,
-    /// Encode as for this checkpoint.
-    #[arg(long, conflicts_with_all = ["gemma", "modernbert", "clip", "vae"])]
+    /// Encode as for this checkpoint, with the models that it was trained with; those of the folders given below lie elsewhere now.
+    #[arg(long)]
     checkpoint: Option<PathBuf>,
-    /// Folder of Gemma 2. Without the three text models, texts are encoded by hashing.
-    #[arg(long, requires_all = ["modernbert", "clip"])]
+    /// Folder of Gemma 2. Without the three text models, and without a checkpoint, texts are encoded by hashing.
+    #[arg(long)]
     gemma: Option<PathBuf>,
     /// Folder of ModernBERT.
-    #[arg(long, requires_all = ["gemma", "clip"])]
+    #[arg(long)]
     modernbert: Option<PathBuf>,
     /// Folder of CLIP.
-    #[arg(long, requires_all = ["gemma", "modernbert"])]
+    #[arg(long)]
     clip: Option<PathBuf>,
-    /// Folder of an AutoencoderKL. Without it, latents are the pixels themselves.
+    /// Folder of an AutoencoderKL. Without it, and without a checkpoint, latents are the pixels themselves.
     #[arg(long)]
     vae: Option<PathBuf>,
     /// The autoencoder's latents are scaled, then shifted, as the reference system does.
-    #[arg(long, requires = "vae")]
+    #[arg(long, requires = "vae", conflicts_with = "checkpoint")]
     scale_then_shift: bool,
     /// Draws latents from the autoencoder's distribution with this seed [its mean].
     #[arg(long)]
@@ -90,7 +91,7 @@ impl Encode {
             {
                 let path = self.out.join(name(end));
                 grid::save(&picture, &path)?;
-                println!("{}  {}x{}", path.display(), picture.width(), picture.height());
+                say(format_args!("{}  {}x{}", path.display(), picture.width(), picture.height()))?;
             }
         }
         Ok(OK)
@@ -98,8 +99,17 @@ impl Encode {
 
     fn encodings(&self) -> Result<(TextEncoding, Latents)> {
         if let Some(checkpoint) = &self.checkpoint {
-            let state = Checkpoint::open(checkpoint)?.state;
-            return Ok((state.text, state.latents));
+            let moved = Moved {
+                autoencoder: self.vae.clone(),
+                gemma: self.gemma.clone(),
+                modernbert: self.modernbert.clone(),
+                clip: self.clip.clone(),
+            };
+            let opened = Opened::checkpoint(checkpoint, Parameters::Average)?.with_moved(&moved)?;
+            for sentence in &opened.conventions {
+                eprintln!("{sentence}");
+            }
+            return Ok((opened.state.text, opened.state.latents));
         }
         let text = match (&self.gemma, &self.modernbert, &self.clip) {
             (Some(gemma), Some(modernbert), Some(clip)) => TextEncoding::Pretrained(PretrainedText {
@@ -108,7 +118,11 @@ impl Encode {
                 clip: clip.clone(),
                 padding: Padding::default(),
             }),
-            _ => TextEncoding::Hash,
+            (None, None, None) => TextEncoding::Hash,
+            _ => {
+                let words = "--gemma, --modernbert and --clip go together: give all three, or none";
+                return Err(Usage(words.to_owned()).into());
+            }
         };
         let affine = if self.scale_then_shift { Affine::ScaleThenShift } else { Affine::ShiftThenScale };
         let autoencoder =
@@ -125,7 +139,7 @@ impl Encode {
         weights::write(&path, tensors)?;
         for (name, tensor) in tensors {
             let number = |t: Tensor| t.to_kind(Kind::Double).double_value(&[]);
-            println!(
+            say(format_args!(
                 "{}  {name}  {:?}  mean {:.4}, deviation {:.4}, from {:.4} to {:.4}",
                 path.display(),
                 tensor.size(),
@@ -133,7 +147,7 @@ impl Encode {
                 number(tensor.std(false)),
                 number(tensor.min()),
                 number(tensor.max())
-            );
+            ))?;
         }
         Ok(())
     }

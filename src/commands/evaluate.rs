@@ -9,29 +9,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use clap::Args;
 use evaluation::Report;
-use models::device;
 use sampler::SampleError;
 use sampler::text_to_image::unwatched;
 use shards::event::Event;
 
-use super::sample::Source;
-use super::sample::settings::{How, defaults};
+use super::sample::settings::{How, OF_PICTURES, defaults};
+use super::sample::{HowLoaded, OF_A_MODEL, Source};
 use crate::errors::{FAILED, INTERRUPTED, OK, Usage};
 use crate::settings::{lines, on_interrupt};
 use crate::stages::evaluate::{ColorTest, print_table, table};
 use crate::stages::quality::{self, Quality};
-use crate::watch::{self, Style};
+use crate::watch::{self, Style, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct Evaluate {
+    /// A checkpoint, or a training's folder, whose latest checkpoint is used; or weights of the reference system: its .pkl, or the
+    /// folder with it and its model_params file.
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
     #[command(flatten)]
-    source: Option<Source>,
+    loading: HowLoaded,
     /// Pictures to look at in place of a checkpoint's: a folder. Their captions, where a CLIP is to score them, are those that `sample`
     /// left in them, or in text files of the same names.
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["checkpoint", "colors"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["checkpoint", "colors", "prompts"])]
+    #[arg(conflicts_with_all = OF_A_MODEL, conflicts_with_all = OF_PICTURES)]
     images: Option<PathBuf>,
     /// Whether backgrounds have the colour that the prompt names (for models trained on the demo's pictures).
-    #[arg(long, conflicts_with_all = ["inception", "clip_score", "reference"])]
+    #[arg(long, conflicts_with_all = ["inception", "clip_score", "reference", "subset_size", "resamples", "out"])]
     colors: bool,
     /// Inception v3's weights (the published pt_inception-2015-12-05-6726825d.pth, or safetensors of it): for FID, KID, precision, recall.
     #[arg(long, value_name = "FILE")]
@@ -55,7 +59,7 @@ pub(crate) struct Evaluate {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// With --colors: how many borders may be uneven (a standard deviation of 15 of 255 or more).
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with_all = ["images", "inception", "clip_score"])]
     uneven: usize,
     /// Pictures in each of the kernel distance's subsets [1000].
     #[arg(long)]
@@ -73,8 +77,11 @@ impl Evaluate {
         if self.colors { self.test_colors() } else { self.measure() }
     }
 
-    fn checkpoint(&self) -> Result<&Source, Usage> {
-        self.source.as_ref().ok_or_else(|| Usage("nothing to evaluate: give --checkpoint or --images".to_owned()))
+    fn source(&self) -> Result<Source, Usage> {
+        let checkpoint = self.checkpoint.clone();
+        let checkpoint =
+            checkpoint.ok_or_else(|| Usage("nothing to evaluate: give --checkpoint or --images".to_owned()))?;
+        Ok(Source { checkpoint, loading: self.loading.clone() })
     }
 
     fn test_colors(&self) -> Result<u8> {
@@ -86,12 +93,12 @@ impl Evaluate {
             None => self.count.map_or(usual.prompts, |count| usize::try_from(count).unwrap_or(usize::MAX)),
         };
         let test = ColorTest { prompts, seed: self.seed, uneven: self.uneven, ..usual };
-        let source = self.checkpoint()?;
+        let source = self.source()?;
         let model = source.load(source.open()?)?;
         let settings = self.how.over(&test.settings(&model));
         let (score, _) = test.run(&model, &settings, &mut unwatched)?;
-        print_table(table(&score).iter().map(<[String; 6]>::as_slice));
-        println!("{}", test.summary(&score));
+        print_table(table(&score).iter().map(<[String; 6]>::as_slice))?;
+        say(test.summary(&score))?;
         Ok(if score.passes(test.bar()) { OK } else { FAILED })
     }
 
@@ -127,10 +134,10 @@ impl Evaluate {
             if stopped.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let report = if let Some(images) = &self.images {
-            let networks = wanted.networks(device::named(None, 0).map_err(Usage)?)?;
+            let networks = wanted.networks(self.loading.device()?)?;
             wanted.of_files(images, &networks, &self.out, &mut progress)
         } else {
-            let source = self.checkpoint()?;
+            let source = self.source()?;
             let model = source.load(source.open()?)?;
             let networks = wanted.networks(model.device())?;
             wanted.of_model(&model, &self.how.over(&defaults(&model)), &networks, &self.out, &mut progress)
@@ -152,11 +159,11 @@ impl Evaluate {
         let text = serde_json::to_string_pretty(report).context("cannot write the numbers as JSON")? + "\n";
         shards::disk::create_folder(&self.out)?;
         shards::disk::replace(&path, text.as_bytes())?;
-        println!("{}", quality::summary(report));
+        say(quality::summary(report))?;
         for [metric, value, error, interval, about] in quality::table(report) {
-            println!("{metric:<12} {value:>10} {error:<12} {interval:<22} {about}");
+            say(format_args!("{metric:<12} {value:>10} {error:<12} {interval:<22} {about}"))?;
         }
-        println!("{}", path.display());
+        say(path.display())?;
         Ok(if report.metrics.is_empty() { FAILED } else { OK })
     }
 }

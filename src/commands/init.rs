@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::errors::{OK, Usage};
+use crate::watch::say;
 
 #[derive(Debug, Args)]
 pub(crate) struct Init {
@@ -60,7 +61,9 @@ impl Init {
         };
         file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
         let path = path.display();
-        println!("wrote {path}\nIts first lines say where its input, {input}, comes from. Then: ferrotype plan {path}");
+        say(format_args!(
+            "wrote {path}\nIts first lines say where its input, {input}, comes from. Then: ferrotype plan {path}"
+        ))?;
         Ok(OK)
     }
 }

@@ -15,7 +15,7 @@ use shards::event::Event;
 use super::manifest::Source;
 use crate::errors::{FAILED, INTERRUPTED, OK};
 use crate::settings::cancelled_by_interrupt;
-use crate::watch::{self, Style};
+use crate::watch::{self, Style, say};
 use crate::words::size;
 
 #[derive(Debug, Args)]
@@ -155,17 +155,17 @@ impl Verify {
             Err(pipeline::stage::StageError::Cancelled) => return Ok(INTERRUPTED),
             other => other?,
         };
-        let mut out = std::io::stdout().lock();
+        let code = if verified.findings.is_empty() { OK } else { FAILED };
         if self.json {
             let findings = verified.findings.iter().map(
                 |finding| json!({ "stage": finding.stage, "partition": finding.partition, "problem": finding.problem }),
             );
             let report = json!({ "partitions": verified.partitions, "files": verified.files, "bytes": verified.bytes,
                 "findings": findings.collect::<Vec<_>>() });
-            writeln!(out, "{report:#}")?;
+            say(format_args!("{report:#}"))?;
         } else {
             for finding in &verified.findings {
-                writeln!(out, "{}, {}: {}", finding.stage, finding.partition, finding.problem)?;
+                say(format_args!("{}, {}: {}", finding.stage, finding.partition, finding.problem))?;
             }
             let (partitions, files, bytes) = (verified.partitions, verified.files, size(verified.bytes as f64));
             let verdict = match verified.findings.len() {
@@ -173,12 +173,12 @@ impl Verify {
                 1 => "1 problem".to_owned(),
                 many => format!("{many} problems"),
             };
-            writeln!(out, "{partitions} partitions, {files} files, {bytes}: {verdict}")?;
-            if !verified.findings.is_empty() {
-                writeln!(out, "Delete the damaged files and run again: what is missing is made anew.")?;
+            say(format_args!("{partitions} partitions, {files} files, {bytes}: {verdict}"))?;
+            if code != OK {
+                say("Delete the damaged files and run again: what is missing is made anew.")?;
             }
         }
-        Ok(if verified.findings.is_empty() { OK } else { FAILED })
+        Ok(code)
     }
 }
 
@@ -193,20 +193,27 @@ pub(crate) struct Gc {
 
 impl Gc {
     pub(crate) fn run(&self) -> Result<u8> {
-        let plan = self.source.plan()?;
-        let found = garbage::find(&plan)?;
-        let mut out = std::io::stdout().lock();
+        let mut plan = self.source.plan()?;
+        let runner = self.delete.then(|| garbage::join_alone(&plan.workdir)).transpose()?;
+        if runner.is_some() {
+            // As things are now that nobody else changes them.
+            plan = self.source.plan()?;
+        }
+        let mut found = garbage::find(&plan)?;
+        // Before anything is printed, since that may fail.
+        if let Some(runner) = runner.filter(|_| !found.is_empty()) {
+            found = garbage::delete(&plan, found, &runner)?;
+        }
         for garbage in &found {
-            writeln!(out, "{:>10}  {}  ({})", size(garbage.bytes as f64), garbage.name, garbage.why)?;
+            say(format_args!("{:>10}  {}  ({})", size(garbage.bytes as f64), garbage.name, garbage.why))?;
         }
         let total = size(found.iter().map(|garbage| garbage.bytes).sum::<u64>() as f64);
         if found.is_empty() {
-            writeln!(out, "Nothing to delete: everything belongs to the manifest as it is.")?;
+            say("Nothing to delete: everything belongs to the manifest as it is.")?;
         } else if self.delete {
-            garbage::delete(&plan, &found)?;
-            writeln!(out, "Deleted {total}.")?;
+            say(format_args!("Deleted {total}."))?;
         } else {
-            writeln!(out, "{total} in all. Nothing was deleted: `gc --delete` does it.")?;
+            say(format_args!("{total} in all. Nothing was deleted: `gc --delete` does it."))?;
         }
         Ok(OK)
     }

@@ -108,6 +108,12 @@ impl Loader {
     #[cfg(feature = "pipeline")]
     fn index(&self) -> Result<(PathBuf, BucketIndex)> {
         if self.index.extension().is_none_or(|ending| ending != "toml") {
+            if self.stage.is_some() || !self.set.is_empty() {
+                let index = self.index.display();
+                bail!(Usage(format!(
+                    "--stage and --set are for a manifest (.toml), and {index} is taken for an index"
+                )));
+            }
             return Ok((self.index.clone(), BucketIndex::read(&self.index)?));
         }
         let manifest = self.index.display();

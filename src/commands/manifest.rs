@@ -170,35 +170,87 @@ impl Report {
     }
 }
 
-/// `schema`: all kinds with their keys, for editors.
-pub(crate) fn schema() -> Result<u8> {
-    let (pipeline, common) = schemas();
-    let registry = stages::registry();
-    let kinds = registry.kinds().map(|kind| {
-        let mut properties = Map::new();
-        let mut required = vec![Value::from("uses")];
-        let mut definitions = Map::new();
-        for schema in (kind.schemas)().into_iter().chain([common.clone()]) {
-            let mut table = schema.to_value();
-            let mut take = |key: &str| table.get_mut(key).map(Value::take);
-            if let Some(Value::Object(own)) = take("properties") {
-                properties.extend(own);
-            }
-            if let Some(Value::Array(own)) = take("required") {
-                required.extend(own);
-            }
-            if let Some(Value::Object(own)) = take("$defs") {
-                definitions.extend(own);
+/// The keys of one table of a manifest, which several types read together.
+#[derive(Default)]
+struct Table {
+    properties: Map<String, Value>,
+    required: Vec<Value>,
+}
+
+impl Table {
+    /// Adds the keys of one type, by its schema. What that defines goes to `definitions`, under names that begin with `owner`: types
+    /// of different stages are called alike.
+    fn add(&mut self, mut schema: Value, owner: &str, definitions: &mut Map<String, Value>) {
+        refer_to(owner, &mut schema);
+        let mut take = |key: &str| schema.get_mut(key).map(Value::take);
+        if let Some(Value::Object(own)) = take("$defs") {
+            definitions.extend(own.into_iter().map(|(name, definition)| (format!("{owner}.{name}"), definition)));
+        }
+        if let Some(Value::Array(own)) = take("required") {
+            for key in own {
+                if !self.required.contains(&key) {
+                    self.required.push(key);
+                }
             }
         }
-        properties.insert("uses".to_owned(), json!({ "const": kind.name }));
-        (
-            json!({ "title": kind.name, "description": kind.about, "type": "object", "properties": properties,
-                 "required": required, "additionalProperties": false }),
-            definitions,
-        )
-    });
-    let (kinds, definitions): (Vec<Value>, Vec<Map<String, Value>>) = kinds.unzip();
+        if let Some(Value::Object(own)) = take("properties") {
+            for (key, property) in own {
+                // Forms of one kind may give a key another meaning, as `evaluate` does to `prompts`.
+                let property = match self.properties.get_mut(&key).map(Value::take) {
+                    Some(other) if other != property => json!({ "anyOf": [other, property] }),
+                    _ => property,
+                };
+                self.properties.insert(key, property);
+            }
+        }
+    }
+
+    /// The schema of the table, which has these keys and no others.
+    fn describe(self, title: &str, about: &str) -> Value {
+        let Self { properties, required } = self;
+        json!({ "title": title, "description": about, "type": "object", "properties": properties, "required": required,
+            "additionalProperties": false })
+    }
+}
+
+/// Has every reference in `schema` name its definition as [`Table::add`] does.
+fn refer_to(owner: &str, schema: &mut Value) {
+    match schema {
+        Value::Object(entries) => {
+            for (key, value) in entries {
+                match value {
+                    Value::String(target) if key == "$ref" => {
+                        if let Some(name) = target.strip_prefix("#/$defs/") {
+                            *target = format!("#/$defs/{owner}.{name}");
+                        }
+                    }
+                    below => refer_to(owner, below),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| refer_to(owner, item)),
+        _ => {}
+    }
+}
+
+/// `schema`: all kinds with their keys, for editors.
+pub(crate) fn schema() -> Result<u8> {
+    let (of_pipeline, common) = schemas();
+    let registry = stages::registry();
+    let mut definitions = Map::new();
+    let mut pipeline = Table::default();
+    pipeline.add(of_pipeline.to_value(), "pipeline", &mut definitions);
+    let common = common.to_value();
+    let mut kinds = Vec::new();
+    for kind in registry.kinds() {
+        let mut table = Table::default();
+        for (number, schema) in (kind.schemas)().into_iter().enumerate() {
+            table.add(schema.to_value(), &format!("{}.{number}", kind.name), &mut definitions);
+        }
+        table.add(common.clone(), "stage", &mut definitions);
+        table.properties.insert("uses".to_owned(), json!({ "const": kind.name }));
+        kinds.push(table.describe(kind.name, kind.about));
+    }
     let schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Ferrotype manifest",
@@ -206,11 +258,11 @@ pub(crate) fn schema() -> Result<u8> {
         "required": ["pipeline", "stage"],
         "additionalProperties": false,
         "properties": {
-            "pipeline": pipeline,
+            "pipeline": pipeline.describe("pipeline", "What concerns all stages."),
             "vars": { "type": "object", "additionalProperties": { "type": ["string", "integer"] } },
             "stage": { "type": "object", "additionalProperties": { "oneOf": kinds } },
         },
-        "$defs": definitions.into_iter().flatten().collect::<Map<String, Value>>(),
+        "$defs": definitions,
     });
     writeln!(std::io::stdout(), "{schema:#}")?;
     Ok(OK)

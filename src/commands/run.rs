@@ -6,12 +6,13 @@ use anyhow::{Result, bail};
 use clap::Args;
 use pipeline::plan::{self, PlannedStage};
 use pipeline::retry;
+use serde_json::{Value, json};
 
 use super::manifest::{Budget, Selected, Source, make};
 use crate::errors::{INTERRUPTED, OK, Usage};
 use crate::settings::cancelled_by_interrupt;
 use crate::stages;
-use crate::watch::Watch;
+use crate::watch::{Watch, say};
 use crate::words::{count, duration, size};
 
 #[derive(Debug, Args)]
@@ -58,12 +59,36 @@ impl Run {
         let selection = self.selected.selection();
         let mut rehearsal = plan::Plan::rehearsal(&manifest, &stages::registry(), &selection, rows)?;
         let code = make(None, &mut rehearsal, None, &options, self.watch, &cancel)?;
-        if rehearsal.is_up_to_date() && self.watch.is_for_people() {
+        if rehearsal.is_up_to_date() {
             let whole = plan::Plan::select(&manifest, &stages::registry(), &selection)?;
-            extrapolate(&rehearsal, &whole, options.cores, self.price)?;
+            if self.watch.is_for_people() {
+                extrapolate(&rehearsal, &whole, options.cores, self.price)?;
+            } else {
+                say(in_json(&rehearsal, &whole, options.cores, self.price))?;
+            }
         }
         Ok(code)
     }
+}
+
+/// What the whole would take, judged by the rehearsal, as one more event. What is not known is null.
+fn in_json(rehearsal: &plan::Plan, whole: &plan::Plan, cores: usize, price: Option<f64>) -> Value {
+    let estimates = whole.estimates(cores, Some(rehearsal));
+    let selected = || whole.stages.iter().zip(&estimates).filter(|(stage, _)| stage.selected);
+    let stages: Vec<Value> = selected()
+        .map(|(stage, estimate)| {
+            json!({
+                "stage": stage.name, "reads_rows": estimate.reads.rows, "writes_rows": estimate.writes.rows,
+                "writes_bytes": estimate.writes.bytes, "seconds": estimate.seconds,
+            })
+        })
+        .collect();
+    let seconds: f64 = selected().filter_map(|(_, estimate)| estimate.seconds).sum();
+    let bytes: f64 = selected().filter_map(|(_, estimate)| estimate.writes.bytes).sum();
+    json!({
+        "event": "estimate", "cores": cores, "stages": stages, "seconds": seconds, "bytes": bytes,
+        "cost": price.map(|price| seconds / 3600.0 * price), "rehearsal": rehearsal.workdir.to_string(),
+    })
 }
 
 /// Prints what the whole would take, judged by the rehearsal.
@@ -139,7 +164,10 @@ impl Retry {
             let (rows, refused) = (prepared.rows, prepared.refused);
             eprintln!("{}: {rows} of {refused} refused rows to try again", stage.name);
         }
-        if self.dry_run {
+        // Lists of an earlier retry that was cut short.
+        let waits = stage.partitions.iter().skip(stage.sources.len()).any(|partition| partition.sidecar().is_none());
+        // Without a row to try again, all that is missing downstream would be made, which is what `run` is for.
+        if self.dry_run || (prepared.rows == 0 && !waits) {
             return Ok(OK);
         }
         let mut plan = plan::Plan::new(&manifest, &stages::registry())?;

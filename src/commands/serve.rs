@@ -18,6 +18,7 @@ use serve::{
 use super::sample::Source;
 use super::sample::settings::{How, defaults};
 use crate::errors::{OK, Usage};
+use crate::watch::say;
 
 /// A picture of four times the training's pixels still shows something; larger ones only take others' time.
 const PIXELS_OF_TRAINING: u64 = 4;
@@ -79,7 +80,7 @@ impl Serve {
             if !address.ip().is_loopback() && self.api_key.is_none() {
                 eprintln!("warning: anyone who can reach {address} can have pictures made; --api-key asks for a key");
             }
-            println!("http://{address}");
+            say(format_args!("http://{address}"))?;
             server.run(generator, stopped()).await?;
             Ok(OK)
         })

@@ -56,7 +56,6 @@ impl Submit {
             return Err(crate::errors::Usage(text.to_owned()).into());
         }
         let plan = plan::Plan::select(&manifest, &stages::registry(), &selection)?;
-        let text = std::fs::read_to_string(&manifest.file).with_context(|| manifest.file.display().to_string())?;
         let mut arguments: Vec<OsString> = Vec::new();
         for set in self.source.sets() {
             arguments.extend(["--set".into(), set.into()]);
@@ -65,7 +64,7 @@ impl Submit {
             arguments.push("--only-missing".into());
         }
         let program = std::env::current_exe().context("cannot find this program's own file")?;
-        let request = Request { manifest: &text, arguments: &arguments, program: &program };
+        let request = Request { manifest: &manifest.text, arguments: &arguments, program: &program };
         let folder = self.jobs.of(&manifest)?;
         let mut out = std::io::stdout().lock();
         if self.dry_run {

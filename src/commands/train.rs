@@ -12,7 +12,7 @@ use trainer::config::{TrainConfig, TrainOperations};
 
 use crate::errors::{INTERRUPTED, OK, Usage};
 use crate::settings::on_interrupt;
-use crate::watch::{self, Watch};
+use crate::watch::{self, Watch, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct Train {
@@ -56,7 +56,7 @@ impl Train {
         };
         let Some(finished) = finished else { return Ok(OK) };
         if self.watch.is_for_people() {
-            println!("{}", finished.checkpoint.folder.display());
+            say(finished.checkpoint.folder.display())?;
         }
         if finished.interrupted {
             eprintln!("Interrupted; the same command goes on from this checkpoint.");

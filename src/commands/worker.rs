@@ -80,7 +80,8 @@ impl Worker {
             if cancel.is_cancelled() { INTERRUPTED } else { OK }
         };
         if code == INTERRUPTED && leads && time_ends.load(Ordering::Relaxed) {
-            let requeues = manifest.stages.iter().filter(|table| self.stage.contains(&table.name));
+            let is_meant = |name: &String| self.stage.is_empty() || self.stage.contains(name);
+            let requeues = manifest.stages.iter().filter(|table| is_meant(&table.name));
             let requeues = requeues.map(|table| table.slurm.requeues()).min().unwrap_or_default();
             let Some(job) = Here::from_environment() else { return Ok(code) };
             job.requeue(requeues)?;

@@ -16,6 +16,8 @@ use sampler::text_to_image::{Picture, Progress, Settings, TextToImage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::watch::say;
+
 /// Samples prompts "… on a COLOUR background" and looks at the pictures' borders.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -116,13 +118,14 @@ pub(crate) fn table(score: &Score) -> Vec<[String; 6]> {
 }
 
 /// Prints the rows of [`table`].
-pub(crate) fn print_table<'a>(rows: impl IntoIterator<Item = &'a [String]>) {
-    println!("{:<52} {:<8} {:<8} {:>13} {:>9}", "prompt", "asked", "nearest", "border's mean", "deviation");
+pub(crate) fn print_table<'a>(rows: impl IntoIterator<Item = &'a [String]>) -> std::io::Result<()> {
+    say(format_args!("{:<52} {:<8} {:<8} {:>13} {:>9}", "prompt", "asked", "nearest", "border's mean", "deviation"))?;
     for row in rows {
         if let [prompt, asked, nearest, mean, deviation, verdict] = row {
-            println!("{prompt:<52} {asked:<8} {nearest:<8} {mean:>13} {deviation:>9}  {verdict}");
+            say(format_args!("{prompt:<52} {asked:<8} {nearest:<8} {mean:>13} {deviation:>9}  {verdict}"))?;
         }
     }
+    Ok(())
 }
 
 #[cfg(feature = "pipeline")]

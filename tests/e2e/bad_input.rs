@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::net::TcpListener;
 
-use crate::support::{ferrotype, folder, run, text};
+use crate::support::{bucketed, ferrotype, folder, run, text};
 
 const GOOD: &str = r#"[pipeline]
 name = "test"
@@ -232,6 +232,32 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
     }
     assert_eq!(said.len(), expected.len());
     assert!(!folder.path().join("work").exists(), "nothing is started");
+}
+
+#[test]
+fn a_fault_has_the_same_code_whichever_command_finds_it() {
+    let folder = folder();
+    let manifest = bucketed(folder.path(), &[(32, 32); 2], "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n");
+    for (arguments, words) in [
+        (vec!["run", &manifest, "--stage", "index"], "reads from bucket"),
+        (vec!["submit", &manifest, "--stage", "index", "--dry-run"], "reads from bucket"),
+        (vec!["submit", &manifest, "--set", "stage.bucket.slurm.nodes=2", "--dry-run"], "one process makes it alone"),
+        (vec!["plan", &manifest, "--stage", "nosuch"], "nosuch is no stage"),
+        (vec!["cancel", &manifest, "--stage", "nosuch"], "nosuch is no stage"),
+        (vec!["retry", &manifest, "--where", "x ="], "--where"),
+        (vec!["query", &manifest, "selec"], "tables: partitions"),
+        (vec!["query", &manifest, "SELECT * FROM nosuch"], "nosuch"),
+        (vec!["query", &manifest, "SELECT nosuch FROM partitions"], "nosuch"),
+        (vec!["sample", "--checkpoint", "nowhere", "--prompts", "no file"], "no file cannot be read"),
+    ] {
+        let output = run(&arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(words), "{arguments:?}: {said}");
+    }
+    // What goes wrong with a question that means something is no fault of usage.
+    let divided = run(&["query", &manifest, "SELECT 1 / count(*) FROM partitions"]);
+    assert_eq!(divided.status.code(), Some(1), "{}{}", text(&divided.stdout), text(&divided.stderr));
 }
 
 #[test]

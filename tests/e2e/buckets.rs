@@ -83,6 +83,21 @@ fn what_cannot_be_forecast_is_said() {
     assert!(of(&[&empty, "--batch-size", "0"]).contains("--batch-size"));
 }
 
+#[test]
+fn what_is_for_a_manifest_is_refused_beside_files() {
+    for (arguments, words) in [
+        (vec!["buckets", "pictures", "--set", "a=b"], "--stage and --set are for a manifest"),
+        (vec!["buckets", "pictures", "--stage", "bucket"], "--stage and --set are for a manifest"),
+        (vec!["buckets", "pictures", "m.toml"], "m.toml is a manifest, which is looked at alone"),
+        (vec!["loader", "index.parquet", "--set", "a=b"], "--stage and --set are for a manifest"),
+        (vec!["loader", "index.parquet", "--stage", "index"], "index.parquet is taken for an index"),
+    ] {
+        let refused = run(&arguments);
+        assert_eq!(refused.status.code(), Some(2), "{arguments:?}: {}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains(words), "{arguments:?}: {}", text(&refused.stderr));
+    }
+}
+
 /// One pass makes two resolutions; a reader names the one it reads.
 #[test]
 fn several_resolutions_are_made_in_one_pass_and_read_one_by_one() {

@@ -1,6 +1,7 @@
 //! The demo, small: every planted fault is reported by name and count, and what the manifest asks for is there.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 
 use crate::support::{checkpoint, events, ferrotype, folder, run, small_demo, text};
 
@@ -54,6 +55,45 @@ fn every_planted_fault_is_reported_and_a_later_run_needs_no_origin() {
     {
         assert!(report.contains(part), "{part}");
     }
+}
+
+#[test]
+fn a_changed_manifest_is_kept_and_only_a_folder_of_this_machine_will_do() {
+    let folder = folder();
+    // Nothing runs: its port is somebody else's.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let demo = || {
+        let workdir = folder.path().join("work");
+        let output = run(&["demo", "--workdir", &workdir.to_string_lossy(), "--port", &port]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let file = |name: &str| folder.path().join("work").join(name);
+    let read = |name: &str| std::fs::read_to_string(file(name)).unwrap();
+    demo();
+    assert!(!demo().contains("before"), "nothing was changed");
+    let (original, list) = (read("demo.toml"), read("urls.tsv"));
+
+    let changed = original.replace("steps = 3600", "steps = 7200");
+    assert_ne!(changed, original);
+    std::fs::write(file("demo.toml"), &changed).unwrap();
+    std::fs::write(file("urls.tsv"), "mine").unwrap();
+    let said = demo();
+    assert!(said.contains("demo.toml.before") && said.contains("urls.tsv.before"), "{said}");
+    assert_eq!((read("demo.toml.before"), read("demo.toml")), (changed, original));
+    assert_eq!((read("urls.tsv.before"), read("urls.tsv")), ("mine".to_owned(), list));
+
+    // What was kept once is kept.
+    std::fs::write(file("urls.tsv"), "mine too").unwrap();
+    let said = demo();
+    assert!(said.contains("urls.tsv.before2") && !said.contains("demo.toml.before"), "{said}");
+    assert_eq!((read("urls.tsv.before"), read("urls.tsv.before2")), ("mine".to_owned(), "mine too".to_owned()));
+
+    let output = ferrotype().args(["demo", "--workdir", "s3://bucket/x"]).current_dir(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("s3://bucket/x"), "{}", text(&output.stderr));
+    assert!(!folder.path().join("s3:").exists());
 }
 
 #[test]

@@ -137,8 +137,10 @@ fn refused_rows_are_tried_again_with_their_keys_and_flow_on() {
     let twice = output("retry", &manifest, &["--where", dead, "--dry-run"]);
     assert!(text(&twice.stderr).contains("2 of 13 refused rows"), "{}", text(&twice.stderr));
     assert!(says("status", &manifest, &[]).contains("200 in = 187 out + 13 dropped"));
-    let bad = output("retry", &manifest, &["--where", "reason ="]);
-    assert_eq!(bad.status.code(), Some(2), "{}", text(&bad.stderr));
+    for wrong in ["reason =", "nosuch = 3"] {
+        let bad = output("retry", &manifest, &["--where", wrong]);
+        assert_eq!(bad.status.code(), Some(2), "{wrong}: {}", text(&bad.stderr));
+    }
     assert_eq!(output("retry", &manifest, &["--stage", "bucket"]).status.code(), Some(2));
 
     // Another configuration of the stage makes its partitions anew: the old lists count no more.
@@ -146,6 +148,39 @@ fn refused_rows_are_tried_again_with_their_keys_and_flow_on() {
     says("run", &manifest, &changed);
     let sql = ["SELECT count(*) AS n FROM bucket", "--format", "csv"];
     assert_eq!(says("query", &manifest, &[&sql[..], &changed[..]].concat()).trim(), "n\n187");
+}
+
+#[test]
+fn a_retry_of_no_rows_makes_nothing_but_what_an_earlier_one_left() {
+    let web = Web::start();
+    let manifest = web.local("retries = 0");
+    let nothing = || {
+        let output = output("retry", &manifest, &["--where", "reason = 'htpp_429'"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    says("run", &manifest, &["--until", "download"]);
+    let said = nothing();
+    assert!(said.contains("0 of 17 refused rows to try again"), "{said}");
+    assert!(!web.workdir().join("stages/bucket").exists(), "only `run` makes the rest");
+
+    // As if that retry had been killed between its lists and what it makes of them.
+    says("retry", &manifest, &["--where", "reason = 'http_404'"]);
+    let download = web.workdir().join("stages/download");
+    let records = |beginning: &str, part: &str| -> Vec<PathBuf> {
+        let files = std::fs::read_dir(&download).unwrap().map(|entry| entry.unwrap().path());
+        let is_one = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            name.starts_with(beginning) && name.contains(part) && name.ends_with(".json")
+        };
+        files.filter(is_one).collect()
+    };
+    let made = records("part-", "r1.");
+    for record in made.iter().chain(&records("ledger.", "")) {
+        std::fs::remove_file(record).unwrap();
+    }
+    nothing();
+    assert!(!made.is_empty() && records("part-", "r1.").len() == made.len(), "{made:?}");
 }
 
 #[test]
@@ -158,6 +193,13 @@ fn a_plan_says_what_a_selection_would_take_and_a_rehearsal_what_the_whole_would(
 
     let part = says("run", &manifest, &["--rehearse", "40", "--until", "filter"]);
     assert!(part.contains("filter") && !part.contains("bucket"), "{part}");
+    let rehearsed = says("run", &manifest, &["--rehearse", "40", "--price", "3.6", "--json"]);
+    let estimate: Value = serde_json::from_str(rehearsed.lines().last().unwrap()).unwrap();
+    assert_eq!(estimate["event"], "estimate", "{rehearsed}");
+    assert!(
+        estimate["cost"].as_f64() > Some(0.0) && estimate["stages"][0]["seconds"].as_f64() > Some(0.0),
+        "{estimate}"
+    );
     let rehearsed = says("run", &manifest, &["--rehearse", "40", "--price", "3.6"]);
     assert!(
         rehearsed.contains("The whole, judged by this rehearsal") && rehearsed.contains("at 3.6 an hour"),

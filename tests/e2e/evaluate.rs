@@ -162,6 +162,33 @@ fn a_score_that_was_asked_for_does_not_vanish_without_a_word() {
     assert!(refused[0]["reason"].as_str().unwrap().starts_with(words), "{refused}");
 }
 
+/// Pictures that are there are looked at on a device; what says how others are made, or judged, is refused in place of ignored.
+#[test]
+fn what_says_nothing_about_pictures_in_folders_is_refused() {
+    let folder = folder();
+    let pictures = pictures(&folder.path().join("pictures"), 2, 5);
+    let usual = ["evaluate", "--images", &pictures, "--inception", "nowhere.pth", "--reference", &pictures];
+    let opened = run(&[&usual[..], &["--device", "cpu"]].concat());
+    assert_eq!(opened.status.code(), Some(1));
+    assert!(text(&opened.stderr).contains("nowhere.pth"), "{}", text(&opened.stderr));
+    for more in [
+        ["--steps", "3"],
+        ["--size", "64"],
+        ["--guidance", "2"],
+        ["--precision", "float32"],
+        ["--prompts", "prompts.txt"],
+        ["--checkpoint", "nowhere"],
+        ["--uneven", "3"],
+    ] {
+        let refused = run(&[&usual[..], &more].concat());
+        assert_eq!(refused.status.code(), Some(2), "{more:?}: {}", text(&refused.stderr));
+    }
+    for more in [["--out", "nowhere"], ["--resamples", "3"], ["--images", "nowhere"]] {
+        let refused = run(&[&["evaluate", "--checkpoint", "nowhere", "--colors"][..], &more].concat());
+        assert_eq!(refused.status.code(), Some(2), "{more:?}: {}", text(&refused.stderr));
+    }
+}
+
 #[test]
 fn a_checkpoints_pictures_are_measured_by_prompts_or_by_the_captions_of_an_index() {
     let (folder, checkpoint) = trained();
@@ -195,7 +222,7 @@ fn a_checkpoints_pictures_are_measured_by_prompts_or_by_the_captions_of_an_index
 
     for (arguments, words) in [
         (vec!["evaluate", "--checkpoint", &checkpoint], "nothing to measure by"),
-        (vec!["evaluate", "--clip-score", &clip, "--prompts", &prompts], "--checkpoint <CHECKPOINT>"),
+        (vec!["evaluate", "--clip-score", &clip, "--prompts", &prompts], "give --checkpoint or --images"),
         (usual.to_vec(), "no prompts"),
         (vec!["evaluate", "--checkpoint", &checkpoint, "--inception", "x.pth"], "give a reference"),
         (vec!["evaluate", "--checkpoint", &checkpoint, "--padding", "right", "--colors"], "a checkpoint says itself"),

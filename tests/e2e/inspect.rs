@@ -82,7 +82,7 @@ fn a_workdir_answers_questions() {
     assert!(table.contains("demo/000000000") && table.contains(" bytes"), "{table}");
     for forbidden in ["DROP TABLE bucket", "COPY bucket TO 'x.csv'", "CREATE TABLE x AS SELECT 1", "SET a = 1"] {
         let output = made.command("query", &[forbidden]);
-        assert_eq!(output.status.code(), Some(1), "{forbidden}");
+        assert_eq!(output.status.code(), Some(2), "{forbidden}");
         assert!(text(&output.stderr).contains("not supported"), "{}", text(&output.stderr));
     }
     assert!(text(&made.command("query", &["SELECT * FROM buckets"]).stderr).contains("tables: partitions, download"));

@@ -1,10 +1,11 @@
 //! Before the first run: `init`, `doctor`, `completions`.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{ferrotype, folder, run, text};
+use crate::support::{bucketed, ferrotype, folder, run, text};
 
 #[test]
 fn every_template_can_be_planned_once_its_list_is_there() {
@@ -80,6 +81,42 @@ fn output_that_nobody_reads_any_more_is_no_failure() {
 }
 
 #[test]
+fn work_is_done_and_judged_whether_or_not_its_output_is_read() {
+    let folder = folder();
+    let unread = |arguments: &[&str]| {
+        let mut child = ferrotype().args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let done = (Some(0), String::new());
+
+    let weights = "models/tests/fixtures/mmdit/rope2d_swiglu/model_ema_7s.pkl";
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join(weights);
+    let converted = folder.path().join("model_ema_7s.safetensors");
+    assert_eq!(unread(&["convert", &weights.to_string_lossy(), &converted.to_string_lossy()]), done);
+    assert!(converted.exists() && folder.path().join("model_params_7s.json").exists());
+
+    let manifest = folder.path().join("m.toml");
+    assert_eq!(unread(&["init", "folder", "--out", &manifest.to_string_lossy()]), done);
+    assert!(manifest.exists());
+
+    let manifest = bucketed(folder.path(), &[(32, 32)], "");
+    assert!(run(&["run", &manifest, "--until", "import", "-q"]).status.success());
+    let import = folder.path().join("work/stages/import");
+    let files = std::fs::read_dir(&import).unwrap().map(|entry| entry.unwrap().path());
+    let shard = files.into_iter().find(|path| path.extension().is_some_and(|e| e == "parquet")).unwrap();
+    std::fs::write(shard, "damaged").unwrap();
+    assert_eq!(unread(&["verify", &manifest]).0, Some(1), "a problem was found");
+
+    let gone = folder.path().join("work/stages/gone");
+    std::fs::create_dir(&gone).unwrap();
+    std::fs::write(gone.join("part-00000.parquet"), "").unwrap();
+    assert_eq!(unread(&["gc", &manifest, "--delete"]), done);
+    assert!(!gone.exists() && import.exists());
+}
+
+#[test]
 fn the_doctor_looks_at_everything_and_leaves_nothing_behind() {
     let folder = folder();
     let workdir = folder.path().join("not/there/yet");
@@ -101,6 +138,18 @@ fn the_doctor_looks_at_everything_and_leaves_nothing_behind() {
     let problems = verdicts.iter().filter(|verdict| **verdict == "problem").count();
     assert_eq!(report["problems"], problems);
     assert_eq!(output.status.code(), Some(i32::from(problems > 0)));
+}
+
+#[test]
+fn the_doctor_takes_no_store_for_a_folder() {
+    let output = run(&["doctor", "--resolve", "localhost", "--workdir", "s3://bucket/x", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    for name in ["disk", "fsync", "clock"] {
+        let check = checks.iter().find(|check| check["check"] == name).expect(name);
+        assert_eq!(check["verdict"], "note", "{check}");
+        assert!(check["found"].as_str().unwrap().contains("s3://bucket/x is a store: not looked at"), "{check}");
+    }
 }
 
 #[test]

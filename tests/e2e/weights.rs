@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::{folder, run, text};
+use crate::support::{bucketed, checkpoint, folder, run, text};
 
 fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/fixtures").join(path)
@@ -127,4 +127,45 @@ fn prompts_and_pictures_can_be_encoded_and_looked_at() {
         "{}",
         text(&output.stderr)
     );
+}
+
+#[test]
+fn encoders_of_a_checkpoint_may_lie_elsewhere_by_now() {
+    let folder = folder();
+    let (autoencoder, moved) = (folder.path().join("autoencoder"), folder.path().join("moved"));
+    std::fs::create_dir(&autoencoder).unwrap();
+    for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        std::fs::copy(fixture("hf/autoencoder_kl").join(file), autoencoder.join(file)).unwrap();
+    }
+    let stages = format!(
+        "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n[stage.train]\nuses = \"train\"\nfrom = \"index\"\n\
+         latents = {{ autoencoder = {{ folder = \"{}\" }} }}\ntext = \"hash\"\npatch_size = 1\nsteps = 1\nwidth = 32\nheads = 2\n\
+         blocks = 1\nbatch_size = 4\nwarmup_steps = 0\ndevice = \"cpu\"\n",
+        autoencoder.display()
+    );
+    let manifest = bucketed(folder.path(), &[(32, 32); 8], &stages);
+    let made = run(&["run", &manifest, "-q"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    std::fs::rename(&autoencoder, &moved).unwrap();
+
+    let paths = [
+        checkpoint(&folder.path().join("work")),
+        folder.path().join("pictures/00.png"),
+        folder.path().join("out"),
+        moved,
+    ];
+    let [checkpoint, picture, out, moved] = paths.map(|path| path.to_string_lossy().into_owned());
+    let usual = ["encode", "--checkpoint", &checkpoint, "--image", &picture, "--out", &out];
+    let lost = run(&usual);
+    assert_eq!(lost.status.code(), Some(1));
+    assert!(text(&lost.stderr).contains("autoencoder"), "{}", text(&lost.stderr));
+    let found = run(&[&usual[..], &["--vae", &moved]].concat());
+    assert!(found.status.success(), "{}", text(&found.stderr));
+    assert!(text(&found.stdout).contains("  latent  [1, "), "{}", text(&found.stdout));
+    assert!(!text(&found.stderr).contains("not the same files"), "{}", text(&found.stderr));
+    // It says itself how its latents are scaled, and never had a text encoder.
+    let scaled = run(&[&usual[..], &["--vae", &moved, "--scale-then-shift"]].concat());
+    assert_eq!(scaled.status.code(), Some(2), "{}", text(&scaled.stderr));
+    let foreign = run(&[&usual[..], &["--gemma", "nowhere"]].concat());
+    assert!(text(&foreign.stderr).contains("no such text encoder"), "{}", text(&foreign.stderr));
 }

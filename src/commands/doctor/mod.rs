@@ -21,7 +21,7 @@ use crate::errors::{FAILED, OK};
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// Where results are to go; if it is not there yet, the folder above it is looked at.
+    /// Where results are to go; if it is not there yet, the folder above it is looked at. Stores (s3://…) are not.
     #[arg(long, value_name = "DIR", default_value = ".")]
     workdir: PathBuf,
     /// The host name to look up.

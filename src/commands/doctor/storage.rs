@@ -21,7 +21,18 @@ const SLOW: Duration = Duration::from_millis(100);
 const SKEW_HARMFUL: Duration = Duration::from_secs(20);
 const SKEW_NOTABLE: Duration = Duration::from_secs(2);
 
+/// Whether results go to a store, about which nothing here can say anything.
+fn is_store(workdir: &Path) -> bool {
+    workdir.to_string_lossy().contains("://")
+}
+
 pub(super) fn look(workdir: &Path) -> Vec<Finding> {
+    if is_store(workdir) {
+        let found = format!("{} is a store: not looked at", workdir.display());
+        let advice =
+            "copies of data in use lie on this machine: give the folder that [pipeline] scratch names as --workdir";
+        return vec![Finding::note(DISK, found.clone()).advise(advice), Finding::note(FSYNC, found)];
+    }
     let Some(folder) = existing(workdir) else {
         let found = format!("{}: neither it nor a folder above it can be looked at", workdir.display());
         return vec![Finding::problem(DISK, found, "give another --workdir")];
@@ -185,6 +196,9 @@ pub(super) fn clock(workdir: &Path) -> Finding {
     let too_early = built.is_some_and(|built| built > now + Duration::from_hours(24));
     if too_early || !(2025..2100).contains(&year(seconds)) {
         return Finding::problem(CLOCK, format!("{shown} UTC, which cannot be"), SET);
+    }
+    if is_store(workdir) {
+        return Finding::note(CLOCK, format!("{shown} UTC; {} is a store: not looked at", workdir.display()));
     }
     match existing(workdir).and_then(|folder| skew(&folder)) {
         None => Finding::ok(CLOCK, format!("{shown} UTC")),

@@ -9,6 +9,7 @@ use sampler::text_to_image::{Picture, Settings, TextToImage, unwatched};
 use super::settings::solver;
 use super::terminal::Terminal;
 use crate::settings::size;
+use crate::watch::say;
 
 const HELP: &str = "\
 A line is a prompt. Lines that begin with a slash change how pictures are made:
@@ -44,23 +45,23 @@ impl Session<'_> {
         let terminal = Terminal::find();
         let is_asked = io::stdin().is_terminal();
         if is_asked {
-            println!("{HELP}\n{}", self.set());
+            say(format_args!("{HELP}\n{}", self.set()))?;
         }
         let mut lines = io::stdin().lock().lines();
         loop {
             if is_asked {
-                print!("> ");
+                write!(io::stdout(), "> ")?;
                 io::stdout().flush()?;
             }
             let Some(line) = lines.next() else { return Ok(()) };
             match self.hear(&line?) {
                 Said::Quit => return Ok(()),
                 Said::Nothing => {}
-                Said::Words(words) => println!("{words}"),
+                Said::Words(words) => say(words)?,
                 // A wrong size or the like is no reason to load everything again.
                 Said::Prompt(prompt) => {
                     if let Err(error) = self.make(prompt, terminal) {
-                        println!("{error:#}");
+                        say(format_args!("{error:#}"))?;
                     }
                 }
             }
@@ -82,7 +83,7 @@ impl Session<'_> {
             if let Some(terminal) = terminal {
                 terminal.show(picture, &png, &mut io::stdout().lock())?;
             }
-            println!("{}  seed {}", path.display(), self.next.seed);
+            say(format_args!("{}  seed {}", path.display(), self.next.seed))?;
         }
         self.next.seed = self.next.seed.wrapping_add(1);
         Ok(())

@@ -25,10 +25,10 @@ use shards::event::Event;
 
 use self::interactive::Session;
 use self::settings::{How, defaults};
-pub(crate) use self::source::Source;
+pub(crate) use self::source::{HowLoaded, OF_A_MODEL, Source};
 use crate::errors::{INTERRUPTED, OK, Usage};
 use crate::settings::{lines, on_interrupt};
-use crate::watch::{self, Style};
+use crate::watch::{self, Style, say};
 
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 #[derive(Debug, Args)]
@@ -143,7 +143,7 @@ impl Sample {
         on_interrupt(move || stop.store(true, Ordering::Relaxed))?;
         let events = watch::sink(Style::Lines { quiet: false, verbose: false });
         // To spare memory the models take turns, once for all pictures.
-        let at_once = if self.source.low_memory { wanted.len() } else { self.batch.max(1) };
+        let at_once = if self.source.loading.low_memory { wanted.len() } else { self.batch.max(1) };
         let mut all = Vec::new();
         let mut written = 0;
         for of_batch in wanted.chunks(at_once.max(1)) {
@@ -191,7 +191,7 @@ impl Sample {
             let prompts: Vec<String> = wanted.iter().map(|picture| picture.prompt.clone()).collect();
             let path = self.out.join("grid.png");
             shards::disk::replace(&path, &recipe::png(&grid::sheet(&all, &prompts, 6, 160), None)?)?;
-            println!("{}", path.display());
+            say(path.display())?;
         }
         Ok(())
     }
@@ -208,7 +208,7 @@ impl Sample {
             Format::Webp => named(".webp"),
         };
         shards::disk::replace(&path, &encoded(picture, self.format, recipe, &path)?)?;
-        println!("{}", path.display());
+        say(path.display())?;
         Ok(())
     }
 }

@@ -34,6 +34,10 @@ pub(crate) struct How {
     pub(crate) shift: Option<f64>,
 }
 
+/// The options of [`How`].
+pub(crate) const OF_PICTURES: [&str; 7] =
+    ["size", "steps", "guidance", "guidance_interval", "guidance_rescale", "sampler", "shift"];
+
 impl How {
     /// The settings, where `base` says what is not given.
     pub(crate) fn over(&self, base: &Settings) -> Settings {
@@ -71,5 +75,17 @@ fn interval(text: &str) -> Result<[f64; 2], String> {
     match parsed {
         Some((Ok(low), Ok(high))) => Ok([low, high]),
         _ => Err("expected two times, such as 0.2,0.9".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_options_are_listed() {
+        let command = How::augment_args(clap::Command::new("sample"));
+        let options: Vec<&str> = command.get_arguments().map(|option| option.get_id().as_str()).collect();
+        assert_eq!(options, OF_PICTURES);
     }
 }

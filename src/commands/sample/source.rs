@@ -1,6 +1,6 @@
 //! What pictures are made with, as far as the command line says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -8,7 +8,7 @@ use models::device;
 use models::text::PretrainedText;
 use sampler::opened::{Companions, Moved, Opened, Parameters};
 use sampler::text_to_image::{Loading, TextToImage};
-use tch::Kind;
+use tch::{Device, Kind};
 
 use crate::errors::Usage;
 
@@ -19,6 +19,13 @@ pub(crate) struct Source {
     /// folder with it and its model_params file.
     #[arg(long)]
     pub(crate) checkpoint: PathBuf,
+    #[command(flatten)]
+    pub(crate) loading: HowLoaded,
+}
+
+/// How what pictures come from is loaded, as far as the command line says.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct HowLoaded {
     /// Use the parameters as trained instead of their average.
     #[arg(long)]
     raw: bool,
@@ -51,6 +58,10 @@ pub(crate) struct Source {
     padding: Option<Padding>,
 }
 
+/// The options of [`HowLoaded`] that say nothing where there is no model to load.
+pub(crate) const OF_A_MODEL: [&str; 9] =
+    ["raw", "low_memory", "precision", "vae", "gemma", "modernbert", "clip", "model_params", "padding"];
+
 const MODELS: &str = "For models that lie elsewhere now, and for weights of the reference system";
 /// What these weights do not say themselves.
 const REFERENCE: &str = "For weights of the reference system";
@@ -67,21 +78,26 @@ enum Padding {
     ReferenceInference,
 }
 
-impl Source {
+impl HowLoaded {
+    /// What to compute on.
+    pub(crate) fn device(&self) -> Result<Device, Usage> {
+        device::named(self.device.as_deref(), 0).map_err(Usage)
+    }
+
     /// Where its models lie now.
     fn moved(&self) -> Moved {
         let Self { vae, gemma, modernbert, clip, .. } = self.clone();
         Moved { autoencoder: vae, gemma, modernbert, clip }
     }
 
-    /// The folders, all of which are needed.
-    fn companions(&self) -> Result<Companions, Usage> {
+    /// The folders, all of which are needed for what lies at `weights`.
+    fn companions(&self, weights: &Path) -> Result<Companions, Usage> {
         let folder = |name: &str, folder: &Option<PathBuf>| {
             folder.clone().ok_or_else(|| {
                 Usage(format!(
                     "{} holds weights of the reference system, which do not say what they were trained with: give --vae, --gemma, \
                      --modernbert and --clip (there is no --{name})",
-                    self.checkpoint.display()
+                    weights.display()
                 ))
             })
         };
@@ -96,18 +112,21 @@ impl Source {
         };
         Ok(Companions { autoencoder: folder("vae", &self.vae)?, text, parameters: self.model_params.clone() })
     }
+}
 
+impl Source {
     /// Finds what there is to sample from, and says how it is used where that is not obvious; loads no weights.
     pub(crate) fn open(&self) -> Result<Opened> {
-        let parameters = if self.raw { Parameters::Raw } else { Parameters::Average };
-        let opened = if Opened::is_reference(&self.checkpoint) {
-            Opened::reference(&self.checkpoint, parameters, &self.companions()?)?
+        let Self { checkpoint, loading } = self;
+        let parameters = if loading.raw { Parameters::Raw } else { Parameters::Average };
+        let opened = if Opened::is_reference(checkpoint) {
+            Opened::reference(checkpoint, parameters, &loading.companions(checkpoint)?)?
         } else {
-            if self.model_params.is_some() || self.padding.is_some() {
+            if loading.model_params.is_some() || loading.padding.is_some() {
                 let words = "--model-params and --padding are for weights of the reference system: a checkpoint says itself how it was trained";
                 return Err(Usage(words.to_owned()).into());
             }
-            Opened::checkpoint(&self.checkpoint, parameters)?.with_moved(&self.moved())?
+            Opened::checkpoint(checkpoint, parameters)?.with_moved(&loading.moved())?
         };
         for sentence in &opened.conventions {
             eprintln!("{sentence}");
@@ -116,13 +135,25 @@ impl Source {
     }
 
     pub(crate) fn load(&self, opened: Opened) -> Result<TextToImage> {
-        let device = device::named(self.device.as_deref(), 0).map_err(Usage)?;
-        let usual = Loading::on(device);
-        let kind = match self.precision {
+        let usual = Loading::on(self.loading.device()?);
+        let kind = match self.loading.precision {
             None => usual.kind,
             Some(Precision::Float32) => Kind::Float,
             Some(Precision::Bfloat16) => Kind::BFloat16,
         };
-        Ok(TextToImage::load(opened, Loading { kind, low_memory: self.low_memory, ..usual })?)
+        Ok(TextToImage::load(opened, Loading { kind, low_memory: self.loading.low_memory, ..usual })?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_options_but_the_device_are_of_a_model() {
+        let command = HowLoaded::augment_args(clap::Command::new("sample"));
+        let options = command.get_arguments().map(|option| option.get_id().as_str());
+        let options: Vec<&str> = options.filter(|option| *option != "device").collect();
+        assert_eq!(options, OF_A_MODEL);
     }
 }
