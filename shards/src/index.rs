@@ -243,6 +243,9 @@ impl BucketIndex {
     }
 }
 
+/// The files of a stage by partition and digest.
+type FilesOfStage = HashMap<(String, Digest), DataFile>;
+
 /// Finds the files of shards by their names and digests.
 struct Finder<'a> {
     /// The index's own.
@@ -250,7 +253,7 @@ struct Finder<'a> {
     workdir: Option<&'a Workdir>,
     /// By folder, each with all that its records name, by partition and digest: one listing, and one look at every record,
     /// however many shards there are.
-    stages: BTreeMap<PathBuf, (StageFolder, HashMap<(String, Digest), DataFile>)>,
+    stages: BTreeMap<PathBuf, (StageFolder, FilesOfStage)>,
 }
 
 impl Finder<'_> {

@@ -119,7 +119,7 @@ fn a_record_that_is_replaced_stands_until_the_new_data_is_there() {
         fs::write(&second, b"data").unwrap();
         folder.replace(&new).unwrap();
         assert_eq!(folder.read(&name).unwrap().data, new.data);
-        assert_eq!(folder.listing().unwrap().sidecars, [name.clone()]);
+        assert_eq!(folder.listing().unwrap().sidecars, std::slice::from_ref(&name));
         folder.fetch_partition(&new).unwrap();
         let copy = fs::read(folder.path().join(&name)).unwrap();
         assert_eq!(Sidecar::parse(&copy, &second).unwrap().data, new.data);

@@ -1,5 +1,6 @@
 //! `merge` and `union` over imported tables: each picture with its own captions, wherever they lie.
 
+use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -267,17 +268,18 @@ fn a_survey_that_sorts_many_keys_ends_when_the_run_is_interrupted() {
     for name in ["one", "two"] {
         let lines: Vec<String> = (0..KEYS).map(|n| format!("{},{n}\n", n * 7919 % KEYS)).collect();
         place.write(&format!("{name}/keys.csv"), format!("id,{name}\n{}", lines.concat()));
-        tables.push_str(&format!(
+        let _ = write!(
+            tables,
             "[stage.{name}]\nuses = \"import\"\nfiles = \"FOLDER/{name}\"\nsource = \"{name}\"\n\
              columns = {{ key = \"id\", {name} = \"{name}\" }}\n"
-        ));
+        );
     }
     for out in [
         "uses = \"union\"\nfrom = [\"one\", \"two\"]",
         "uses = \"merge\"\nfrom = [\"one\", \"two\"]\non = { id = \"id\" }\ncolumns = [\"two\"]",
         "uses = \"sql\"\nfrom = \"one\"\nquery = \"SELECT *, lag(one) OVER (ORDER BY one, key) AS n FROM input\"",
     ] {
-        let stages = format!("{tables}[stage.out]\n{out}\nmemory = \"64 MB\"\n");
+        let stages = format!("{tables}[stage.out]\n{out}\nmemory = \"512 MB\"\n");
         let cancel = Cancel::default();
         let interrupted = Arc::new(Mutex::new(None));
         let sink = EventSink::new({
