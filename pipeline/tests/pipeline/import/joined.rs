@@ -1,13 +1,9 @@
 //! `merge` and `union` over imported tables: each picture with its own captions, wherever they lie.
 
-use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use serde_json::json;
-use shards::event::{Event, RunOutcome};
 
 use super::*;
 
@@ -257,50 +253,4 @@ fn sources_that_cannot_be_one_say_why() {
     assert_eq!(names(&without), ["key", "image", "caption", "checksum"]);
     let failed = place.try_run(&format!("{kinds}columns = [\"recaption\"]\n")).err().unwrap();
     assert!(failed.contains("recaption is a column of none of the stages; they have key, image,"), "{failed}");
-}
-
-#[test]
-fn a_survey_that_sorts_many_keys_ends_when_the_run_is_interrupted() {
-    // So many that comparing them takes far longer than the interruption is waited for; it gives its first row at its end.
-    const KEYS: u64 = 500_000;
-    let place = Place::new();
-    let mut tables = String::new();
-    for name in ["one", "two"] {
-        let lines: Vec<String> = (0..KEYS).map(|n| format!("{},{n}\n", n * 7919 % KEYS)).collect();
-        place.write(&format!("{name}/keys.csv"), format!("id,{name}\n{}", lines.concat()));
-        let _ = write!(
-            tables,
-            "[stage.{name}]\nuses = \"import\"\nfiles = \"FOLDER/{name}\"\nsource = \"{name}\"\n\
-             columns = {{ key = \"id\", {name} = \"{name}\" }}\n"
-        );
-    }
-    for out in [
-        "uses = \"union\"\nfrom = [\"one\", \"two\"]",
-        "uses = \"merge\"\nfrom = [\"one\", \"two\"]\non = { id = \"id\" }\ncolumns = [\"two\"]",
-        "uses = \"sql\"\nfrom = \"one\"\nquery = \"SELECT *, lag(one) OVER (ORDER BY one, key) AS n FROM input\"",
-    ] {
-        let stages = format!("{tables}[stage.out]\n{out}\nmemory = \"512 MB\"\n");
-        let cancel = Cancel::default();
-        let interrupted = Arc::new(Mutex::new(None));
-        let sink = EventSink::new({
-            let (cancel, interrupted) = (cancel.clone(), Arc::clone(&interrupted));
-            move |event| {
-                if matches!(&event, Event::PartitionStarted { partition, .. } if partition == "part-survey") {
-                    let (cancel, interrupted) = (cancel.clone(), Arc::clone(&interrupted));
-                    std::thread::spawn(move || {
-                        std::thread::sleep(Duration::from_millis(100));
-                        *interrupted.lock().unwrap() = Some(Instant::now());
-                        cancel.cancel();
-                    });
-                }
-            }
-        });
-        let mut plan = place.plan(&stages).unwrap();
-        let outcome = run(&mut plan, &Options { cores: 2, ..Options::default() }, &sink, &cancel).unwrap();
-        let waited = interrupted.lock().unwrap().map(|asked: Instant| asked.elapsed());
-        assert_eq!(outcome, RunOutcome::Interrupted, "{out}");
-        assert!(waited.is_some_and(|waited| waited < Duration::from_secs(10)), "{out}: {waited:?}");
-        let survey = plan.stage("out").unwrap().survey.as_ref().unwrap();
-        assert!(survey.sidecar().is_none(), "{out}: it went on to its end");
-    }
 }
