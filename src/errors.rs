@@ -6,6 +6,8 @@ use std::io::ErrorKind;
 #[cfg(feature = "pipeline")]
 use cluster::slurm::SlurmError;
 
+use crate::watch;
+
 /// Done.
 pub(crate) const OK: u8 = 0;
 /// Failed.
@@ -71,6 +73,7 @@ fn is_usage(error: &(dyn Error + 'static)) -> bool {
     error.is::<Usage>()
         || matches!(error.downcast_ref(), Some(sampler::SampleError::Request { .. }))
         || matches!(error.downcast_ref(), Some(trainer::TrainError::Configuration { .. }))
+        || matches!(error.downcast_ref(), Some(evaluation::EvaluationError::Networks { .. }))
 }
 
 /// The error and its causes, each said once, and what to do where that is known.
@@ -96,6 +99,24 @@ pub(crate) fn in_words(error: &anyhow::Error) -> String {
     text
 }
 
+/// What a command comes to. A panic by which libtorch refuses something, and which nothing in the command has caught, is its error.
+pub(crate) fn attempt(command: impl FnOnce() -> anyhow::Result<u8>) -> anyhow::Result<u8> {
+    models::ModelError::attempt("a computation", || Ok(command()))?
+}
+
+/// Has the panics by which libtorch refuses something say so in a line, unless RUST_BACKTRACE asks for where they were. What catches them,
+/// [`attempt`] if nothing else does, says the rest, which a page of libtorch's frames would hide.
+pub(crate) fn shorten_panics_of_libtorch() {
+    if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+        return;
+    }
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| match models::refusal_of_libtorch(panic.payload()) {
+        Some(refusal) => watch::aside(format_args!("note: libtorch refuses: {refusal}")),
+        None => usual(panic),
+    }));
+}
+
 fn hint(error: &std::io::Error) -> Option<&'static str> {
     Some(match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
@@ -107,4 +128,20 @@ fn hint(error: &std::io::Error) -> Option<&'static str> {
         ErrorKind::ReadOnlyFilesystem => "the file system is read-only: use another workdir",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_libtorch_refuses_of_a_command_is_its_error() {
+        // As tensors' infallible methods report it.
+        let refusal = r#"called `Result::unwrap()` on an `Err` value: Torch("no room for this\nframe #0")"#.to_owned();
+        let error = attempt(|| std::panic::panic_any(refusal)).unwrap_err();
+        let words = in_words(&error);
+        assert!(words.starts_with("error: a computation failed in libtorch\n  because: "), "{words}");
+        assert!(words.ends_with("no room for this"), "{words}");
+        assert_eq!((exit_code(&error), attempt(|| Ok(OK)).ok()), (FAILED, Some(OK)));
+    }
 }

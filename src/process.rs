@@ -1,4 +1,4 @@
-//! What the system and the C library are asked for, before there is another thread.
+//! What the system and the C library are asked for where the standard library has no name for it.
 
 /// glibc gives eight heaps to a processor. What a thread frees stays with the heap it came from, so images that one thread
 /// reads, another encodes and a third writes make each of them as large as all of them need be together.
@@ -10,6 +10,24 @@ pub(crate) fn one_heap_a_processor() {
         unsafe {
             libc::mallopt(libc::M_ARENA_MAX, processors.try_into().unwrap_or(libc::c_int::MAX));
         }
+    }
+}
+
+/// Whether whoever started this process had it ignore a signal, as `nohup` does with SIGHUP.
+#[expect(unsafe_code, reason = "the call fills a sigaction of this function's own, all of whose bytes are set before")]
+pub(crate) fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Ignores a signal from here on.
+#[expect(unsafe_code, reason = "a system call on two numbers")]
+pub(crate) fn ignore(signal: libc::c_int) {
+    unsafe {
+        libc::signal(signal, libc::SIG_IGN);
     }
 }
 

@@ -7,13 +7,17 @@ use anyhow::{Context, Result};
 use shards::bucket::BucketSize;
 
 use crate::errors::{INTERRUPTED, Usage};
+use crate::process;
 
 /// Signals this close to the first one are the same request: systemd and Slurm signal all processes of a job, and who started this
 /// one sends theirs on.
 const SAME_REQUEST: Duration = Duration::from_secs(1);
 
-/// Calls `stop` at the first SIGINT or SIGTERM; one that comes over a second later ends the process at once.
+/// Calls `stop` at the first SIGINT, SIGTERM or SIGHUP; one that comes over a second later ends the process at once. A SIGHUP that this
+/// process was started to ignore stays ignored.
 pub(crate) fn on_interrupt(stop: impl Fn() + Send + 'static) -> Result<()> {
+    // The handler is installed for it in any case.
+    let outlives_terminal = process::is_ignored(libc::SIGHUP);
     let mut first: Option<Instant> = None;
     ctrlc::set_handler(move || match first {
         None => {
@@ -23,7 +27,11 @@ pub(crate) fn on_interrupt(stop: impl Fn() + Send + 'static) -> Result<()> {
         Some(first) if first.elapsed() < SAME_REQUEST => {}
         Some(_) => std::process::exit(i32::from(INTERRUPTED)),
     })
-    .context("cannot listen for interrupts")
+    .context("cannot listen for interrupts")?;
+    if outlives_terminal {
+        process::ignore(libc::SIGHUP);
+    }
+    Ok(())
 }
 
 /// Is cancelled by Ctrl-C.

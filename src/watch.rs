@@ -68,7 +68,7 @@ pub(crate) fn sink(style: Style) -> EventSink {
 pub(crate) fn notes_of(rank: usize) -> EventSink {
     EventSink::new(move |event| {
         if let Event::Note { stage, text } = event {
-            eprintln!("  {stage:<10} rank {rank}: {text}");
+            aside(format_args!("  {stage:<10} rank {rank}: {text}"));
         }
     })
 }
@@ -80,6 +80,12 @@ pub(crate) fn say(line: impl Display) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         written => written,
     }
+}
+
+/// Prints a line beside the output: on standard error, where nobody may listen and the disk under a log may be full. Neither is a
+/// reason to end the work (`eprintln!` would).
+pub(crate) fn aside(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Between two plain lines of progress of one stage.
@@ -107,7 +113,7 @@ impl Lines {
     fn say(&self, text: &str) {
         match &self.bars {
             Some(bars) => drop(bars.println(text)),
-            None => eprintln!("{text}"),
+            None => aside(text),
         }
     }
 
@@ -165,8 +171,7 @@ impl Lines {
 
     fn counts(&self, title: &str, counts: &BTreeMap<String, u64>) {
         if !counts.is_empty() {
-            let parts: Vec<String> = counts.iter().map(|(what, n)| format!("{what} {n}")).collect();
-            self.say(&format!("      {title}: {}", parts.join(", ")));
+            self.say(&format!("      {title}: {}", words::counts(counts)));
         }
     }
 
@@ -187,12 +192,12 @@ impl Lines {
         });
         // Rates and times left are judged from the first sign of progress, so that a resumed stage is not flattered.
         let (since, at) = *line.first.get_or_insert((Instant::now(), done));
-        let mut extra: Vec<String> = outcomes.iter().map(|(what, n)| format!("{what} {n}")).collect();
-        extra.extend((!note.is_empty()).then(|| note.to_owned()));
+        let extra = [words::counts(outcomes), note.to_owned()].into_iter().filter(|part| !part.is_empty());
+        let extra = extra.collect::<Vec<_>>().join(", ");
         let rate = (done - at.min(done)) as f64 / since.elapsed().as_secs_f64().max(1e-3);
         let left = total.filter(|_| rate > 0.0).map(|total| total.saturating_sub(done) as f64 / rate);
         let left = left.map(|seconds| format!(", {} left", words::duration(seconds))).unwrap_or_default();
-        let tail = format!("{rate:.1} {unit}/s{left}  {}", extra.join(", "));
+        let tail = format!("{rate:.1} {unit}/s{left}  {extra}");
         if let Some(bar) = &line.bar {
             bar.set_prefix(stage.to_owned());
             bar.set_position(done);
@@ -200,7 +205,7 @@ impl Lines {
         } else if line.last.elapsed() >= PLAIN_EVERY {
             line.last = Instant::now();
             let of = total.map(|total| format!(" of {total}")).unwrap_or_default();
-            eprintln!("  {stage:<10} {done}{of} {unit}, {tail}");
+            aside(format_args!("  {stage:<10} {done}{of} {unit}, {tail}"));
         }
     }
 }

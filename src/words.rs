@@ -1,5 +1,7 @@
 //! Numbers as people read them.
 
+use std::collections::BTreeMap;
+
 /// 1.5 GB
 pub(crate) fn size(bytes: f64) -> String {
     const UNITS: [&str; 6] = ["bytes", "KB", "MB", "GB", "TB", "PB"];
@@ -32,6 +34,12 @@ pub(crate) fn count(n: f64) -> String {
         n if n < 9.995e8 => format!("{:.1} M", n / 1e6),
         n => format!("{:.1} G", n / 1e9),
     }
+}
+
+/// http_404 24, timed_out 3
+pub(crate) fn counts(counts: &BTreeMap<String, u64>) -> String {
+    let parts: Vec<String> = counts.iter().map(|(what, n)| format!("{what} {n}")).collect();
+    parts.join(", ")
 }
 
 /// 1 task, 8 tasks

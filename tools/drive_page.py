@@ -275,6 +275,16 @@ def use(page):
     # A server that wants a key is told one; a wrong one is asked for again.
     page.dress(1280, 900, "light")
     page.call("Page.navigate", url=keyed_url)
+    page.until("document.getElementById('key-dialog')?.open")
+    # Not in a header: it is neither sent nor kept.
+    page.type("#key", "ключ")
+    page.press("Enter")
+    time.sleep(0.2)
+    seen["refused_key"] = page.look(
+        "[document.getElementById('key-dialog').open, document.getElementById('key').validity.patternMismatch,"
+        " sessionStorage.getItem('ferrotype.key')]"
+    )
+    page.look("document.getElementById('key').value = ''")
     for typed in ["wrong", key]:
         page.until("document.getElementById('key-dialog')?.open && document.getElementById('key').value === ''")
         if typed == key:

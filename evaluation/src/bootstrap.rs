@@ -94,7 +94,7 @@ pub fn bootstrap_frechet_distance(
         BootstrapReference::Resampled(features) => (features.dimensions(), features.count() as u64),
     };
     same_dimensions(generated.dimensions(), dimensions)?;
-    settings.check("Fréchet distance", (generated.count() as u64).min(count))?;
+    settings.check_for("Fréchet distance", (generated.count() as u64).min(count))?;
     let whole = match reference {
         BootstrapReference::Fixed(statistics) => FrechetReference::new(statistics)?,
         BootstrapReference::Resampled(features) => FrechetReference::new(&FeatureStatistics::of(features))?,
@@ -129,7 +129,7 @@ pub fn bootstrap_kernel_distance(
     settings: &BootstrapSettings,
 ) -> Result<BootstrapInterval, EvaluationError> {
     generated.comparable_with(&reference)?;
-    settings.check("kernel distance", generated.count().min(reference.count()) as u64)?;
+    settings.check_for("kernel distance", generated.count().min(reference.count()) as u64)?;
     let weights = |features: Features<'_>, purpose| {
         let count = features.count();
         // The first weighting is of the samples as they are.
@@ -146,7 +146,8 @@ pub fn bootstrap_kernel_distance(
 }
 
 impl BootstrapSettings {
-    fn check(&self, metric: &'static str, samples: u64) -> Result<(), EvaluationError> {
+    /// Refuses what makes no interval, whatever samples there are.
+    pub fn check(&self) -> Result<(), EvaluationError> {
         let Self { resamples, confidence, .. } = *self;
         if !(confidence > 0.0 && confidence < 1.0) {
             let (value, expected) = (confidence.to_string(), "above 0 and below 1");
@@ -157,6 +158,12 @@ impl BootstrapSettings {
             let (value, expected) = (resamples.to_string(), "2 / (1 − confidence) at least, so 40 for 0.95");
             return Err(EvaluationError::Setting { what: "number of resamples", value, expected });
         }
+        Ok(())
+    }
+
+    /// As [`Self::check`], and too few samples to draw from.
+    fn check_for(&self, metric: &'static str, samples: u64) -> Result<(), EvaluationError> {
+        self.check()?;
         if samples < LEAST_SAMPLES {
             let reason = format!("resampling needs {LEAST_SAMPLES} on each side, and one has {samples}");
             return Err(EvaluationError::TooFewSamples { metric, reason });

@@ -27,6 +27,18 @@ impl Default for KernelSubsets {
     }
 }
 
+impl KernelSubsets {
+    /// Refuses what makes no distance, whatever samples there are.
+    pub fn check(&self) -> Result<(), EvaluationError> {
+        let (what, value, expected) = match *self {
+            Self { size, .. } if size < 2 => ("subset size", size, "2 at least, for a distance is a mean over pairs"),
+            Self { count: 0, .. } => ("number of subsets", 0, "one at least"),
+            _ => return Ok(()),
+        };
+        Err(EvaluationError::Setting { what, value: value.to_string(), expected })
+    }
+}
+
 /// The kernel distance over subsets.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KernelDistance {
@@ -53,10 +65,7 @@ pub fn kernel_distance_of_subsets(
 ) -> Result<KernelDistance, EvaluationError> {
     generated.comparable_with(&reference)?;
     check_samples(Metric::KernelDistance { subset_size: subsets.size }, SampleCounts::of(generated, reference))?;
-    if subsets.count == 0 {
-        let (value, expected) = ("0".to_owned(), "one at least");
-        return Err(EvaluationError::Setting { what: "number of subsets", value, expected });
-    }
+    subsets.check()?;
     let distance = |draw: usize| {
         let generated_subset = gathered(generated, subsets, Purpose::GeneratedSubset, draw);
         let reference_subset = gathered(reference, subsets, Purpose::ReferenceSubset, draw);

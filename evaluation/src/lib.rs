@@ -20,6 +20,7 @@ mod kernel;
 mod linear;
 mod neighbours;
 mod network;
+mod npz;
 mod random;
 mod record;
 mod report;
@@ -34,7 +35,7 @@ pub use features::Features;
 pub use frechet::{FrechetReference, frechet_distance};
 pub use kernel::{KernelDistance, KernelSubsets, kernel_distance, kernel_distance_of_subsets};
 pub use neighbours::{DEFAULT_NEIGHBOURS, PrecisionAndRecall, precision_and_recall};
-pub use network::{NetworkName, Networks, Seen};
+pub use network::{NetworkName, Networks, Seen, precision};
 pub use record::FORMAT;
 pub use report::{Measured, Reference, Refused, Report, ReportSettings};
 pub use samples::{Metric, SampleCounts, check_samples};
@@ -65,6 +66,8 @@ pub enum EvaluationError {
     Eigenvalues { dimensions: usize, source: tch::TchError },
     #[error("these cannot be compared: {detail}")]
     Networks { detail: String },
+    #[error("{path} holds no mean and covariance that can be used: {detail}")]
+    Moments { path: PathBuf, detail: String },
     #[error("{folder} cannot be used as a store of features: {detail}")]
     Store { folder: PathBuf, detail: String },
     #[error("cannot {action} {path}")]

@@ -1,5 +1,6 @@
 //! The networks that say what is in a picture.
 
+use std::fmt;
 use std::path::Path;
 
 use image::RgbImage;
@@ -13,6 +14,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::EvaluationError;
 
+/// What features of a CLIP are called, before what it computes in. Earlier versions left that out.
+pub(crate) const CLIP_FEATURES: &str = "CLIP image embedding";
+
 /// Whose features are compared. Numbers of different networks cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkName {
@@ -24,34 +28,43 @@ pub struct NetworkName {
     pub is_inception: bool,
 }
 
+/// With the beginning of its digest: there are many weights of one network.
+impl fmt::Display for NetworkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (weights {:.10})", self.network, self.digest)
+    }
+}
+
 /// What makes features of pictures and, where there is a CLIP, scores of pictures and their captions.
 pub struct Networks {
     name: NetworkName,
     inception: Option<Inception>,
     clip: Option<ClipSimilarity>,
-    /// Of the CLIP's folder.
-    clip_digest: Option<String>,
+    /// Of the CLIP's folder, and what it computes in.
+    scored_by: Option<String>,
+    device: Device,
 }
 
 /// What networks say of some pictures.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Seen {
     /// Pictures × dimensions.
     pub features: Vec<f32>,
-    /// A CLIP score each, where there is a CLIP and every picture has a caption.
-    pub scores: Option<Vec<f64>>,
+    /// A CLIP score of each picture that has a caption, where there is a CLIP.
+    pub scores: Vec<f64>,
 }
 
 impl Networks {
     /// Inception v3 for the features, else a CLIP's vision half; one of them is needed. Inception computes in float32, as those whose
-    /// numbers are compared do.
+    /// numbers are compared do; a CLIP in what is usual on the device, which is part of its name.
     pub fn open(inception: Option<&Path>, clip: Option<&Path>, device: Device) -> Result<Self, EvaluationError> {
         let of_inception = match inception {
             Some(path) => Some((Inception::open(path, device, Kind::Float)?, folder_digest(path)?)),
             None => None,
         };
+        let kind = usual_kind(device);
         let of_clip = match clip {
-            Some(folder) => Some((ClipSimilarity::open(folder, device, usual_kind(device))?, folder_digest(folder)?)),
+            Some(folder) => Some((ClipSimilarity::open(folder, device, kind)?, folder_digest(folder)?)),
             None => None,
         };
         let name = match (&of_inception, &of_clip) {
@@ -62,7 +75,7 @@ impl Networks {
                 is_inception: true,
             },
             (None, Some((clip, digest))) => NetworkName {
-                network: "CLIP image embedding".to_owned(),
+                network: format!("{CLIP_FEATURES} in {}", precision(kind)),
                 digest: digest.clone(),
                 dimensions: clip.features() as usize,
                 is_inception: false,
@@ -73,39 +86,64 @@ impl Networks {
             }
         };
         let (clip, clip_digest) = of_clip.unzip();
-        Ok(Self { name, inception: of_inception.map(|(network, _)| network), clip, clip_digest })
+        let scored_by = clip_digest.map(|digest| format!("{digest} in {}", precision(kind)));
+        Ok(Self { name, inception: of_inception.map(|(network, _)| network), clip, scored_by, device })
     }
 
     pub fn name(&self) -> &NetworkName {
         &self.name
     }
 
-    /// Digest of the CLIP that scores captions, where there is one.
+    /// What tells the CLIP that scores captions from others, where there is one: its digest, and what it computes in.
     pub fn scored_by(&self) -> Option<&str> {
-        self.clip_digest.as_deref()
+        self.scored_by.as_deref()
     }
 
-    /// Looks at pictures of any sizes and their captions.
+    /// Looks at pictures of any sizes, and scores those that have a caption.
     pub fn look(&self, pictures: &[RgbImage], captions: &[Option<String>]) -> Result<Seen, EvaluationError> {
         let _guard = tch::no_grad_guard();
-        let captions: Option<Vec<&str>> = captions.iter().map(Option::as_deref).collect();
-        let captions = captions.filter(|_| self.clip.is_some());
-        let embedded = match &self.clip {
-            Some(clip) if captions.is_some() || self.inception.is_none() => {
-                Some(clip.pictures(&pictures.iter().collect::<Vec<_>>())?)
+        if pictures.is_empty() {
+            return Ok(Seen::default());
+        }
+        let captioned = (0i64..).zip(pictures).zip(captions);
+        let captioned = captioned.filter_map(|((place, picture), caption)| Some((place, picture, caption.as_deref()?)));
+        let captioned: Vec<(i64, &RgbImage, &str)> = captioned.collect();
+        let texts: Vec<&str> = captioned.iter().map(|(_, _, text)| *text).collect();
+        match (&self.inception, &self.clip) {
+            (Some(inception), clip) => {
+                let features = of_inception(inception, pictures, self.device)?;
+                let scores = match clip {
+                    Some(clip) if !texts.is_empty() => {
+                        let pictures: Vec<&RgbImage> = captioned.iter().map(|(_, picture, _)| *picture).collect();
+                        clip.scores(&clip.pictures(&pictures)?, &texts)?
+                    }
+                    _ => Vec::new(),
+                };
+                Ok(Seen { features, scores })
             }
-            _ => None,
-        };
-        let features = match (&self.inception, &embedded) {
-            (Some(inception), _) => of_inception(inception, pictures)?,
-            (None, Some(embedded)) => values(embedded),
-            (None, None) => Vec::new(),
-        };
-        let scores = match (&self.clip, embedded, captions) {
-            (Some(clip), Some(embedded), Some(captions)) => Some(clip.scores(&embedded, &captions)?),
-            _ => None,
-        };
-        Ok(Seen { features, scores })
+            (None, Some(clip)) => {
+                let embedded = clip.pictures(&pictures.iter().collect::<Vec<_>>())?;
+                let scores = if texts.is_empty() {
+                    Vec::new()
+                } else {
+                    let places: Vec<i64> = captioned.iter().map(|(place, _, _)| *place).collect();
+                    let places = Tensor::from_slice(&places).to_device(embedded.device());
+                    clip.scores(&embedded.index_select(0, &places), &texts)?
+                };
+                Ok(Seen { features: values(&embedded), scores })
+            }
+            (None, None) => Ok(Seen::default()),
+        }
+    }
+}
+
+/// What numbers of a kind are called, where it tells results from others.
+pub fn precision(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Float => "float32",
+        Kind::BFloat16 => "bfloat16",
+        Kind::Half => "float16",
+        _ => "another precision",
     }
 }
 
@@ -116,22 +154,44 @@ fn resize_name(resize: Resize) -> &'static str {
     }
 }
 
-/// Runs of pictures of one size together.
-fn of_inception(inception: &Inception, pictures: &[RgbImage]) -> Result<Vec<f32>, ModelError> {
-    let mut features = Vec::with_capacity(pictures.len() * FEATURES as usize);
-    for run in pictures.chunk_by(|a, b| a.dimensions() == b.dimensions()) {
-        let (width, height) = run.first().map_or((0, 0), RgbImage::dimensions);
-        let bytes: Vec<u8> = run.iter().flat_map(|picture| picture.as_raw().iter().copied()).collect();
-        let shape = [run.len() as i64, i64::from(height), i64::from(width), 3];
-        let pixels = Tensor::f_from_data_size(&bytes, &shape, Kind::Uint8);
-        let pixels = pixels.map_err(ModelError::torch("putting pictures together"))?.permute([0, 3, 1, 2]);
-        features.extend(values(&inception.features(&(pixels.to_kind(Kind::Float) / 255.0))?));
-    }
-    Ok(features)
+fn of_inception(inception: &Inception, pictures: &[RgbImage], device: Device) -> Result<Vec<f32>, ModelError> {
+    let prepared = pictures.iter().map(|picture| prepared(picture, device)).collect::<Result<Vec<_>, _>>()?;
+    Ok(values(&inception.features_of_prepared(&Tensor::cat(&prepared, 0))?))
+}
+
+/// What Inception takes of a picture: (1, 3, 299, 299). One by one, so that of all pictures no more than that is there in float32, however
+/// large they are.
+fn prepared(picture: &RgbImage, device: Device) -> Result<Tensor, ModelError> {
+    let shape = [1, i64::from(picture.height()), i64::from(picture.width()), 3];
+    let pixels = Tensor::f_from_data_size(picture.as_raw(), &shape, Kind::Uint8);
+    let pixels = pixels.map_err(ModelError::torch("making a tensor of a picture"))?.permute([0, 3, 1, 2]);
+    Ok(Resize::default().prepare(&(pixels.to_kind(Kind::Float) / 255.0).to_device(device)))
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     let mut values = vec![0.0; tensor.numel()];
     tensor.to_kind(Kind::Float).to_device(Device::Cpu).contiguous().copy_data(&mut values, tensor.numel());
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So that what was prepared together and what was prepared one by one make the same features.
+    #[test]
+    fn pictures_are_prepared_to_the_same_bits_one_by_one_and_together() {
+        for (width, height) in [(40, 32), (400, 310), (299, 299)] {
+            let picture = |n: u32| {
+                RgbImage::from_fn(width, height, |x, y| image::Rgb([x * 7 + n, y * 5 + x, x * y].map(|c| c as u8)))
+            };
+            let pictures = [picture(0), picture(90), picture(201)];
+            let bytes = pictures.each_ref().map(|picture| picture.as_raw().as_slice()).concat();
+            let shape = [3, i64::from(height), i64::from(width), 3];
+            let pixels = Tensor::from_data_size(&bytes, &shape, Kind::Uint8).permute([0, 3, 1, 2]);
+            let together = Resize::default().prepare(&(pixels.to_kind(Kind::Float) / 255.0));
+            let alone = pictures.each_ref().map(|picture| prepared(picture, Device::Cpu).unwrap());
+            assert!(Tensor::cat(&alone, 0) == together, "{width}×{height}");
+        }
+    }
 }

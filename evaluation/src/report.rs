@@ -4,18 +4,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BootstrapReference, BootstrapSettings, EvaluationError, FeatureStatistics, FeatureStore, FrechetReference,
-    KernelSubsets, Metric, SampleCounts, bootstrap_frechet_distance, check_samples, kernel_distance_of_subsets,
-    precision_and_recall,
+    KernelSubsets, Metric, SampleCounts, bootstrap_frechet_distance, bootstrap_kernel_distance, check_samples,
+    kernel_distance_of_subsets, precision_and_recall,
 };
 
 const CLIP_SCORE: &str = "CLIP score";
+
+/// What to do about pictures that have none.
+const CAPTIONS: &str = "each needs one, in a .txt of its name or in its PNG. What was seen is kept: once they have one, choose another \
+                        folder";
 
 /// How numbers are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReportSettings {
     pub subsets: KernelSubsets,
     pub neighbours: usize,
-    /// Of the Fréchet distance; no resamples for no interval.
+    /// For the Fréchet distance's interval and the kernel distance's error; no resamples for neither.
     pub bootstrap: BootstrapSettings,
 }
 
@@ -78,7 +82,7 @@ pub struct Report {
 
 impl Report {
     /// All numbers that there are samples enough for, and captions. What there are too few for is named; anything else that goes wrong
-    /// is an error.
+    /// is an error, and so is a reference of another network.
     pub fn of(
         generated: &FeatureStore,
         reference: Option<&Reference>,
@@ -111,29 +115,17 @@ impl Report {
                 }
             }
             Some(Reference::Features(real)) => {
-                if real.network() != network {
-                    let detail = format!(
-                        "its features are by {}, those to compare by {}",
-                        real.network().network,
-                        network.network
-                    );
-                    return Err(EvaluationError::Networks { detail });
-                }
+                real.check_network(network)?;
                 report.reference = Some(real.count());
                 report.take(&frechet, frechet_of(generated, real, settings))?;
                 report.take(&kernel, kernel_of(generated, real, settings))?;
                 report.take_all(&["precision", "recall"], neighbours_of(generated, real, settings))?;
             }
         }
-        if let Some(scores) = generated.scores() {
-            report.metrics.push(mean_of(CLIP_SCORE, scores));
+        if !generated.scores().is_empty() {
+            report.metrics.push(clip_score(generated.scores(), generated.count()));
         } else if generated.is_scored() {
-            let reason = format!(
-                "{} of {} pictures were scored: each needs a caption, in a .txt of its name or in its PNG. What was seen is kept: once \
-                 they have one, choose another folder",
-                generated.scored(),
-                generated.count()
-            );
+            let reason = format!("none of the {} pictures has a caption: {CAPTIONS}", generated.count());
             report.refused.push(Refused { metric: CLIP_SCORE.to_owned(), reason });
         }
         Ok(report)
@@ -201,13 +193,24 @@ fn kernel_of(
     real: &FeatureStore,
     settings: &ReportSettings,
 ) -> Result<Measured, EvaluationError> {
-    let found = kernel_distance_of_subsets(generated.features()?, real.features()?, &settings.subsets)?;
+    let (generated, real) = (generated.features()?, real.features()?);
+    let found = kernel_distance_of_subsets(generated, real, &settings.subsets)?;
     let KernelSubsets { size, count, .. } = settings.subsets;
     let about = format!(
         "lower is better, 0 is alike; the mean of {count} subsets of {size}, which scatter by {:.3e} about it",
         found.standard_deviation
     );
-    let standard_error = Some(found.standard_deviation / (count as f64).sqrt());
+    // Subsets share samples, and are all the same where one is everything: how they scatter says little about other samples.
+    let of_all = match settings.bootstrap.resamples {
+        0 => None,
+        _ => match bootstrap_kernel_distance(generated, real, &settings.bootstrap) {
+            Ok(of_all) => Some(of_all.standard_error),
+            Err(EvaluationError::TooFewSamples { .. }) => None,
+            Err(error) => return Err(error),
+        },
+    };
+    // And what it adds that so many subsets stand for all of them.
+    let standard_error = of_all.map(|of_all| of_all.hypot(found.standard_deviation / (count as f64).sqrt()));
     Ok(Measured { metric: String::new(), value: found.mean, standard_error, interval: None, about })
 }
 
@@ -230,16 +233,21 @@ fn neighbours_of(
     ])
 }
 
-fn mean_of(metric: &str, scores: &[f64]) -> Measured {
+/// Of `pictures`, those that have a caption.
+fn clip_score(scores: &[f64], pictures: u64) -> Measured {
     let count = scores.len() as f64;
     let mean = scores.iter().sum::<f64>() / count;
     let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+    let mut about = "of pictures and their prompts, up to 100; higher is better".to_owned();
+    if (scores.len() as u64) < pictures {
+        about = format!("{about}. {} of {pictures} pictures have a caption: {CAPTIONS}", scores.len());
+    }
     Measured {
-        metric: metric.to_owned(),
+        metric: CLIP_SCORE.to_owned(),
         value: mean,
         standard_error: Some((variance / count).sqrt()),
         interval: None,
-        about: "of pictures and their prompts, up to 100; higher is better".to_owned(),
+        about,
     }
 }
 
@@ -251,24 +259,30 @@ mod tests {
     use crate::{NetworkName, Seen};
 
     #[test]
-    fn scores_that_are_not_all_there_are_missed_where_they_were_wanted() {
+    fn pictures_without_a_caption_are_told_where_scores_were_wanted() {
         let network =
             NetworkName { network: "n".to_owned(), digest: String::new(), dimensions: 1, is_inception: false };
-        let of = |source: Value, batches: &[Option<Vec<f64>>]| {
+        let of = |source: Value, batches: &[&[f64]]| {
             let folder = tempfile::tempdir().unwrap();
             let mut store = FeatureStore::open(&folder.path().join("features"), &network, source).unwrap();
             for scores in batches {
-                store.append(&Seen { features: vec![1.0, 2.0], scores: scores.clone() }).unwrap();
+                store.append(&Seen { features: vec![1.0, 2.0], scores: scores.to_vec() }).unwrap();
             }
-            Report::of(&store, None, &ReportSettings::default()).unwrap()
+            let kept = FeatureStore::read(&folder.path().join("features")).unwrap();
+            assert_eq!((kept.count(), kept.scores()), (store.count(), store.scores()));
+            Report::of(&kept, None, &ReportSettings::default()).unwrap()
         };
         let wanted = json!({ "scored_by": "a digest" });
-        let missed = of(wanted.clone(), &[Some(vec![20.0, 30.0]), None]);
-        assert_eq!((missed.metrics.len(), missed.refused[0].metric.as_str()), (0, "CLIP score"));
-        assert!(missed.refused[0].reason.starts_with("2 of 4 pictures were scored: "), "{missed:?}");
-        let whole = of(wanted, &[Some(vec![20.0, 30.0])]);
+        let none = of(wanted.clone(), &[&[], &[]]);
+        assert_eq!((none.metrics.len(), none.refused[0].metric.as_str()), (0, "CLIP score"));
+        assert!(none.refused[0].reason.starts_with("none of the 4 pictures has a caption: "), "{none:?}");
+        let some = of(wanted.clone(), &[&[20.0], &[], &[22.0, 30.0]]);
+        assert_eq!((some.metrics[0].value, some.refused.len()), (24.0, 0));
+        assert!(some.metrics[0].about.contains("3 of 6 pictures have a caption: "), "{some:?}");
+        let whole = of(wanted, &[&[20.0, 30.0]]);
         assert_eq!((whole.metrics[0].value, whole.refused.len()), (25.0, 0));
-        let unwanted = of(json!({}), &[None]);
+        assert!(!whole.metrics[0].about.contains("caption"), "{whole:?}");
+        let unwanted = of(json!({}), &[&[]]);
         assert!(unwanted.metrics.is_empty() && unwanted.refused.is_empty(), "{unwanted:?}");
     }
 }

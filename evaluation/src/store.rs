@@ -4,7 +4,7 @@
 //! features/
 //!     features.json               whose features, of what, and whether they are all there
 //!     statistics.safetensors      their mean and covariance, once they were asked for
-//!     block-00000000.safetensors  features f32 (n, dimensions); scores f64 (n), where there are captions
+//!     block-00000000.safetensors  features f32 (n, dimensions); scores f64 (up to n), of those that have a caption, in their order
 //! ```
 //!
 //! A block appears under its name only when it is complete and durable. The number in it is that of its first sample.
@@ -16,13 +16,13 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::network::{NetworkName, Seen};
+use crate::network::{CLIP_FEATURES, NetworkName, Seen};
 use crate::{EvaluationError, FeatureStatistics, Features};
 
 const DESCRIPTION: &str = "features.json";
 const STATISTICS: &str = "statistics.safetensors";
 
-/// The key of a source whose pictures are to be scored with their captions, by the CLIP of that digest.
+/// The key of a source whose pictures are to be scored with their captions, by that CLIP ([`crate::Networks::scored_by`]).
 pub const SCORED_BY: &str = "scored_by";
 
 /// The format that this version writes; newer ones are refused.
@@ -48,7 +48,7 @@ pub struct FeatureStore {
     folder: PathBuf,
     description: StoreDescription,
     features: Vec<f32>,
-    /// Of all samples, or of those whose batch had a caption for each.
+    /// Of the samples that have a caption.
     scores: Vec<f64>,
 }
 
@@ -65,8 +65,8 @@ impl FeatureStore {
             let StoreDescription { network: found, source: of, .. } = &store.description;
             if found != network || *of != source {
                 let detail = format!(
-                    "it holds features of {}, by {}; these are to be of {source}, by {}: remove it, or choose another folder",
-                    of, found.network, network.network
+                    "it holds features of {of}, by {found}; these are to be of {source}, by {network}: remove it, or choose another \
+                     folder"
                 );
                 return Err(EvaluationError::Store { folder: folder.to_owned(), detail });
             }
@@ -131,7 +131,7 @@ impl FeatureStore {
             features.data().as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
         Features::new(&values, dimensions)?;
         if let Ok(scores) = file.tensor("scores") {
-            if scores.dtype() != Dtype::F64 || scores.shape() != [count] {
+            if scores.dtype() != Dtype::F64 || !matches!(scores.shape(), &[scored] if scored <= count) {
                 return Err(damaged(format!("its scores are {:?} of the shape {:?}", scores.dtype(), scores.shape())));
             }
             self.scores.extend(scores.data().as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)));
@@ -147,6 +147,20 @@ impl FeatureStore {
 
     pub fn network(&self) -> &NetworkName {
         &self.description.network
+    }
+
+    /// Refuses features of another network than `network`: they cannot be compared with its own.
+    pub fn check_network(&self, network: &NetworkName) -> Result<(), EvaluationError> {
+        if self.network() == network {
+            return Ok(());
+        }
+        let (folder, found) = (self.folder.display(), self.network());
+        let mut detail = format!("features in {folder} are by {found}, those to compare by {network}");
+        // They may be in either precision.
+        if found.network == CLIP_FEATURES {
+            detail += "; a name without a precision is of an earlier version, whose features must be made again";
+        }
+        Err(EvaluationError::Networks { detail })
     }
 
     pub fn source(&self) -> &Value {
@@ -171,8 +185,7 @@ impl FeatureStore {
         }
         let little = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
         let features = little(&seen.features);
-        let scores: Option<Vec<u8>> =
-            seen.scores.as_ref().map(|scores| scores.iter().flat_map(|score| score.to_le_bytes()).collect());
+        let scores: Vec<u8> = seen.scores.iter().flat_map(|score| score.to_le_bytes()).collect();
         let path = self.block(self.count());
         let damaged = |error: safetensors::SafeTensorError| EvaluationError::Store {
             folder: path.clone(),
@@ -180,12 +193,12 @@ impl FeatureStore {
         };
         let mut tensors =
             vec![("features", TensorView::new(Dtype::F32, vec![count, dimensions], &features).map_err(damaged)?)];
-        if let Some(scores) = &scores {
-            tensors.push(("scores", TensorView::new(Dtype::F64, vec![count], scores).map_err(damaged)?));
+        if !scores.is_empty() {
+            tensors.push(("scores", TensorView::new(Dtype::F64, vec![seen.scores.len()], &scores).map_err(damaged)?));
         }
         shards::disk::replace(&path, &safetensors::serialize(tensors, None).map_err(damaged)?)?;
         self.features.extend_from_slice(&seen.features);
-        self.scores.extend(seen.scores.iter().flatten());
+        self.scores.extend(&seen.scores);
         Ok(())
     }
 
@@ -216,19 +229,14 @@ impl FeatureStore {
         Ok(statistics)
     }
 
-    /// Whether every sample is to have a CLIP score.
+    /// Whether samples are to have a CLIP score.
     pub fn is_scored(&self) -> bool {
         self.source().get(SCORED_BY).is_some()
     }
 
-    /// Samples that have a CLIP score.
-    pub fn scored(&self) -> u64 {
-        self.scores.len() as u64
-    }
-
-    /// A CLIP score for each sample, where every one has one.
-    pub fn scores(&self) -> Option<&[f64]> {
-        (!self.scores.is_empty() && self.scores.len() as u64 == self.count()).then_some(self.scores.as_slice())
+    /// A CLIP score of each sample that has a caption.
+    pub fn scores(&self) -> &[f64] {
+        &self.scores
     }
 }
 

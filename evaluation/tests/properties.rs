@@ -6,9 +6,9 @@ mod common;
 
 use common::Made;
 use evaluation::{
-    BootstrapReference, BootstrapSettings, EvaluationError, FeatureStatistics, Features, FrechetReference,
-    KernelSubsets, bootstrap_frechet_distance, bootstrap_kernel_distance, frechet_distance, kernel_distance,
-    kernel_distance_of_subsets, precision_and_recall,
+    BootstrapReference, BootstrapSettings, EvaluationError, FeatureStatistics, FeatureStore, Features,
+    FrechetReference, KernelSubsets, NetworkName, Reference, Report, ReportSettings, Seen, bootstrap_frechet_distance,
+    bootstrap_kernel_distance, frechet_distance, kernel_distance, kernel_distance_of_subsets, precision_and_recall,
 };
 use proptest::prelude::*;
 
@@ -35,6 +35,12 @@ fn close(found: &[f64], expected: &[f64], tolerance: f64) {
     for (found, expected) in found.iter().zip(expected) {
         assert!((found - expected).abs() <= tolerance, "{found} is not {expected}");
     }
+}
+
+/// The standard deviation, denominator one less than their number.
+fn deviation(values: &[f64]) -> f64 {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt()
 }
 
 /// Dimensions, rows, and a number to make other choices of.
@@ -243,10 +249,6 @@ fn panels_do_not_change_precision_and_recall() {
 fn intervals_are_about_the_scatter_of_other_samples() {
     // The truth by other samples of the same two distributions.
     let pair = |seed| [Made(seed, 200, 8, 3, 1.0, 0.0).rows(), Made(seed + 500, 150, 8, 3, 1.0, 0.1).rows()];
-    let deviation = |values: &[f64]| {
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() - 1) as f64).sqrt()
-    };
     let sets: Vec<[Vec<f32>; 2]> = (0..100).map(pair).collect();
     let view = |rows| Features::new(rows, 8).unwrap();
     let all = |distance: &dyn Fn(Features<'_>, Features<'_>) -> f64| -> Vec<f64> {
@@ -274,6 +276,58 @@ fn intervals_are_about_the_scatter_of_other_samples() {
     let narrower = bootstrap_frechet_distance(left, BootstrapReference::Fixed(&fixed), &settings).unwrap();
     assert_eq!(narrower.value, found.value);
     assert!(narrower.standard_error < found.standard_error, "{narrower:?} {found:?}");
+}
+
+#[test]
+fn a_kernel_distance_has_the_error_of_other_samples_also_where_a_subset_is_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let network = NetworkName { network: "n".to_owned(), digest: "d".to_owned(), dimensions: 8, is_inception: true };
+    let store = |name: &str, rows: &[f32]| {
+        let mut store = FeatureStore::open(&folder.path().join(name), &network, serde_json::Value::Null).unwrap();
+        store.append(&Seen { features: rows.to_vec(), scores: Vec::new() }).unwrap();
+        store
+    };
+    let pair = |seed| [Made(seed, 150, 8, 3, 1.0, 0.0).rows(), Made(seed + 500, 150, 8, 3, 1.0, 0.1).rows()];
+    let sets: Vec<[Vec<f32>; 2]> = (0..100).map(pair).collect();
+    let distances: Vec<f64> = sets
+        .iter()
+        .map(|set| {
+            let [left, right] = set.each_ref().map(|rows| Features::new(rows, 8).unwrap());
+            kernel_distance(left, right).unwrap()
+        })
+        .collect();
+    let (generated, real) = (store("generated", &sets[0][0]), Reference::Features(store("real", &sets[0][1])));
+    let error = |size, resamples| {
+        let subsets = KernelSubsets { size, count: 20, seed: 0 };
+        let bootstrap = BootstrapSettings { resamples, ..BootstrapSettings::default() };
+        let settings = ReportSettings { subsets, bootstrap, ..ReportSettings::default() };
+        let report = Report::of(&generated, Some(&real), &settings).unwrap();
+        report.metrics.iter().find(|measured| measured.metric == "KID").unwrap().standard_error
+    };
+    let whole = error(150, 400).unwrap();
+    assert!((0.5..2.0).contains(&(whole / deviation(&distances))), "{whole} {}", deviation(&distances));
+    // A few subsets stand for all of them, which adds to it.
+    assert!(error(50, 400).unwrap() > whole);
+    assert_eq!(error(150, 0), None);
+}
+
+#[test]
+fn features_of_an_earlier_version_are_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let refusal = |found: &str| {
+        let [found, wanted] = [found, "CLIP image embedding in float32"].map(|network| NetworkName {
+            network: network.to_owned(),
+            digest: "d".to_owned(),
+            dimensions: 8,
+            is_inception: false,
+        });
+        let store = FeatureStore::open(&folder.path().join(&found.network), &found, serde_json::Value::Null).unwrap();
+        store.check_network(&wanted).unwrap_err().to_string()
+    };
+    let said = refusal("CLIP image embedding");
+    assert!(said.contains("of an earlier version, whose features must be made again"), "{said}");
+    let said = refusal("CLIP image embedding in bfloat16");
+    assert!(!said.contains("earlier version"), "{said}");
 }
 
 #[test]

@@ -89,7 +89,8 @@ impl Checkpoint {
 
     /// Opens `path`: a checkpoint, or a run's folder, whose latest checkpoint is meant.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let folder = if path.join(STATE).exists() { path.to_owned() } else { Self::latest_folder(path)? };
+        let folder =
+            if path.join(STATE).exists() { path.to_owned() } else { path.join(folder_name(Self::read_latest(path)?)) };
         let file = folder.join(STATE);
         let bytes = fs::read(&file).map_err(ModelError::io("read", &file))?;
         let damaged = |detail: String| ModelError::Record { path: file.clone(), what: "checkpoint state", detail };
@@ -101,15 +102,12 @@ impl Checkpoint {
         Ok(Self { folder, state })
     }
 
-    /// The newest checkpoint of a run, or `None` when it has none yet.
-    pub fn latest(run: &Path) -> Result<Option<Self>, ModelError> {
-        if !run.join(LATEST).exists() {
-            return Ok(None);
-        }
-        Self::open(run).map(Some)
+    /// The step of a run's newest checkpoint, or `None` when it has none yet.
+    pub fn latest_step(run: &Path) -> Result<Option<u64>, ModelError> {
+        run.join(LATEST).exists().then(|| Self::read_latest(run)).transpose()
     }
 
-    fn latest_folder(run: &Path) -> Result<PathBuf, ModelError> {
+    fn read_latest(run: &Path) -> Result<u64, ModelError> {
         let file = run.join(LATEST);
         let name = fs::read_to_string(&file).map_err(|source| ModelError::Io {
             action: "find a checkpoint (state.json, or latest) in",
@@ -118,11 +116,10 @@ impl Checkpoint {
         })?;
         let name = name.trim();
         // The file is data: it may name a sibling and nothing else.
-        if name.contains(['/', '\\']) || !name.starts_with("step-") {
+        step_of_folder(name).ok_or_else(|| {
             let detail = format!("it names `{name}`, not a step-… folder beside it");
-            return Err(ModelError::Record { path: file, what: "checkpoint pointer", detail });
-        }
-        Ok(run.join(name))
+            ModelError::Record { path: file, what: "checkpoint pointer", detail }
+        })
     }
 
     /// Writes a checkpoint into `run` and points `latest` at it. `files` are pairs of file name and tensors. An existing

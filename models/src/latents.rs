@@ -79,6 +79,7 @@ pub enum Latents {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AutoencoderLatents {
+    /// Its folder, with config.json and weights.
     pub folder: PathBuf,
     /// How its latents are scaled for the model.
     #[serde(default)]

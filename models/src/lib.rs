@@ -34,6 +34,7 @@ pub mod text;
 pub mod tokenizer;
 pub mod weights;
 
+use std::any::Any;
 use std::fs::File;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -86,17 +87,11 @@ impl ModelError {
     }
 
     /// Makes an error of the panic by which tensors' infallible methods report what libtorch refuses; other panics go on. The
-    /// panic's own message has gone to the standard error by then.
+    /// program's panic hook has heard of it by then.
     pub fn attempt<T>(operation: &'static str, run: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
-        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-            // As `Result::unwrap` words it, on one line.
-            match panic.downcast_ref::<String>().and_then(|message| message.split_once("Torch(\"")) {
-                Some((_, message)) => {
-                    let message = message.split("\\n").next().unwrap_or_default().trim_end_matches("\")").to_owned();
-                    Err(Self::Torch { operation, source: tch::TchError::Torch(message) })
-                }
-                None => resume_unwind(panic),
-            }
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| match refusal_of_libtorch(panic.as_ref()) {
+            Some(message) => Err(Self::Torch { operation, source: tch::TchError::Torch(message) }),
+            None => resume_unwind(panic),
         })
     }
 
@@ -113,6 +108,13 @@ impl ModelError {
     pub fn torch(operation: &'static str) -> impl FnOnce(tch::TchError) -> Self {
         move |source| Self::Torch { operation, source }
     }
+}
+
+/// What libtorch refused, in a line, of the panic by which tensors' infallible methods report it.
+pub fn refusal_of_libtorch(panic: &(dyn Any + Send)) -> Option<String> {
+    // As `Result::unwrap` words it. What follows the first line are the frames of libtorch's stack.
+    let (_, message) = panic.downcast_ref::<String>()?.split_once("Torch(\"")?;
+    Some(message.split("\\n").next().unwrap_or_default().trim_end_matches("\")").to_owned())
 }
 
 #[cfg(test)]

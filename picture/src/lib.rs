@@ -14,5 +14,5 @@ pub use decode::{DecodeError, decode, decode_at_least};
 pub use encode::{Format, encode};
 pub use exif::exif;
 pub use header::{Header, header};
-pub use perceptual::{NOTHING, perceptual_hash};
+pub use perceptual::{Look, NOTHING, perceptual_hash};
 pub use resize::{Check, Mode, Resize, ResizeError, Resized};

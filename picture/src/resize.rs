@@ -58,6 +58,9 @@ pub enum Mode {
     CenterCrop,
 }
 
+/// Pixels of a scaled image, as a multiple of the square of its size, that one of a usual shape does not exceed.
+const USUAL: u64 = 4;
+
 /// How an image that is kept as served is checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -164,7 +167,7 @@ impl Resize {
     }
 
     /// Makes of `bytes` what is to be kept. An image of more than `most_pixels` is refused, and so is one that would be scaled
-    /// to more.
+    /// to more, unless the size that is asked for makes images of usual shapes so large.
     pub fn apply(&self, bytes: Vec<u8>, check: Check, most_pixels: u64) -> Result<Resized, ResizeError> {
         if self.keeps_bytes() {
             let (width, height) = match check {
@@ -187,7 +190,8 @@ impl Resize {
         self.judge(width, height)?;
         let fate = fate.unwrap_or_else(|| self.fate(width, height));
         // A strip grows with its shorter side: one of a few kilobytes would take more memory than there is.
-        check_pixels(fate.scaled.0, fate.scaled.1, most_pixels)?;
+        let most = most_pixels.max(USUAL.saturating_mul(u64::from(self.size).pow(2)));
+        check_pixels(fate.scaled.0, fate.scaled.1, most)?;
         let untouched = fate == Fate { scaled: (width, height), canvas: (width, height) };
         let (original_width, original_height) = (width, height);
         if self.skip_reencode && untouched && self.has_format(&bytes, most_pixels) {
@@ -304,6 +308,23 @@ fn on_canvas(image: RgbImage, (width, height): (u32, u32)) -> RgbImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_brought_up_to_the_size_may_be_larger_than_what_may_come_in() {
+        let made = |mode, width, height| {
+            let photo = encode(&RgbImage::new(width, height), Format::Png, 95).unwrap();
+            let resize = Resize { mode, size: 64, format: Some(Format::Png), ..Resize::default() };
+            resize.apply(photo, Check::Decode, 500).map(|kept| (kept.width, kept.height))
+        };
+        for mode in [Mode::Border, Mode::KeepRatio, Mode::KeepRatioLargest, Mode::CenterCrop] {
+            assert_eq!(made(mode, 20, 20).unwrap(), (64, 64), "{mode:?}");
+            assert_eq!(made(mode, 30, 30).unwrap_err().reason(), "too_many_pixels", "{mode:?}");
+        }
+        assert_eq!(made(Mode::KeepRatio, 24, 16).unwrap(), (96, 64));
+        assert_eq!(made(Mode::CenterCrop, 16, 24).unwrap(), (64, 64));
+        let error = made(Mode::CenterCrop, 4, 20).unwrap_err();
+        assert!(error.to_string().starts_with("64x320 pixels"), "{error}");
+    }
 
     #[test]
     fn a_strip_that_would_be_scaled_to_more_than_the_limit_is_refused() {

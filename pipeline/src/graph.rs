@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::manifest::with_variant;
-use crate::plan::{Plan, PlannedStage};
+use crate::plan::{Plan, PlannedStage, Totals};
 use crate::report::html::escape;
 use crate::report::numbers::{compact, duration, shortened};
 use crate::stage::Law;
@@ -155,9 +155,8 @@ fn svg(plan: &Plan) -> String {
 
 /// Name, kind, rows, and the time they took, or how much is missing.
 fn box_lines(stage: &PlannedStage) -> [String; 4] {
-    let (rows_in, rows_out, seconds) = stage
-        .committed()
-        .fold((0, 0, 0.0), |(i, o, s), sidecar| (i + sidecar.rows_in, o + sidecar.rows_out, s + sidecar.seconds));
+    let Totals { rows_in, rows_out, .. } = stage.totals();
+    let seconds: f64 = stage.committed().map(|sidecar| sidecar.seconds).sum();
     let (made, partitions) = (stage.committed().count(), stage.partitions.len());
     let rows = if made == 0 {
         String::new()

@@ -1,9 +1,10 @@
 //! SQL over everything a workdir holds.
 //!
-//! Each stage whose data are rows is a table of its name; what it refused is `NAME_quarantine`; `partitions` has a row for
-//! each committed partition of every stage. Of a stage whose partitions come in variants each is a table: `"bucket@512"`, in
-//! quotes.
+//! Each stage whose data are rows is a table of its name; what it refused is `NAME_quarantine`, where a row that was tried again is there
+//! as what became of it last, or not at all; `partitions` has a row for each committed partition of every stage. Of a stage whose
+//! partitions come in variants each is a table: `"bucket@512"`, in quotes.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,47 +12,74 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
+use datafusion::common::{JoinType, TableReference};
+use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::object_store::ObjectStoreUrl;
-use datafusion::prelude::{ParquetReadOptions, SessionContext};
+use datafusion::prelude::{DataFrame, ParquetReadOptions, SessionContext, col};
 use futures::StreamExt;
-use shards::sidecar::DataFile;
+use shards::columns;
 
 use crate::condition;
 use crate::manifest::with_variant;
 use crate::plan::{Plan, PlannedStage, is_rows};
+use crate::retry::RetryList;
 use crate::stage::StageError;
 
 /// The table of committed partitions.
 pub const PARTITIONS: &str = "partitions";
+/// The key of a row that was tried again, while it is compared with those that were refused.
+const TRIED_AGAIN: &str = "__ferrotype_tried_again";
 
 /// A table that queries can name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
-    pub name: String,
-    /// Relative to the workdir.
-    pub files: Vec<String>,
+struct Table {
+    name: String,
+    groups: Vec<Group>,
+}
+
+/// Files of rows, relative to the workdir.
+struct Group {
+    files: Vec<String>,
+    /// Files whose keys are left out: rows that were tried again since.
+    tried_again: Vec<String>,
 }
 
 /// The tables of rows that are there. Stages that have committed none are left out.
-pub fn tables(plan: &Plan) -> Vec<Table> {
+fn tables(plan: &Plan) -> Vec<Table> {
     let mut tables = Vec::new();
     for stage in &plan.stages {
-        let mut add = |name: String, files: &mut dyn Iterator<Item = &DataFile>| {
+        for variant in stage.variant_names() {
+            let files = stage.data_of(variant.as_deref()).into_iter().filter(|file| is_rows(Path::new(&file.file)));
             let files: Vec<String> = files.map(|file| stage.folder.name_of(&file.file)).collect();
             if !files.is_empty() {
-                tables.push(Table { name, files });
+                let name = with_variant(&stage.name, variant.as_deref());
+                tables.push(Table { name, groups: vec![Group { files, tried_again: Vec::new() }] });
             }
-        };
-        for variant in stage.variant_names() {
-            let files = stage.data_of(variant.as_deref()).into_iter();
-            let name = with_variant(&stage.name, variant.as_deref());
-            add(name, &mut files.filter(|file| is_rows(Path::new(&file.file))));
         }
-        let refused = stage.committed().filter_map(|sidecar| sidecar.quarantine.as_ref());
-        add(format!("{}_quarantine", stage.name), &mut { refused });
+        let groups = refused(stage);
+        if !groups.is_empty() {
+            tables.push(Table { name: format!("{}_quarantine", stage.name), groups });
+        }
     }
     tables
+}
+
+/// What a stage refused: a group for each number of times that rows had been tried again by then. A key is in one partition of a source,
+/// so lists of all partitions can be compared with all.
+fn refused(stage: &PlannedStage) -> Vec<Group> {
+    let mut refused: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    let mut lists: Vec<(usize, String)> = Vec::new();
+    for (number, partition) in stage.partitions.iter().enumerate() {
+        let Some(sidecar) = partition.sidecar() else { continue };
+        let list = stage.retry_list(number);
+        let tries = list.map_or(0, RetryList::number);
+        lists.extend(list.map(|list| (tries, stage.folder.name_of(&list.file().file))));
+        if let Some(file) = &sidecar.quarantine {
+            refused.entry(tries).or_default().push(stage.folder.name_of(&file.file));
+        }
+    }
+    let later = |tries: usize| lists.iter().filter(move |(of, _)| *of > tries).map(|(_, file)| file.clone());
+    refused.into_iter().map(|(tries, files)| Group { files, tried_again: later(tries).collect() }).collect()
 }
 
 /// Runs one SELECT; `each` is given the result batch by batch and returns whether it wants more. Returns the result's schema.
@@ -69,17 +97,26 @@ pub fn query(plan: &Plan, sql: &str, each: impl FnMut(RecordBatch) -> bool) -> R
     })
 }
 
-async fn run(
-    plan: &Plan,
-    sql: &str,
-    mut each: impl FnMut(RecordBatch) -> bool,
-) -> Result<SchemaRef, datafusion::error::DataFusionError> {
+async fn run(plan: &Plan, sql: &str, mut each: impl FnMut(RecordBatch) -> bool) -> Result<SchemaRef, DataFusionError> {
     let context = SessionContext::new();
     context.register_batch(PARTITIONS, partitions(&plan.stages)?)?;
-    for Table { name, files } in tables(plan) {
-        let paths: Vec<String> = files.iter().map(|name| place(plan, &context, name)).collect::<Result<_, _>>()?;
-        let rows = context.read_parquet(paths, ParquetReadOptions::default()).await?;
-        context.register_table(datafusion::common::TableReference::bare(name), rows.into_view())?;
+    for Table { name, groups } in tables(plan) {
+        let mut rows: Option<DataFrame> = None;
+        for Group { files, tried_again } in &groups {
+            let mut of_group = read(plan, &context, files).await?;
+            if !tried_again.is_empty() {
+                let lists = read(plan, &context, tried_again).await?;
+                let keys = lists.select(vec![col(columns::KEY).alias(TRIED_AGAIN)])?;
+                of_group = of_group.join(keys, JoinType::LeftAnti, &[columns::KEY], &[TRIED_AGAIN], None)?;
+            }
+            rows = Some(match rows {
+                Some(before) => before.union(of_group)?,
+                None => of_group,
+            });
+        }
+        if let Some(rows) = rows {
+            context.register_table(TableReference::bare(name), rows.into_view())?;
+        }
     }
     let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let mut stream = context.sql_with_options(sql, only_read).await?.execute_stream().await?;
@@ -92,8 +129,14 @@ async fn run(
     Ok(schema)
 }
 
+/// The rows of some files of the workdir.
+async fn read(plan: &Plan, context: &SessionContext, files: &[String]) -> Result<DataFrame, DataFusionError> {
+    let paths: Vec<String> = files.iter().map(|name| place(plan, context, name)).collect::<Result<_, _>>()?;
+    context.read_parquet(paths, ParquetReadOptions::default()).await
+}
+
 /// How DataFusion finds a file of the workdir: by its path, or in the workdir's object store, by ranged reads.
-fn place(plan: &Plan, context: &SessionContext, name: &str) -> Result<String, datafusion::error::DataFusionError> {
+fn place(plan: &Plan, context: &SessionContext, name: &str) -> Result<String, DataFusionError> {
     let Some((store, path)) = plan.workdir.object(name) else {
         return Ok(plan.workdir.path(name).to_string_lossy().into_owned());
     };
@@ -103,7 +146,7 @@ fn place(plan: &Plan, context: &SessionContext, name: &str) -> Result<String, da
 }
 
 /// One row for each committed partition.
-fn partitions(stages: &[PlannedStage]) -> Result<RecordBatch, datafusion::error::DataFusionError> {
+fn partitions(stages: &[PlannedStage]) -> Result<RecordBatch, DataFusionError> {
     let all: Vec<_> = stages.iter().flat_map(|stage| stage.committed().map(move |s| (&stage.name, s))).collect();
     let text = |value: &dyn Fn(usize) -> String| -> ArrayRef {
         Arc::new(StringArray::from_iter_values((0..all.len()).map(value)))

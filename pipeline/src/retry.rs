@@ -8,9 +8,10 @@
 //!
 //! A list makes one more partition of its stage, `part-00012r1`, which flows downstream like any other: no row changes its
 //! key, and nothing that was made is made again. When the stage itself changes, its partitions are made anew and the lists
-//! of the old ones count no more.
+//! of the old ones count no more. Nor does one when the same partition is made again and refuses other rows: it may hold by
+//! now what the list would bring a second time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch, StringArray};
@@ -19,12 +20,12 @@ use serde::{Deserialize, Serialize};
 use shards::digest::Digest;
 use shards::disk::unique;
 use shards::reader::Shard;
-use shards::sidecar::{DataFile, InputDigest};
+use shards::sidecar::{DataFile, InputDigest, Sidecar};
 use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 
 use crate::condition;
-use crate::plan::PlannedStage;
+use crate::plan::{PartitionState, PlannedPartition, PlannedStage};
 use crate::stage::{Cancel, StageError};
 
 const FORMAT: u32 = 1;
@@ -48,6 +49,10 @@ struct Record {
     condition: String,
     /// Why they were refused: rows by reason.
     reasons: BTreeMap<String, u64>,
+    /// The partitions that refused them last, the source's own or earlier retries, each with the digest of what it refused.
+    /// Lists of earlier versions do not say.
+    #[serde(default)]
+    drawn_from: Vec<InputDigest>,
     data: DataFile,
 }
 
@@ -57,6 +62,11 @@ impl RetryList {
             name: format!("{} of {}", self.record.condition, self.record.base),
             digest: self.record.data.digest,
         }
+    }
+
+    /// 1 for the first list of a source's partition, and more for each after it, which may hold rows of those before it.
+    pub(crate) fn number(&self) -> usize {
+        self.record.number
     }
 
     pub fn rows(&self) -> u64 {
@@ -84,8 +94,9 @@ fn stem(name: &str, base_fingerprint: &Digest) -> String {
     format!("{FOLDER}/{name}.{}", base_fingerprint.short())
 }
 
-/// The lists that concern the stage's partitions as they are now, in their order.
-pub(crate) fn lists(stage: &PlannedStage) -> Result<Vec<RetryList>, ShardError> {
+/// The lists that concern the stage's partitions as they are now, in their order; and for each of these partitions the last number
+/// that a list of it has, whether or not that one still counts.
+pub(crate) fn lists(stage: &PlannedStage) -> Result<(Vec<RetryList>, BTreeMap<String, usize>), ShardError> {
     let workdir = stage.folder.workdir();
     let entries = workdir.list(&stage.folder.name_of(FOLDER), false)?;
     let names: Vec<String> = entries
@@ -93,19 +104,12 @@ pub(crate) fn lists(stage: &PlannedStage) -> Result<Vec<RetryList>, ShardError> 
         .filter(|entry| entry.name.ends_with(".json"))
         .map(|entry| stage.folder.name_of(&format!("{FOLDER}/{}", entry.name)))
         .collect();
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let current: BTreeMap<String, Digest> = stage
-        .sources
-        .iter()
-        .enumerate()
-        .map(|(number, source)| {
-            let input = InputDigest { name: source.name.clone(), digest: source.digest };
-            (crate::plan::partition_name(number), stage.fingerprint(&[input]))
-        })
-        .collect();
     let mut lists = Vec::new();
+    let mut last_numbers = BTreeMap::new();
+    if names.is_empty() {
+        return Ok((lists, last_numbers));
+    }
+    let mut records = Vec::new();
     for (name, bytes) in names.iter().zip(workdir.read_all(&names)?) {
         let Some(bytes) = bytes else { continue };
         let damaged =
@@ -114,12 +118,37 @@ pub(crate) fn lists(stage: &PlannedStage) -> Result<Vec<RetryList>, ShardError> 
         if record.format > FORMAT {
             return Err(damaged(format!("it has format {}, this version knows up to {FORMAT}", record.format)));
         }
-        if current.get(&record.base) == Some(&record.base_fingerprint) {
-            lists.push(RetryList { name: format!("{}r{}", record.base, record.number), record });
+        records.push(record);
+    }
+    records.sort_by(|a, b| (&a.base, a.number).cmp(&(&b.base, b.number)));
+    // Partitions that are there. What one refuses that is to be made again is not known.
+    let mut made: BTreeMap<String, Arc<Sidecar>> = BTreeMap::new();
+    for (number, source) in stage.sources.iter().enumerate() {
+        let input = InputDigest { name: source.name.clone(), digest: source.digest };
+        let name = crate::plan::partition_name(number);
+        if let PartitionState::UpToDate(sidecar) = stage.state(&name, &[input]) {
+            made.insert(name, sidecar);
         }
     }
-    lists.sort_by(|a, b| (&a.record.base, a.record.number).cmp(&(&b.record.base, b.record.number)));
-    Ok(lists)
+    for record in records {
+        if made.get(&record.base).is_none_or(|base| base.fingerprint != record.base_fingerprint) {
+            continue;
+        }
+        last_numbers.insert(record.base.clone(), record.number);
+        let still_refuses = |from: &InputDigest| {
+            let refused = made.get(&from.name).and_then(|sidecar| sidecar.quarantine.as_ref());
+            refused.is_some_and(|file| file.digest == from.digest)
+        };
+        if !record.drawn_from.iter().all(still_refuses) {
+            continue;
+        }
+        let list = RetryList { name: format!("{}r{}", record.base, record.number), record };
+        if let PartitionState::UpToDate(sidecar) = stage.state(&list.name, &[list.digest()]) {
+            made.insert(list.name.clone(), sidecar);
+        }
+        lists.push(list);
+    }
+    Ok((lists, last_numbers))
 }
 
 /// What [`prepare`] found.
@@ -147,48 +176,51 @@ pub fn prepare(stage: &PlannedStage, condition: &str, dry_run: bool, cancel: &Ca
             return Err(StageError::Cancelled);
         }
         let Some(sidecar) = partition.sidecar() else { continue };
-        let Some(refused) = open_rows(stage, number)? else { continue };
-        prepared.refused += refused.num_rows() as u64;
-        let meets = condition::rows_that_meet(condition, &refused)?;
-        let chosen = arrow::compute::filter_record_batch(&refused, &meets.into())
-            .map_err(ShardError::arrow(&stage.folder.path()))?;
-        if chosen.num_rows() == 0 {
-            continue;
+        let path = stage.folder.path();
+        let (mut chosen, mut drawn_from) = (Vec::new(), Vec::new());
+        for (from, refused) in open_rows(stage, number)? {
+            prepared.refused += refused.num_rows() as u64;
+            let meets = condition::rows_that_meet(condition, &refused)?;
+            let meeting =
+                arrow::compute::filter_record_batch(&refused, &meets.into()).map_err(ShardError::arrow(&path))?;
+            if meeting.num_rows() > 0 {
+                chosen.push(meeting);
+                drawn_from.push(from);
+            }
         }
-        let earlier = stage.retries.iter().filter(|list| list.record.base == partition.name);
-        let record_number = earlier.map(|list| list.record.number).max().unwrap_or(0) + 1;
+        let Some(first) = chosen.first() else { continue };
+        let chosen = arrow::compute::concat_batches(&first.schema(), &chosen).map_err(ShardError::arrow(&path))?;
         prepared.rows += chosen.num_rows() as u64;
         prepared.partitions += 1;
         if !dry_run {
-            write(stage, &partition.name, sidecar.fingerprint, record_number, condition, &chosen)?;
+            // As of the plan: of two processes that try again at once, one is to find that the number is taken.
+            let number = stage.last_retries.get(&partition.name).map_or(1, |last| last + 1);
+            write(stage, sidecar, number, condition, drawn_from, &chosen)?;
         }
     }
     Ok(prepared)
 }
 
-/// The rows that source partition `number` refused and that no later try has passed or waits for; `None` without any.
-fn open_rows(stage: &PlannedStage, number: usize) -> Result<Option<RecordBatch>, StageError> {
-    let Some(base) = stage.partitions.get(number) else { return Ok(None) };
-    let Some(mut open) = quarantine(stage, base.sidecar().and_then(|s| s.quarantine.as_ref()))? else {
-        return Ok(None);
-    };
+/// The rows that source partition `number` refused and that no later try has passed or waits for, by what refused them last.
+fn open_rows(stage: &PlannedStage, number: usize) -> Result<Vec<(InputDigest, RecordBatch)>, StageError> {
+    let Some(base) = stage.partitions.get(number) else { return Ok(Vec::new()) };
+    let Some(refused) = quarantine(stage, base)? else { return Ok(Vec::new()) };
+    let mut open = vec![refused];
     for (list, partition) in stage.retries.iter().zip(stage.partitions.iter().skip(stage.sources.len())) {
         if list.record.base != base.name {
             continue;
         }
         let listed = read(stage, list.file(), &[columns::KEY])?;
-        let keys: std::collections::HashSet<String> =
-            texts(&listed, columns::KEY).flatten().map(str::to_owned).collect();
-        let stays: Vec<bool> =
-            texts(&open, columns::KEY).map(|key| key.is_none_or(|key| !keys.contains(key))).collect();
-        let path = stage.folder.path();
-        open = arrow::compute::filter_record_batch(&open, &stays.into()).map_err(ShardError::arrow(&path))?;
-        if let Some(again) = quarantine(stage, partition.sidecar().and_then(|s| s.quarantine.as_ref()))? {
-            open =
-                arrow::compute::concat_batches(&again.schema(), [&open, &again]).map_err(ShardError::arrow(&path))?;
+        let keys: HashSet<String> = texts(&listed, columns::KEY).flatten().map(str::to_owned).collect();
+        for (_, rows) in &mut open {
+            let stays: Vec<bool> =
+                texts(rows, columns::KEY).map(|key| key.is_none_or(|key| !keys.contains(key))).collect();
+            *rows = arrow::compute::filter_record_batch(rows, &stays.into())
+                .map_err(ShardError::arrow(&stage.folder.path()))?;
         }
+        open.extend(quarantine(stage, partition)?);
     }
-    Ok(Some(open))
+    Ok(open)
 }
 
 fn texts<'a>(batch: &'a RecordBatch, column: &str) -> Box<dyn Iterator<Item = Option<&'a str>> + 'a> {
@@ -198,10 +230,16 @@ fn texts<'a>(batch: &'a RecordBatch, column: &str) -> Box<dyn Iterator<Item = Op
     }
 }
 
-fn quarantine(stage: &PlannedStage, file: Option<&DataFile>) -> Result<Option<RecordBatch>, StageError> {
+/// The rows that a partition refused, and what they are known by.
+fn quarantine(
+    stage: &PlannedStage,
+    partition: &PlannedPartition,
+) -> Result<Option<(InputDigest, RecordBatch)>, StageError> {
+    let Some(file) = partition.sidecar().and_then(|sidecar| sidecar.quarantine.as_ref()) else { return Ok(None) };
     let names =
         [columns::KEY, columns::URL, columns::CAPTION, columns::REASON, columns::STATUS, columns::ERROR_MESSAGE];
-    file.map(|file| read(stage, file, &names)).transpose()
+    let from = InputDigest { name: partition.name.clone(), digest: file.digest };
+    Ok(Some((from, read(stage, file, &names)?)))
 }
 
 fn read(stage: &PlannedStage, file: &DataFile, names: &[&str]) -> Result<RecordBatch, StageError> {
@@ -223,13 +261,13 @@ fn read(stage: &PlannedStage, file: &DataFile, names: &[&str]) -> Result<RecordB
 
 fn write(
     stage: &PlannedStage,
-    base: &str,
-    base_fingerprint: Digest,
+    base: &Sidecar,
     number: usize,
     condition: &str,
+    drawn_from: Vec<InputDigest>,
     rows: &RecordBatch,
 ) -> Result<(), StageError> {
-    let stem = stem(&format!("{base}r{number}"), &base_fingerprint);
+    let stem = stem(&format!("{}r{number}", base.partition), &base.fingerprint);
     let folder = stage.folder.path().join(FOLDER);
     shards::disk::create_folder(&folder)?;
     // A name of its own: another process may be making the list of this number, and the record of one of them stands.
@@ -246,8 +284,8 @@ fn write(
     let workdir = stage.folder.workdir();
     let name = stage.folder.name_of(&data.file);
     workdir.publish(&name)?;
-    let (base, condition) = (base.to_owned(), condition.to_owned());
-    let record = Record { format: FORMAT, base, base_fingerprint, number, condition, reasons, data };
+    let (base, base_fingerprint, condition) = (base.partition.clone(), base.fingerprint, condition.to_owned());
+    let record = Record { format: FORMAT, base, base_fingerprint, number, condition, reasons, drawn_from, data };
     let bytes = serde_json::to_vec_pretty(&record).map_err(StageError::failed)?;
     if !workdir.create_if_absent(&stage.folder.name_of(&format!("{stem}.json")), &bytes)? {
         let _ = workdir.remove(&name);

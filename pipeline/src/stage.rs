@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use datafusion::error::DataFusionError;
 use datafusion::prelude::SessionContext;
@@ -321,6 +321,8 @@ pub struct Task<'a> {
     pub survey: Option<&'a Path>,
     /// The rows to try again, in place of a source's own: columns key, url and caption.
     pub retry: Option<&'a Path>,
+    /// See [`crate::plan::PlannedStage::former`]: for stages that keep something by partition that another partition may need.
+    pub former: &'a [String],
     /// Bytes of memory that it may take, where the manifest says.
     pub memory: Option<u64>,
     pub on_bad_row: OnBadRow,
@@ -382,7 +384,7 @@ impl Task<'_> {
 
     /// An error once the run was asked to stop.
     pub fn check_cancelled(&self) -> Result<(), StageError> {
-        if self.cancel.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
+        self.cancel.check()
     }
 }
 
@@ -398,48 +400,84 @@ impl Cancel {
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// An error once everything was asked to stop.
+    pub(crate) fn check(&self) -> Result<(), StageError> {
+        if self.is_cancelled() { Err(StageError::Cancelled) } else { Ok(()) }
+    }
 }
 
 /// Live counts of a stage's rows in this run, shared by its partitions.
 #[derive(Debug, Default)]
 pub struct Tally {
-    good: AtomicU64,
-    bad: Mutex<BTreeMap<String, u64>>,
-    fail_if: Option<FailIf>,
+    shown: Arc<Shown>,
+    /// What is judged, and by what; nothing of rows that are tried again.
+    judged: Option<(FailIf, Counts)>,
+}
+
+/// What watchers see of a stage.
+#[derive(Debug, Default)]
+struct Shown {
+    counts: Counts,
     /// Rows to be made in this run, where that is known.
     total: Option<u64>,
     note: Mutex<String>,
 }
 
+/// Good rows, and refused rows by reason.
+#[derive(Debug, Default)]
+struct Counts {
+    good: AtomicU64,
+    bad: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Counts {
+    fn bad(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.bad.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Tally {
     pub fn new(fail_if: Option<FailIf>, total: Option<u64>) -> Self {
-        Self { fail_if, total, ..Self::default() }
+        let shown = Shown { total, ..Shown::default() };
+        Self { shown: Arc::new(shown), judged: fail_if.map(|fail_if| (fail_if, Counts::default())) }
+    }
+
+    /// One for rows of the stage that are tried again, which are shown with the others. All of them were refused before, so if most
+    /// are again, that says nothing of the stage.
+    #[must_use]
+    pub fn of_retries(&self) -> Self {
+        Self { shown: Arc::clone(&self.shown), judged: None }
     }
 
     /// Rows to be made in this run, where that is known.
     pub fn total(&self) -> Option<u64> {
-        self.total
+        self.shown.total
     }
 
     /// Says how it goes, beside the counts: "12.3 MB/s".
     pub fn set_note(&self, note: String) {
-        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
+        *self.shown.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
     }
 
     pub fn note(&self) -> String {
-        self.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shown.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn good(&self, rows: u64) {
-        self.good.fetch_add(rows, Ordering::Relaxed);
+        self.shown.counts.good.fetch_add(rows, Ordering::Relaxed);
+        if let Some((_, judged)) = &self.judged {
+            judged.good.fetch_add(rows, Ordering::Relaxed);
+        }
     }
 
     /// Counts a refused row; an error when the stage has failed as a whole.
     pub fn bad(&self, reason: &str) -> Result<(), StageError> {
-        let mut bad = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.shown.counts.bad().entry(reason.to_owned()).or_default() += 1;
+        let Some((fail_if, judged)) = &self.judged else { return Ok(()) };
+        let mut bad = judged.bad();
         *bad.entry(reason.to_owned()).or_default() += 1;
-        let Some(fail_if) = self.fail_if else { return Ok(()) };
-        let good = self.good.load(Ordering::Relaxed);
+        let good = judged.good.load(Ordering::Relaxed);
         let done = good + bad.values().sum::<u64>();
         if done < fail_if.after_rows.max(1) || good as f64 >= fail_if.success_below * done as f64 {
             return Ok(());
@@ -449,10 +487,10 @@ impl Tally {
         Err(StageError::TooManyBadRows { good, done, success_below: fail_if.success_below, worst })
     }
 
-    /// Counts the rows of a partition that was made elsewhere.
+    /// Counts the rows of a partition that was made elsewhere, where they were judged.
     pub fn add(&self, good: u64, bad: &BTreeMap<String, u64>) {
-        self.good(good);
-        let mut counts = self.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shown.counts.good.fetch_add(good, Ordering::Relaxed);
+        let mut counts = self.shown.counts.bad();
         for (reason, rows) in bad {
             *counts.entry(reason.clone()).or_default() += rows;
         }
@@ -460,7 +498,8 @@ impl Tally {
 
     /// Good rows, and refused rows by reason.
     pub fn counts(&self) -> (u64, BTreeMap<String, u64>) {
-        (self.good.load(Ordering::Relaxed), self.bad.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        let counts = &self.shown.counts;
+        (counts.good.load(Ordering::Relaxed), counts.bad().clone())
     }
 }
 

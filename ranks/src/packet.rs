@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::world::World;
 
 /// Raised with every change of what ranks say to each other.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"FERRORNK";
 const HEAD: usize = MAGIC.len() + 4;
 /// A stranger can make this process hold that much.

@@ -17,6 +17,8 @@ pub struct World {
     pub size: usize,
     /// Its number on its machine, from 0: which device it takes.
     pub local_rank: usize,
+    /// How many ranks its machine has, this one included; where nobody says so, as many as there are.
+    pub local_size: usize,
     /// Where rank 0 is found: a name or an address.
     pub master_address: String,
     pub master_port: u16,
@@ -31,6 +33,7 @@ impl std::fmt::Debug for World {
             .field("rank", &self.rank)
             .field("size", &self.size)
             .field("local_rank", &self.local_rank)
+            .field("local_size", &self.local_size)
             .field("master_address", &self.master_address)
             .field("master_port", &self.master_port)
             .field("secret", &self.secret.as_ref().map(|_| "…"))
@@ -83,12 +86,15 @@ impl Variables<'_> {
             return Err(self.missing(&TORCHRUN));
         };
         let port = port_number("MASTER_PORT", &port)?;
+        let size = number("WORLD_SIZE", &size)?;
+        let local_size = self.get("LOCAL_WORLD_SIZE").map(|value| number("LOCAL_WORLD_SIZE", &value)).transpose()?;
         // torchrun itself listens on MASTER_PORT then, for its workers' stores.
         let taken = self.get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value.eq_ignore_ascii_case("true"));
         Ok(World {
             rank: number("RANK", &rank)?,
-            size: number("WORLD_SIZE", &size)?,
+            size,
             local_rank: number("LOCAL_RANK", &local_rank)?,
+            local_size: local_size.unwrap_or(size),
             master_address,
             master_port: if taken { port.checked_add(1).unwrap_or(port - 1) } else { port },
             secret: self.get(SECRET),
@@ -109,10 +115,17 @@ impl Variables<'_> {
             rank: number("SLURM_PROCID", &rank)?,
             size,
             local_rank: number("SLURM_LOCALID", &local_rank)?,
+            local_size: self.slurm_local_size().unwrap_or(size),
             master_address: self.slurm_master()?,
             master_port: self.slurm_port()?,
             secret: self.get(SECRET),
         }))
+    }
+
+    /// The most tasks that a node has: `4(x2),3` are three nodes.
+    fn slurm_local_size(&self) -> Option<usize> {
+        let list = ["SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"].into_iter().find_map(|name| self.get(name))?;
+        list.split(',').filter_map(|nodes| nodes.split('(').next()?.trim().parse().ok()).max()
     }
 
     /// The first node is where Slurm puts task 0. The launching node is that one only where srun runs inside of a batch script,
@@ -177,7 +190,8 @@ mod tests {
     }
 
     fn expected(rank: usize, size: usize, local_rank: usize, address: &str, master_port: u16) -> World {
-        World { rank, size, local_rank, master_address: address.to_owned(), master_port, secret: None }
+        let master_address = address.to_owned();
+        World { rank, size, local_rank, local_size: size, master_address, master_port, secret: None }
     }
 
     #[test]
@@ -207,6 +221,21 @@ mod tests {
         assert_eq!(world("SLURM_NTASKS=1 SLURM_PROCID=0 MASTER_ADDR=m"), Ok(None));
         assert_eq!(world("SLURM_JOB_ID=7"), Ok(None));
         assert_eq!(world(""), Ok(None));
+    }
+
+    #[test]
+    fn how_many_ranks_a_machine_has_is_told_or_taken_to_be_all_of_them() {
+        let torchrun = "RANK=3 WORLD_SIZE=8 LOCAL_RANK=1 MASTER_ADDR=a MASTER_PORT=29500";
+        let slurm = "SLURM_NTASKS=11 SLURM_PROCID=9 SLURM_LOCALID=1 SLURM_JOB_ID=1 SLURM_JOB_NODELIST=a";
+        for (variables, local_size) in [
+            (torchrun.to_owned(), 8),
+            (format!("{torchrun} LOCAL_WORLD_SIZE=2"), 2),
+            (slurm.to_owned(), 11),
+            (format!("{slurm} SLURM_TASKS_PER_NODE=16"), 16),
+            (format!("{slurm} SLURM_TASKS_PER_NODE=16 SLURM_STEP_TASKS_PER_NODE=3,4(x2)"), 4),
+        ] {
+            assert_eq!(world(&variables).unwrap().unwrap().local_size, local_size, "{variables}");
+        }
     }
 
     #[test]

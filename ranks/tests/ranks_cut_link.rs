@@ -107,6 +107,7 @@ fn cut(test: &str, nodes_of_ranks: &[usize], node_to_cut: usize, expected: impl 
                 rank,
                 size: nodes_of_ranks.len(),
                 local_rank: 0,
+                local_size: 1,
                 // The first node's own ranks come by a way of their own.
                 master_address: if *number == nodes_of_ranks[0] { "localhost" } else { "10.77.0.1" }.to_owned(),
                 master_port: 29_577,

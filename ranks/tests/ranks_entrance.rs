@@ -56,7 +56,7 @@ fn one_that_is_lost_while_they_join_is_named() {
         let first = scope.spawn(|| Mesh::join(&worlds[0], options(20)).unwrap());
         let second = scope.spawn(|| (Mesh::join(&worlds[1], options(20)).unwrap_err(), Instant::now()));
         let mut third = connect(worlds[0].master_port);
-        third.write_all(&hello("of this test", 2, 3, 1)).unwrap();
+        third.write_all(&hello("of this test", 2, 3, 2)).unwrap();
         // The welcome has begun, so all are there.
         third.read_exact(&mut [0; 8]).unwrap();
         let start = Instant::now();
@@ -84,12 +84,12 @@ fn strangers_are_refused_and_do_no_harm() {
         assert_eq!(answer(port, &packet(u32::MAX, "")), "", "a huge frame");
         assert_eq!(answer(port, &packet(3, "{}}")), "");
         for (bytes, words) in [
-            (hello("of another test", 1, 3, 1), "the secrets differ"),
-            (hello("", 1, 3, 1), "the secrets differ"),
-            (hello("of this test", 1, 4, 1), "numbers of ranks differ: 4 and 3"),
-            (hello("of this test", 3, 3, 1), "rank 3 is not one that can come"),
-            (hello("of this test", 0, 3, 1), "rank 0 is not one that can come"),
-            (hello("of this test", 1, 3, 2), "versions of the protocol differ (2 and 1)"),
+            (hello("of another test", 1, 3, 2), "the secrets differ"),
+            (hello("", 1, 3, 2), "the secrets differ"),
+            (hello("of this test", 1, 4, 2), "numbers of ranks differ: 4 and 3"),
+            (hello("of this test", 3, 3, 2), "rank 3 is not one that can come"),
+            (hello("of this test", 0, 3, 2), "rank 0 is not one that can come"),
+            (hello("of this test", 1, 3, 1), "versions of the protocol differ (1 and 2)"),
         ] {
             let answer = answer(port, &bytes);
             assert!(answer.contains(words), "{words}: {answer}");
@@ -98,7 +98,7 @@ fn strangers_are_refused_and_do_no_harm() {
         let error = Mesh::join(&other, options(20)).unwrap_err().to_string();
         assert!(error.contains("sends rank 1 away: the secrets differ"), "{error}");
         // One that came and went, and comes again.
-        drop(connect(port).write_all(&hello("of this test", 1, 3, 1)));
+        drop(connect(port).write_all(&hello("of this test", 1, 3, 2)));
         std::thread::sleep(Duration::from_millis(100));
         let second = scope.spawn(|| Mesh::join(&worlds[1], options(20)));
         std::thread::sleep(Duration::from_millis(100));

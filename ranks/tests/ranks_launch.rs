@@ -163,8 +163,15 @@ fn who_still_writes_after_a_signal_is_not_sent_another() {
 
 #[test]
 fn no_rank_outlives_a_launcher_that_was_killed() {
-    let world =
-        World { rank: 0, size: 1, local_rank: 0, master_address: "127.0.0.1".to_owned(), master_port: 1, secret: None };
+    let world = World {
+        rank: 0,
+        size: 1,
+        local_rank: 0,
+        local_size: 1,
+        master_address: "127.0.0.1".to_owned(),
+        master_port: 1,
+        secret: None,
+    };
     let mut launcher = Rank::start("launcher", &world, &["env", "--unset=RANK"]);
     let ranks: Vec<String> = (0..3)
         .map(|_| {

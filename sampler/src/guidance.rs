@@ -38,7 +38,7 @@ impl Guidance {
     }
 
     /// Whether it guides at any time.
-    pub(crate) fn is_needed(self) -> bool {
+    pub fn is_needed(self) -> bool {
         (self.scale - 1.0).abs() > 1e-9
     }
 }

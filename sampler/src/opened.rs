@@ -107,7 +107,7 @@ impl Opened {
     }
 
     /// Weights of the reference system, of its latest step where `path` is a folder. Its conventions are followed where they
-    /// are part of the model, and named.
+    /// are part of the model, and named; how latents are scaled, a conversion of ours may say.
     pub fn reference(path: &Path, parameters: Parameters, with: &Companions) -> Result<Self, ModelError> {
         let (file, beside) = if path.is_file() {
             (path.to_owned(), parameters_beside(path))
@@ -121,7 +121,7 @@ impl Opened {
         };
         let described = with.parameters.clone().unwrap_or(beside);
         let model = MmditConfig::from_reference(&described, &weights::Weights::open(&file)?)?;
-        let affine = Affine::ScaleThenShift;
+        let affine = MmditConfig::affine_of_reference(&described)?;
         let latents = Latents::Autoencoder(AutoencoderLatents { folder: with.autoencoder.clone(), affine });
         let text = TextEncoding::Pretrained(with.text.clone());
         check_fit(&model, &latents, &text, &file)?;
@@ -138,9 +138,17 @@ impl Opened {
             version: String::new(),
         };
         let conventions = vec![
-            format!("{} holds weights of the reference system, described by {}.", file.display(), described.display()),
-            "Its latents are scaled, then shifted (diffusers shifts first).".to_owned(),
-            "Its cfg_scale w is a guidance of 1 + w here.".to_owned(),
+            format!(
+                "{} holds weights as the reference system has them, described by {}.",
+                file.display(),
+                described.display()
+            ),
+            match affine {
+                Affine::ScaleThenShift => "Its latents are scaled, then shifted (diffusers shifts first).",
+                Affine::ShiftThenScale => "Its latents are shifted, then scaled, as in diffusers.",
+            }
+            .to_owned(),
+            "The reference's cfg_scale w is a guidance of 1 + w here.".to_owned(),
             match with.text.padding {
                 models::text::Padding::Right => {
                     "Texts are padded behind, as in its training; its inference padded Gemma's before them (--padding reference-inference)."

@@ -12,9 +12,10 @@ use models::latents::{LatentCodec, LatentShape};
 use models::mmdit::Mmdit;
 use models::random::Stream;
 use models::settings::folder_digest;
-use models::text::{TextCondition, TextEncoder};
+use models::text::{TextCondition, TextEncoder, Truncation};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::SampleError;
@@ -129,6 +130,8 @@ pub struct TextToImage {
     pub state: CheckpointState,
     /// Of the weights that are used.
     pub digest: String,
+    /// As in [`CheckpointState::encoders`], of those that are used.
+    encoders: Value,
     /// Their file.
     parameters: PathBuf,
     loading: Loading,
@@ -146,6 +149,7 @@ impl TextToImage {
         let opened = Self {
             digest: folder_digest(&parameters)?,
             shape: state.latents.shape()?,
+            encoders: json!({"latents": state.latents.identity()?, "text": state.text.identity()?}),
             state,
             parameters,
             loading,
@@ -181,7 +185,15 @@ impl TextToImage {
 
     /// Pixels of which the sides of a picture must be multiples.
     pub fn side_multiple(&self) -> u32 {
-        u32::try_from(self.shape.factor * self.state.model.patch_size).unwrap_or(u32::MAX)
+        side_multiple(self.shape, self.state.model.patch_size)
+    }
+
+    /// Tells what is left out of prompts that are longer than the text encoders take.
+    pub fn truncation(&self) -> Result<Truncation, SampleError> {
+        Ok(match self.text.loaded.get() {
+            Some(text) => text.truncation(),
+            None => self.state.text.truncation()?,
+        })
     }
 
     /// Makes one picture for each of `pictures`, in their order, at most `batch` at a time. All prompts are encoded before the first
@@ -224,12 +236,23 @@ impl TextToImage {
         self.with_latents(|codec| Ok(pictures::from_tensor(&codec.decode(latents)?)?))
     }
 
+    /// What the model computes in, as options call it.
+    fn precision(&self) -> String {
+        match self.loading.kind {
+            Kind::Float => "float32".to_owned(),
+            Kind::BFloat16 => "bfloat16".to_owned(),
+            other => format!("{other:?}").to_lowercase(),
+        }
+    }
+
     /// What a picture of this checkpoint is made with.
     pub fn recipe(&self, picture: &Picture, settings: &Settings) -> Recipe {
         Recipe {
             picture: picture.clone(),
             settings: settings.clone(),
             checkpoint: self.digest.clone(),
+            encoders: Some(self.encoders.clone()),
+            precision: Some(self.precision()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -294,6 +317,11 @@ impl Painter<'_> {
             },
         )
     }
+}
+
+/// Pixels of which the sides of a picture must be multiples.
+pub fn side_multiple(shape: LatentShape, patch_size: i64) -> u32 {
+    u32::try_from(shape.factor * patch_size).unwrap_or(u32::MAX)
 }
 
 /// Refuses what cannot be made, before anything is.

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use models::autoencoder::Affine;
 use models::checkpoint::{self, Checkpoint, CheckpointState};
 use models::latents::{AutoencoderLatents, Latents};
-use models::mmdit::{Mmdit, MmditConfig, MmditVariant};
+use models::mmdit::{Mmdit, MmditConfig, MmditVariant, Positions};
 use models::text::{Padding, PretrainedText, TextEncoding};
 use models::weights;
 use sampler::guidance::Guidance;
 use sampler::opened::{Companions, Moved, Opened, Parameters};
+use sampler::recipe::Recipe;
 use sampler::solver::Solver;
 use sampler::text_to_image::{Loading, Picture, Settings, TextToImage, unwatched};
 use tch::Device;
@@ -52,6 +53,11 @@ fn model() -> MmditConfig {
     }
 }
 
+/// Of the small autoencoder.
+fn latents(affine: Affine) -> Latents {
+    Latents::Autoencoder(AutoencoderLatents { folder: published("autoencoder_kl"), affine })
+}
+
 fn companions(root: &Path) -> Companions {
     let text = PretrainedText {
         gemma: encoder(root, "gemma2", 1, 2),
@@ -62,13 +68,22 @@ fn companions(root: &Path) -> Companions {
     Companions { autoencoder: published("autoencoder_kl"), text, parameters: None }
 }
 
+fn settings() -> Settings {
+    let guidance = Guidance::of(3.0);
+    Settings { width: 64, height: 32, steps: 2, guidance, sampler: Solver::Euler, shift: 1.0 }
+}
+
 fn picture(opened: Opened) -> Vec<u8> {
     let model = TextToImage::load(opened, Loading::on(Device::Cpu)).unwrap();
-    let guidance = Guidance::of(3.0);
-    let settings = Settings { width: 64, height: 32, steps: 2, guidance, sampler: Solver::Euler, shift: 1.0 };
     let wanted = [Picture { prompt: "a fox on blue".to_owned(), seed: 5, ..Picture::default() }];
-    let pictures = model.generate(&wanted, &settings, 1, &mut unwatched).unwrap();
+    let pictures = model.generate(&wanted, &settings(), 1, &mut unwatched).unwrap();
     pictures.into_iter().flat_map(image::RgbImage::into_raw).collect()
+}
+
+/// What a picture is made with.
+fn recipe(opened: Opened) -> Recipe {
+    let loading = Loading { low_memory: true, ..Loading::on(Device::Cpu) };
+    TextToImage::load(opened, loading).unwrap().recipe(&Picture::default(), &settings())
 }
 
 #[test]
@@ -83,7 +98,7 @@ fn weights_of_the_reference_make_the_pictures_of_a_checkpoint_with_the_same_weig
     weights::write_torch(&average, &parameters.state_dict()).unwrap();
     weights::write_torch(&files.join("model_20s.pkl"), &Mmdit::initialise(&model(), 4, Device::Cpu).state_dict())
         .unwrap();
-    let described = model().to_reference().unwrap();
+    let described = model().to_reference(256, &latents(Affine::ScaleThenShift)).unwrap();
     for step in ["20s", "3s"] {
         fs::write(files.join(format!("model_params_{step}.json")), described.to_string()).unwrap();
     }
@@ -92,10 +107,7 @@ fn weights_of_the_reference_make_the_pictures_of_a_checkpoint_with_the_same_weig
         format: checkpoint::FORMAT,
         step: 20,
         model: model(),
-        latents: Latents::Autoencoder(AutoencoderLatents {
-            folder: companions.autoencoder.clone(),
-            affine: Affine::ScaleThenShift,
-        }),
+        latents: latents(Affine::ScaleThenShift),
         text: TextEncoding::Pretrained(companions.text.clone()),
         max_resolution: 256,
         training: serde_json::Value::Null,
@@ -141,7 +153,33 @@ fn weights_of_the_reference_make_the_pictures_of_a_checkpoint_with_the_same_weig
     let text = PretrainedText { padding: Padding::ReferenceInference, ..companions.text.clone() };
     let padded = Opened::reference(&files, Parameters::Average, &Companions { text, ..companions.clone() }).unwrap();
     assert!(padded.conventions.join(" ").contains("as in its inference"));
+    let usual = recipe(Opened::reference(&files, Parameters::Average, &companions).unwrap());
+    let differences = recipe(padded.clone()).differences(&usual);
+    assert!(differences.len() == 1 && differences[0].contains("padded otherwise"), "{differences:?}");
     assert!(picture(padded) != expected);
+}
+
+#[test]
+fn weights_that_were_converted_are_used_as_they_were_trained() {
+    let root = tempfile::tempdir().unwrap();
+    let companions = companions(root.path());
+    let weights = root.path().join("mine.safetensors");
+    weights::write(&weights, &Mmdit::initialise(&model(), 0, Device::Cpu).state_dict()).unwrap();
+    for (affine, words) in
+        [(Affine::ShiftThenScale, "shifted, then scaled"), (Affine::ScaleThenShift, "scaled, then shifted")]
+    {
+        let described = model().to_reference(512, &latents(affine)).unwrap();
+        // Its own loader takes no key that it does not know, and needs this one.
+        assert_eq!(described.get("latent_affine").is_some(), affine == Affine::ShiftThenScale);
+        assert_eq!(described["device"], "cpu");
+        fs::write(root.path().join("mine.model_params.json"), described.to_string()).unwrap();
+        let opened = Opened::reference(&weights, Parameters::Average, &companions).unwrap();
+        assert!(opened.conventions.join(" ").contains(words), "{:?}", opened.conventions);
+        assert_eq!((opened.state.latents, opened.state.max_resolution), (latents(affine), 512));
+    }
+    let variant = MmditVariant { positions: Positions::Rope, position_scale: 0.5, ..MmditVariant::default() };
+    let scaled = MmditConfig { variant, ..model() }.to_reference(512, &Latents::Pixels).unwrap();
+    assert_eq!(["max_res_orig", "max_res"].map(|key| scaled[key].as_f64()), [Some(256.0), Some(512.0)]);
 }
 
 #[test]
@@ -161,7 +199,8 @@ fn what_does_not_belong_to_weights_of_the_reference_is_refused_in_words() {
     let missing = refused(&weights, &companions);
     assert!(missing.contains("model_params_1s.json"), "{missing}");
     let described = root.path().join("described.json");
-    fs::write(&described, narrow.to_reference().unwrap().to_string()).unwrap();
+    let parameters = narrow.to_reference(256, &latents(Affine::ScaleThenShift)).unwrap();
+    fs::write(&described, parameters.to_string()).unwrap();
     let misfit = refused(&weights, &Companions { parameters: Some(described), ..companions });
     assert!(misfit.contains("the width of the texts' tokens = 48") && misfit.contains("trained with 40"), "{misfit}");
 }

@@ -6,6 +6,10 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::generator::PictureRequest;
+use crate::options::Limits;
+
+/// Larger shifts leave no step but the first.
+pub(crate) const MOST_SHIFT: f64 = 1000.0;
 
 /// Width and height in pixels, written `640x480`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,10 @@ pub struct Description {
     /// Names, in the order in which they are offered.
     pub samplers: Vec<String>,
     pub defaults: Defaults,
+    /// Of every picture, for requests do not name them: between which times guidance is followed, and how far it is brought back to the
+    /// contrast of a picture without.
+    pub guidance_interval: [f64; 2],
+    pub guidance_rescale: f64,
 }
 
 impl Size {
@@ -88,8 +96,9 @@ impl Description {
         (size.pixels() > self.most_pixels).then(|| format!("has more than {} pixels", self.most_pixels))
     }
 
-    /// What makes the description itself unusable.
-    pub(crate) fn fault(&self) -> Option<String> {
+    /// What makes the description itself unusable: requests that say nothing are made with its defaults, which must be possible and within
+    /// the server's `limits`.
+    pub fn fault(&self, limits: &Limits) -> Option<String> {
         let Defaults { size, steps, guidance, sampler, shift } = &self.defaults;
         if let Some(fault) = self.fault_of_size(*size) {
             return Some(format!("the default size {size} {fault}"));
@@ -97,9 +106,14 @@ impl Description {
         if !self.samplers.contains(sampler) {
             return Some(format!("the default sampler \"{sampler}\" is none of its samplers"));
         }
-        let is_usable = *steps > 0 && guidance.is_finite() && *guidance >= 0.0 && shift.is_finite() && *shift > 0.0;
-        (!is_usable)
-            .then(|| format!("default steps {steps}, guidance {guidance} and shift {shift} cannot be sampled with"))
+        if !(1..=limits.steps).contains(steps) {
+            return Some(format!("the default steps are {steps}, not from 1 to {}", limits.steps));
+        }
+        if !(0.0..=limits.guidance).contains(guidance) {
+            return Some(format!("the default guidance is {guidance}, not from 0 to {}", limits.guidance));
+        }
+        let is_usable = *shift > 0.0 && *shift <= MOST_SHIFT;
+        (!is_usable).then(|| format!("the default shift is {shift}, not above 0 and up to {MOST_SHIFT}"))
     }
 }
 
@@ -108,12 +122,20 @@ impl Description {
 pub(crate) struct Settings {
     #[serde(flatten)]
     pub(crate) request: PictureRequest,
+    guidance_interval: [f64; 2],
+    guidance_rescale: f64,
     pub(crate) model: String,
     pub(crate) checkpoint: String,
 }
 
 impl Settings {
     pub(crate) fn new(request: &PictureRequest, description: &Description) -> Self {
-        Self { request: request.clone(), model: description.model.clone(), checkpoint: description.checkpoint.clone() }
+        Self {
+            request: request.clone(),
+            guidance_interval: description.guidance_interval,
+            guidance_rescale: description.guidance_rescale,
+            model: description.model.clone(),
+            checkpoint: description.checkpoint.clone(),
+        }
     }
 }

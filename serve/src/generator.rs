@@ -29,10 +29,17 @@ pub struct PictureRequest {
     pub seed: u64,
 }
 
+/// Returns the end of a text that a generator does not see, because the text is longer than it takes; None where it sees all of it. It is
+/// called from any thread.
+pub type Truncation = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// Makes pictures. It is called from one thread only, for one batch after another.
 pub trait Generator: Send + 'static {
     /// What it can make. The server reads it once, before the first picture.
     fn describe(&self) -> &Description;
+
+    /// What it does not see of prompts, which clients are told. The server asks for this once, before the first picture.
+    fn truncation(&self) -> Truncation;
 
     /// Makes one picture for each request, in their order, each encoded as PNG.
     ///

@@ -18,20 +18,24 @@ pub(crate) fn called(headers: &HeaderMap) -> Option<Authority> {
 
 /// Refuses names that are not the server's own.
 pub(crate) fn check(headers: &HeaderMap, address: SocketAddr, names: &[String]) -> Result<(), ApiError> {
+    let takes_any = !address.ip().is_loopback() && names.is_empty();
     let Some(authority) = called(headers) else {
+        // HTTP/1.0 has no such header, and probes of load balancers speak it.
+        if takes_any && !headers.contains_key(header::HOST) {
+            return Ok(());
+        }
         let sent = headers.get(header::HOST).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         return Err(ApiError::ForeignHost(sent.unwrap_or_default()));
     };
     let host = authority.host();
-    let is_on_loopback = address.ip().is_loopback();
     let ip = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse::<IpAddr>().ok();
     let is_own = match ip {
         // A page cannot come by an address other than its own server's.
-        Some(ip) => !is_on_loopback || ip.is_loopback() || ip == address.ip(),
+        Some(ip) => !address.ip().is_loopback() || ip.is_loopback() || ip == address.ip(),
         None => {
             host.eq_ignore_ascii_case("localhost")
                 || names.iter().any(|name| name.eq_ignore_ascii_case(host))
-                || (!is_on_loopback && names.is_empty())
+                || takes_any
         }
     };
     if is_own { Ok(()) } else { Err(ApiError::ForeignHost(host.to_owned())) }
@@ -91,6 +95,7 @@ mod tests {
             ("", loopback, &[], false),
             ("a b", loopback, &[], false),
             ("anything.example", open, &[], true),
+            ("a b", open, &[], false),
             ("192.0.2.7:8000", open, &[], true),
             ("192.0.2.7:8000", open, &names, true),
             ("anything.example", open, &names, false),
@@ -98,7 +103,8 @@ mod tests {
         ] {
             assert_eq!(check(&headers(header::HOST, host), address, names).is_ok(), expected, "{host} at {address}");
         }
-        assert!(check(&HeaderMap::new(), loopback, &[]).is_err());
+        let nameless = |address, names: &[String]| check(&HeaderMap::new(), address, names).is_ok();
+        assert_eq!((nameless(loopback, &[]), nameless(open, &[]), nameless(open, &names)), (false, true, false));
     }
 
     #[test]

@@ -32,6 +32,6 @@ mod worker;
 pub use description::{Defaults, Description, Size};
 pub use error::ServeError;
 pub use event::{Event, Outcome};
-pub use generator::{GenerateError, Generator, PictureRequest};
+pub use generator::{GenerateError, Generator, PictureRequest, Truncation};
 pub use options::{Limits, Options};
 pub use server::Server;

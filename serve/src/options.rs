@@ -60,7 +60,7 @@ pub struct Options {
     /// Anything but a loopback address opens the server to others, so it must be asked for.
     pub address: SocketAddr,
     /// Names by which clients may call the server besides `localhost` and loopback addresses, when it listens on loopback. On
-    /// another address any name will do, unless some are given here; then it is these, `localhost` and IP addresses.
+    /// another address any name will do, or none, unless some are given here; then it is these, `localhost` and IP addresses.
     pub host_names: Vec<String>,
     /// What URLs of pictures begin with, for servers behind another: `https://pictures.example/ferrotype`. Otherwise they are
     /// made of the name by which the client called.

@@ -77,6 +77,19 @@ impl Job {
     }
 }
 
+impl Drop for Job {
+    /// Whoever had it has ended without a word, as by a panic: its client must not wait for ever.
+    fn drop(&mut self) {
+        self.order.standings.send_if_modified(|standings| match standings.get_mut(self.index) {
+            None | Some(Standing::Done(_)) => false,
+            Some(open) => {
+                *open = Standing::Done(Err(Failure::Failed("the generator's thread has ended".to_owned())));
+                true
+            }
+        });
+    }
+}
+
 /// A client's hold on its order: dropping it takes what is left of the order out of the queue, or stops it.
 #[derive(Debug)]
 pub(crate) struct Ticket {

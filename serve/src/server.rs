@@ -50,15 +50,17 @@ impl Server {
     ) -> Result<(), ServeError> {
         let Self { listener, address, options } = self;
         let description = generator.describe().clone();
-        if let Some(fault) = description.fault() {
+        let limits = &options.limits;
+        if let Some(fault) = description.fault(limits) {
             return Err(ServeError::Description { fault });
         }
-        let limits = &options.limits;
+        let truncation = generator.truncation();
         let queue = Arc::new(Queue::new(limits.waiting, limits.batch, description.most_pixels));
         let store = Store::new(limits.stored_pictures, limits.stored_bytes);
         let mut worker = Worker::start(generator, &queue, &options)?;
         let studio = Arc::new(Studio {
             description,
+            truncation,
             options: Arc::clone(&options),
             address,
             queue: Arc::clone(&queue),

@@ -36,6 +36,7 @@ impl Worker {
         let (own_queue, options) = (Arc::clone(queue), Arc::clone(options));
         let work = move || {
             let mut generator = generator;
+            let _closing = Closing(&own_queue);
             while let Some(batch) = own_queue.next_batch() {
                 let pictures = batch.len();
                 let took = make(&mut generator, batch, &own_queue, &options);
@@ -52,6 +53,16 @@ impl Worker {
     pub(crate) async fn ended(&mut self) {
         // The other end sends nothing: it is dropped.
         let _ = (&mut self.ended).await;
+    }
+}
+
+/// Closes the queue when the thread ends, be it by a panic: nobody may wait for what is never made.
+struct Closing<'a>(&'a Queue);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.done(0, None);
+        self.0.close();
     }
 }
 

@@ -215,10 +215,10 @@ impl BucketIndex {
         self.places.iter().any(|place| matches!(place, Place::Committed(stage, _) if stage.workdir().is_remote()))
     }
 
-    /// A cache for parts of shards that lie on a store, of at most `limit` bytes.
-    pub fn range_cache(&self, limit: u64) -> Option<Arc<RangeCache>> {
+    /// A cache for parts of shards that lie on a store, for one of so many `processes` of this machine: of at most `limit` bytes together.
+    pub fn range_cache(&self, limit: u64, processes: usize) -> Option<Arc<RangeCache>> {
         self.places.iter().find_map(|place| match place {
-            Place::Committed(stage, _) => stage.workdir().range_cache(limit),
+            Place::Committed(stage, _) => stage.workdir().range_cache(limit, processes),
             Place::File => None,
         })
     }

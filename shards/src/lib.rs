@@ -83,6 +83,16 @@ impl ShardError {
         move |source| Self::Parquet { path, source }
     }
 
+    /// Whether it says that a file is gone, or is not what was written. That one cannot be reached at present is no such thing.
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            Self::Store { source, .. } => matches!(**source, object_store::Error::NotFound { .. }),
+            Self::Changed { .. } | Self::Record { .. } => true,
+            _ => false,
+        }
+    }
+
     /// For `map_err` on arrow operations.
     pub fn arrow(path: &Path) -> impl FnOnce(arrow::error::ArrowError) -> Self {
         let path = path.to_owned();

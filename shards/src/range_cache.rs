@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -25,6 +26,11 @@ use crate::digest::{Digest, DigestBuilder};
 const HEADER: usize = 24;
 /// Files that share the limit.
 const FILES: u64 = 8;
+
+/// Held by the process that uses a folder.
+const LOCK: &str = "lock";
+/// After so long without anything new a cache is taken for one that nobody comes back to.
+const LEFT_AFTER: Duration = Duration::from_hours(7 * 24);
 
 type Key = [u8; 16];
 
@@ -79,7 +85,7 @@ impl RangeCache {
             return None;
         }
         fs::create_dir_all(folder).ok()?;
-        let lock = File::create(folder.join("lock")).ok()?;
+        let lock = File::create(folder.join(LOCK)).ok()?;
         lock.try_lock().ok()?;
         let mut numbers: Vec<u64> = fs::read_dir(folder)
             .ok()?
@@ -93,6 +99,21 @@ impl RangeCache {
         let cache = Self { folder: folder.to_owned(), limit, _lock: lock, state: Mutex::new(state) };
         cache.make_room(&mut cache.state.lock().unwrap_or_else(PoisonError::into_inner), 0);
         Some(cache)
+    }
+
+    /// Removes the cache in `folder`, unless a process uses it, or has kept something in the last days: it may be one of a training that
+    /// goes on soon.
+    pub(crate) fn remove_if_left(folder: &Path) {
+        let Ok(entries) = fs::read_dir(folder) else { return };
+        let times = entries.filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok());
+        let is_left = |time: SystemTime| time.elapsed().is_ok_and(|age| age > LEFT_AFTER);
+        if !times.max().is_some_and(is_left) {
+            return;
+        }
+        let Ok(lock) = File::create(folder.join(LOCK)) else { return };
+        if lock.try_lock().is_ok() {
+            let _ = fs::remove_dir_all(folder);
+        }
     }
 
     /// What is kept under a key.

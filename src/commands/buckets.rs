@@ -12,9 +12,12 @@ use pipeline::stages::bucket::{self, Rules};
 use serde_json::json;
 use shards::bucket::BucketRule;
 
+use super::manifest::batch_size;
 use crate::errors::{OK, Usage};
 use crate::stages;
 
+/// Images in a batch where nothing says how many.
+const BATCH_SIZE: u64 = 64;
 /// Buckets that are shown by themselves.
 const SHOWN: usize = 40;
 /// Advice is given from these shares on.
@@ -45,9 +48,9 @@ pub(crate) struct Buckets {
     /// Leave images out whose longer side is more than this times the shorter.
     #[arg(long)]
     max_aspect: Option<f64>,
-    /// Images in a batch of a training.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
-    batch_size: u64,
+    /// Images in a batch of a training [that of the manifest's training on the buckets, or 64].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: Option<u64>,
     /// Print the forecast as JSON, a line for each resolution.
     #[arg(long)]
     json: bool,
@@ -55,24 +58,27 @@ pub(crate) struct Buckets {
 
 impl Buckets {
     pub(crate) fn run(&self) -> Result<u8> {
-        let (Rules { mut rules, max_aspect }, files) = match self.sources.as_slice() {
+        let mut looked_at = match self.sources.as_slice() {
             [manifest] if has_ending(manifest, &["toml"]) => self.of_manifest(manifest)?,
             sources => {
                 self.check_files(sources)?;
-                let rules = vec![BucketRule { max_resolution: 256, patch_size: 16, upscale: false }];
-                (Rules { rules, max_aspect: None }, Files::below(sources)?)
+                let rule = BucketRule { max_resolution: 256, patch_size: 16, upscale: false };
+                let assumptions = vec![Assumptions { rule, max_aspect: None, batch_size: BATCH_SIZE }];
+                LookedAt { files: Files::below(sources)?, assumptions }
             }
         };
-        for rule in &mut rules {
+        for Assumptions { rule, max_aspect, batch_size } in &mut looked_at.assumptions {
             rule.max_resolution = self.max_resolution.unwrap_or(rule.max_resolution).max(1);
             rule.patch_size = self.patch_size.unwrap_or(rule.patch_size).max(1);
             rule.upscale |= self.upscale;
+            *max_aspect = self.max_aspect.or(*max_aspect);
+            *batch_size = self.batch_size.unwrap_or(*batch_size);
         }
-        rules.dedup();
-        let max_aspect = self.max_aspect.or(max_aspect);
+        let LookedAt { files, mut assumptions } = looked_at;
+        assumptions.dedup_by_key(|assumptions| assumptions.rule);
         let mut out = std::io::stdout().lock();
-        for (n, rule) in rules.into_iter().enumerate() {
-            let assumptions = Assumptions { rule, max_aspect, batch_size: self.batch_size };
+        for (n, assumptions) in assumptions.into_iter().enumerate() {
+            let Assumptions { rule, max_aspect, batch_size } = assumptions;
             let tally = match &files {
                 Files::Shards(shards) => Tally::of_shards(shards, assumptions)?,
                 Files::Images(images) => Tally::of_images(images, assumptions),
@@ -80,7 +86,7 @@ impl Buckets {
             let forecast = tally.forecast(assumptions);
             if self.json {
                 let rule = json!({ "max_resolution": rule.max_resolution, "patch_size": rule.patch_size,
-                                   "upscale": rule.upscale, "max_aspect": max_aspect, "batch_size": self.batch_size });
+                                   "upscale": rule.upscale, "max_aspect": max_aspect, "batch_size": batch_size });
                 writeln!(out, "{}", json!({ "rule": rule, "forecast": forecast }))?;
             } else {
                 let between = if n > 0 { "\n" } else { "" };
@@ -104,12 +110,12 @@ impl Buckets {
         Ok(())
     }
 
-    fn of_manifest(&self, path: &Path) -> Result<(Rules, Files)> {
+    fn of_manifest(&self, path: &Path) -> Result<LookedAt> {
         let plan = Plan::new(&Manifest::read(path, &self.set)?, &stages::registry())?;
         let is_meant = |name: &str| self.stage.as_ref().is_none_or(|stage| stage == name);
         let mut found = plan.stages.iter().filter(|stage| is_meant(&stage.name));
         let of = found.find_map(|stage| Some((stage, bucket::rules(&stage.semantics)?)));
-        let Some((stage, rules)) = of else {
+        let Some((stage, Rules { rules, max_aspect })) = of else {
             let which = self.stage.as_ref().map_or(String::new(), |stage| format!(" {stage}"));
             bail!(Usage(format!("{} has no bucket stage{which}", path.display())));
         };
@@ -123,8 +129,19 @@ impl Buckets {
             let hint = format!("`ferrotype run {manifest} --until {name}` makes them");
             bail!(Usage(format!("stage {name} has no shards yet; {hint}")));
         }
-        Ok((rules, Files::Shards(files)))
+        // Each resolution may have a training of its own.
+        let assumptions = rules.into_iter().zip(stage.variant_names()).map(|(rule, name)| {
+            let batch_size = batch_size(&plan, &stage.name, name.as_deref()).unwrap_or(BATCH_SIZE);
+            Assumptions { rule, max_aspect, batch_size }
+        });
+        Ok(LookedAt { files: Files::Shards(files), assumptions: assumptions.collect() })
     }
+}
+
+/// Images, and what is taken to become of them, for each resolution.
+struct LookedAt {
+    files: Files,
+    assumptions: Vec<Assumptions>,
 }
 
 /// What is looked at.

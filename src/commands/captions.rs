@@ -229,11 +229,11 @@ impl Import {
             let taken = batches.import(file, &name, &runner, &mut imported, |error| {
                 shown += 1;
                 if shown <= SHOWN {
-                    eprintln!("note: {error}");
+                    watch::aside(format_args!("note: {error}"));
                 }
             });
             if shown > SHOWN {
-                eprintln!("note: and {} more of {name}", shown - SHOWN);
+                watch::aside(format_args!("note: and {} more of {name}", shown - SHOWN));
             }
             taken.with_context(|| format!("{} answers of it were taken before", imported.taken))?;
         }

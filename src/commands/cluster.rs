@@ -119,7 +119,9 @@ impl Executor {
         let (address, cores, quiet) = (self.scheduler.clone(), options.cores, !self.watch.is_for_people());
         runtime()?.block_on(executor.serve(|[first, second]| {
             if !quiet {
-                eprintln!("An executor of ballista://{address}: {cores} at a time, ports {first} and {second}");
+                watch::aside(format_args!(
+                    "An executor of ballista://{address}: {cores} at a time, ports {first} and {second}"
+                ));
             }
         }))?;
         Ok(OK)
@@ -138,7 +140,9 @@ impl Budget {
         let manifest = ballista::Manifest { text: text.clone(), file: file.clone(), sets: source.sets().to_vec() };
         let cluster = Cluster::connect(address.clone(), manifest, self.cores().unwrap_or(AT_A_TIME))?;
         if !cluster.has_executors()? {
-            eprintln!("note: the cluster at ballista://{address} has no executor yet; `ferrotype executor` starts one");
+            watch::aside(format_args!(
+                "note: the cluster at ballista://{address} has no executor yet; `ferrotype executor` starts one"
+            ));
         }
         Ok(cluster)
     }

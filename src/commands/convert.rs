@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use models::checkpoint::{self, Checkpoint};
+use models::checkpoint::{self, Checkpoint, CheckpointState};
 use models::mmdit::{Mmdit, MmditConfig};
 use models::reference_files::parameters_beside;
 use models::weights::{self, TensorInfo, Weights};
 
 use crate::errors::{OK, Usage};
-use crate::watch::say;
+use crate::watch::{self, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
@@ -30,10 +30,10 @@ impl Convert {
     pub(crate) fn run(self) -> Result<u8> {
         let format = self.output.as_deref().map(Format::of).transpose()?;
         // Before anything large is read.
-        if let Some(output) = self.output.as_deref().filter(|output| output.exists()) {
-            return Err(Usage(format!("{} exists already: remove it, or choose another name", output.display())).into());
+        if let Some(output) = &self.output {
+            check_place(output)?;
         }
-        let (weights, config, source) = self.open()?;
+        let (weights, config, parameters) = self.open()?;
         let tensors: Vec<TensorInfo> = weights.tensors().collect();
         list(&tensors)?;
         if let Some(config) = &config {
@@ -46,7 +46,7 @@ impl Convert {
         for TensorInfo { name, .. } in tensors {
             let Some(tensor) = weights.read(&name)? else { continue };
             if !models::parameters::is_finite(&tensor) {
-                eprintln!("warning: {} holds NaN or infinity", weights::shown(&name));
+                watch::aside(format_args!("warning: {} holds NaN or infinity", weights::shown(&name)));
             }
             held.push((name, tensor));
         }
@@ -60,14 +60,15 @@ impl Convert {
             }
         }
         say(format_args!("wrote {}", output.display()))?;
-        if let Some(config) = config {
-            write_parameters(&config, source.as_deref(), &parameters_beside(output))?;
+        if config.is_some() {
+            write_parameters(parameters.as_deref(), &parameters_beside(output))?;
         }
         Ok(OK)
     }
 
-    /// The weights, the model they belong to where that is known, and the reference's file that says so.
-    fn open(&self) -> Result<(Weights, Option<MmditConfig>, Option<PathBuf>)> {
+    /// The weights, the model they belong to where that is known, and the text of the reference's file about it: of the one they
+    /// come with, which may say more than is read of it, or made of our checkpoint's state where it has words for that.
+    fn open(&self) -> Result<(Weights, Option<MmditConfig>, Option<String>)> {
         if Checkpoint::is_at(&self.input) {
             if self.model.is_some() {
                 return Err(Usage(
@@ -77,32 +78,46 @@ impl Convert {
             }
             let checkpoint = Checkpoint::open(&self.input)?;
             let weights = Weights::open(&checkpoint.folder.join(checkpoint::EMA))?;
-            return Ok((weights, Some(checkpoint.state.model), None));
+            let CheckpointState { model, latents, max_resolution, .. } = checkpoint.state;
+            let parameters = model.to_reference(max_resolution, &latents);
+            let text = parameters.map(|parameters| serde_json::to_string_pretty(&parameters)).transpose()?;
+            return Ok((weights, Some(model), text.map(|text| text + "\n")));
         }
         let weights = Weights::open(&self.input)?;
         let beside = parameters_beside(&self.input);
         let file = self.model.clone().or_else(|| beside.exists().then_some(beside));
-        let config = file.as_deref().map(|file| MmditConfig::from_reference(file, &weights)).transpose()?;
-        Ok((weights, config, file))
+        let Some(file) = file else { return Ok((weights, None, None)) };
+        let config = MmditConfig::from_reference(&file, &weights)?;
+        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok((weights, Some(config), Some(text)))
     }
 }
 
-/// Puts the reference's configuration beside converted weights: a copy of the one they came with, which may say more than is
-/// read of it, or one made of `config`. One that is there already stays.
-fn write_parameters(config: &MmditConfig, source: Option<&Path>, path: &Path) -> Result<()> {
+/// Refuses a place where weights cannot be written.
+fn check_place(output: &Path) -> Result<(), Usage> {
+    if output.exists() {
+        return Err(Usage(format!("{} exists already: remove it, or choose another name", output.display())));
+    }
+    match output.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+        Some(folder) => Err(Usage(format!("{} is no folder: create it, or choose another", folder.display()))),
+        None => Ok(()),
+    }
+}
+
+/// Puts the reference's configuration beside converted weights. One that is there already stays.
+fn write_parameters(text: Option<&str>, path: &Path) -> Result<()> {
     if path.exists() {
         say(format_args!("kept  {}", path.display()))?;
+        let is_same = |text: &str| std::fs::read(path).is_ok_and(|kept| kept == text.as_bytes());
+        if !text.is_some_and(is_same) {
+            let kept = path.display();
+            watch::aside(format_args!("warning: {kept} says something else than is known of these weights"));
+        }
         return Ok(());
     }
-    let text = match (source, config.to_reference()) {
-        (Some(source), _) => {
-            std::fs::read_to_string(source).with_context(|| format!("cannot read {}", source.display()))?
-        }
-        (None, Some(parameters)) => serde_json::to_string_pretty(&parameters)? + "\n",
-        (None, None) => {
-            say("The reference system's model_params file has no words for this model: none was written.")?;
-            return Ok(());
-        }
+    let Some(text) = text else {
+        say("The reference system's model_params file has no words for this model: none was written.")?;
+        return Ok(());
     };
     let mut file = std::fs::File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;

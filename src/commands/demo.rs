@@ -16,7 +16,7 @@ use crate::errors::Usage;
 use crate::settings::cancelled_by_interrupt;
 use crate::stages;
 use crate::stages::evaluate::{SUMMARY, TABLE, print_table};
-use crate::watch::{Watch, say};
+use crate::watch::{self, Watch, say};
 
 /// What the demo runs; the same file can be run, planned and changed like any other manifest.
 const MANIFEST: &str = include_str!("../../manifests/demo.toml");
@@ -88,7 +88,11 @@ fn write_if_different(path: &Path, content: &str) -> Result<()> {
         _ => {
             let before = free_name(path);
             shards::disk::rename(path, &before)?;
-            eprintln!("note: {} held something else, which is now {}", path.display(), before.display());
+            watch::aside(format_args!(
+                "note: {} held something else, which is now {}",
+                path.display(),
+                before.display()
+            ));
         }
     }
     Ok(shards::disk::replace(path, content.as_bytes())?)

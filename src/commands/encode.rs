@@ -11,11 +11,12 @@ use models::random::Stream;
 use models::text::{Padding, PretrainedText, TextEncoding};
 use models::weights;
 use sampler::opened::{Moved, Opened, Parameters};
+use sampler::text_to_image::MOST_PIXELS;
 use sampler::{grid, pictures};
 use tch::{Device, Kind, Tensor};
 
 use crate::errors::{OK, Usage};
-use crate::watch::say;
+use crate::watch::{self, say};
 
 #[derive(Debug, Args)]
 pub(crate) struct Encode {
@@ -72,7 +73,10 @@ impl Encode {
         let codec = latents.codec(Device::Cpu)?;
         let factor = codec.shape().factor;
         for (i, path) in self.image.iter().enumerate() {
-            let picture = image::open(path).with_context(|| format!("cannot read {}", path.display()))?.into_rgb8();
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            // As the pictures of a training are.
+            let picture = picture::decode(&bytes, MOST_PIXELS)
+                .with_context(|| format!("cannot read {} as a picture", path.display()))?;
             let picture = cropped(&picture, factor as u32)
                 .with_context(|| format!("{}: at least {factor} pixels are needed on each side", path.display()))?;
             let pixels = pictures::to_tensor(&picture)?;
@@ -107,7 +111,7 @@ impl Encode {
             };
             let opened = Opened::checkpoint(checkpoint, Parameters::Average)?.with_moved(&moved)?;
             for sentence in &opened.conventions {
-                eprintln!("{sentence}");
+                watch::aside(sentence);
             }
             return Ok((opened.state.text, opened.state.latents));
         }

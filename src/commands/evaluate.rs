@@ -18,6 +18,7 @@ use super::sample::{HowLoaded, OF_A_MODEL, Source};
 use crate::errors::{FAILED, INTERRUPTED, OK, Usage};
 use crate::settings::{lines, on_interrupt};
 use crate::stages::evaluate::{ColorTest, print_table, table};
+use crate::stages::quality::sources::{BATCH, Maker};
 use crate::stages::quality::{self, Quality};
 use crate::watch::{self, Style, say};
 
@@ -30,8 +31,8 @@ pub(crate) struct Evaluate {
     #[command(flatten)]
     loading: HowLoaded,
     /// Pictures to look at in place of a checkpoint's: a folder. Their captions, where a CLIP is to score them, are those that `sample`
-    /// left in them, or in text files of the same names.
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["checkpoint", "colors", "prompts"])]
+    /// left in them, or in text files of the same names; its grid.png and NNNN-steps.png are left out.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["checkpoint", "colors", "prompts", "batch"])]
     #[arg(conflicts_with_all = OF_A_MODEL, conflicts_with_all = OF_PICTURES)]
     images: Option<PathBuf>,
     /// Whether backgrounds have the colour that the prompt names (for models trained on the demo's pictures).
@@ -58,13 +59,16 @@ pub(crate) struct Evaluate {
     /// Picture i is made from seed + i.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Pictures that are made at once, up to 64: fewer take less memory.
+    #[arg(long, default_value_t = BATCH)]
+    batch: usize,
     /// With --colors: how many borders may be uneven (a standard deviation of 15 of 255 or more).
     #[arg(long, default_value_t = 0, conflicts_with_all = ["images", "inception", "clip_score"])]
     uneven: usize,
     /// Pictures in each of the kernel distance's subsets [1000].
     #[arg(long)]
     subset_size: Option<usize>,
-    /// Resamples behind the interval of the Fréchet distance; 0 for none [40].
+    /// Resamples behind the interval of the Fréchet distance and the error of the kernel distance; 0 for neither [40].
     #[arg(long)]
     resamples: Option<usize>,
     /// Folder for evaluation.json and the features, from which an evaluation that was stopped goes on.
@@ -96,7 +100,7 @@ impl Evaluate {
         let source = self.source()?;
         let model = source.load(source.open()?)?;
         let settings = self.how.over(&test.settings(&model));
-        let (score, _) = test.run(&model, &settings, &mut unwatched)?;
+        let (score, _) = test.run(&model, &settings, self.batch, &mut unwatched)?;
         print_table(table(&score).iter().map(<[String; 6]>::as_slice))?;
         say(test.summary(&score))?;
         Ok(if score.passes(test.bar()) { OK } else { FAILED })
@@ -117,7 +121,7 @@ impl Evaluate {
             subset_size: self.subset_size,
             resamples: self.resamples,
         };
-        wanted.check()?;
+        wanted.check().map_err(|(_, error)| error)?;
         let stopped = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopped);
         on_interrupt(move || stop.store(true, Ordering::Relaxed))?;
@@ -140,12 +144,13 @@ impl Evaluate {
             let source = self.source()?;
             let model = source.load(source.open()?)?;
             let networks = wanted.networks(model.device())?;
-            wanted.of_model(&model, &self.how.over(&defaults(&model)), &networks, &self.out, &mut progress)
+            let maker = Maker { model: &model, settings: self.how.over(&defaults(&model)), batch: self.batch };
+            wanted.of_model(&maker, &networks, &self.out, &mut progress)
         };
         drop(events);
         let report = match report {
             Err(error) if matches!(error.downcast_ref(), Some(SampleError::Stopped)) => {
-                eprintln!("stopped; the same command goes on");
+                watch::aside("stopped; the same command goes on");
                 return Ok(INTERRUPTED);
             }
             report => report?,

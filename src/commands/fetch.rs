@@ -66,7 +66,7 @@ impl Fetch {
                 Ok(OK)
             }
             Err(StageError::Cancelled) => {
-                eprintln!("interrupted; what came is kept, and the same command goes on");
+                watch::aside("interrupted; what came is kept, and the same command goes on");
                 Ok(INTERRUPTED)
             }
             Err(error) => Err(error.into()),

@@ -59,6 +59,8 @@ impl Init {
             }
             other => other.with_context(|| format!("cannot create {}", path.display()))?,
         };
+        // What its first lines say to type is about itself.
+        let text = text.replace(name, &path.to_string_lossy());
         file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
         let path = path.display();
         say(format_args!(

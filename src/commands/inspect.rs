@@ -112,8 +112,13 @@ impl Explain {
         let rows = explain::refused(stage, self.limit)?;
         for counted in pipeline::report::refused(stage)? {
             writeln!(out, "{} {}", counted.reason, counted.rows)?;
+            let mut shown = 0;
             for [_, key, detail] in rows.iter().filter(|[reason, ..]| *reason == counted.reason) {
                 writeln!(out, "    {key}  {detail}")?;
+                shown += 1;
+            }
+            if shown == self.limit && counted.rows > shown as u64 {
+                writeln!(out, "    … (--limit N shows more)")?;
             }
         }
         Ok(OK)
@@ -223,7 +228,8 @@ impl Gc {
 pub(crate) struct Query {
     #[command(flatten)]
     source: Source,
-    /// A SELECT over the stages' rows (tables named like the stages), what they refused (STAGE_quarantine) and `partitions`.
+    /// A SELECT over the stages' rows (tables named like the stages), what they refused (STAGE_quarantine; without rows that passed when
+    /// they were tried again) and `partitions`.
     sql: String,
     #[arg(long, value_enum, default_value_t = QueryFormat::Table)]
     format: QueryFormat,
@@ -267,7 +273,7 @@ impl Query {
         }
         printer.finish(&schema, &mut out).context("cannot print the result")?;
         if more {
-            eprintln!("(the first {limit} rows; --limit N shows more)");
+            watch::aside(format_args!("(the first {limit} rows; --limit N shows more)"));
         }
         Ok(OK)
     }

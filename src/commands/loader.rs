@@ -15,6 +15,8 @@ use trainer::order::DataOrder;
 
 use crate::errors::{OK, Usage};
 
+/// Images in a batch where nothing says how many.
+const BATCH_SIZE: u64 = 64;
 /// Shards that are opened to say what an image costs.
 const OPENED: usize = 8;
 /// Bad images that are named.
@@ -37,9 +39,9 @@ pub(crate) struct Loader {
     /// Load batches as fast as possible, and say how fast that is.
     #[arg(long)]
     bench: bool,
-    /// Images in a batch.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
-    batch_size: u64,
+    /// Images in a batch [that of the manifest's training on the index, or 64].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: Option<u64>,
     /// Batches to load [one epoch].
     #[arg(long, requires = "bench", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
@@ -79,17 +81,26 @@ enum OnBad {
     Stop,
 }
 
+/// What a training would read.
+struct Found {
+    path: PathBuf,
+    index: BucketIndex,
+    /// That of the training in the manifest.
+    batch_size: Option<u64>,
+}
+
 impl Loader {
     pub(crate) fn run(&self) -> Result<u8> {
-        let (path, index) = self.index()?;
-        let order = DataOrder::new(self.seed, index.buckets().iter().map(|b| b.rows).collect(), 0, self.batch_size);
+        let Found { path, index, batch_size } = self.find()?;
+        let batch_size = self.batch_size.or(batch_size).unwrap_or(BATCH_SIZE);
+        let order = DataOrder::new(self.seed, index.buckets().iter().map(|b| b.rows).collect(), 0, batch_size);
         let Some(order) = order else { bail!(Usage(format!("{} holds no samples", path.display()))) };
-        let steps_per_epoch = order.steps_before(self.batch_size) as f64 / self.batch_size as f64;
+        let steps_per_epoch = order.steps_before(batch_size) as f64 / batch_size as f64;
         let (text, value) = if self.bench {
             let steps = self.steps.unwrap_or_else(|| (steps_per_epoch as u64).max(1));
-            self.load(&path, index, self.from_step..self.from_step.saturating_add(steps))?
+            self.load(&path, index, batch_size, self.from_step..self.from_step.saturating_add(steps))?
         } else {
-            self.describe(&index, steps_per_epoch)?
+            self.describe(&index, batch_size, steps_per_epoch)?
         };
         let mut out = std::io::stdout().lock();
         if self.json {
@@ -101,12 +112,12 @@ impl Loader {
     }
 
     #[cfg(not(feature = "pipeline"))]
-    fn index(&self) -> Result<(PathBuf, BucketIndex)> {
-        Ok((self.index.clone(), BucketIndex::read(&self.index)?))
+    fn find(&self) -> Result<Found> {
+        Ok(Found { path: self.index.clone(), index: BucketIndex::read(&self.index)?, batch_size: None })
     }
 
     #[cfg(feature = "pipeline")]
-    fn index(&self) -> Result<(PathBuf, BucketIndex)> {
+    fn find(&self) -> Result<Found> {
         if self.index.extension().is_none_or(|ending| ending != "toml") {
             if self.stage.is_some() || !self.set.is_empty() {
                 let index = self.index.display();
@@ -114,7 +125,7 @@ impl Loader {
                     "--stage and --set are for a manifest (.toml), and {index} is taken for an index"
                 )));
             }
-            return Ok((self.index.clone(), BucketIndex::read(&self.index)?));
+            return Ok(Found { path: self.index.clone(), index: BucketIndex::read(&self.index)?, batch_size: None });
         }
         let manifest = self.index.display();
         let plan = pipeline::plan::Plan::new(
@@ -133,11 +144,10 @@ impl Loader {
         };
         let path = stage.fetch(file)?;
         let index = BucketIndex::read_in(Some(&plan.workdir), &path)?;
-        Ok((path, index))
+        Ok(Found { path, index, batch_size: super::manifest::batch_size(&plan, &stage.name, None) })
     }
 
-    fn describe(&self, index: &BucketIndex, steps_per_epoch: f64) -> Result<(String, Value)> {
-        let batch = self.batch_size;
+    fn describe(&self, index: &BucketIndex, batch: u64, steps_per_epoch: f64) -> Result<(String, Value)> {
         let mut columns = vec![if self.encoded { columns::ENCODED } else { columns::IMAGE }];
         columns.extend(self.captions.iter().map(String::as_str));
         let every = index.shards().len().div_ceil(OPENED).max(1);
@@ -187,11 +197,17 @@ impl Loader {
         Ok((text, value))
     }
 
-    fn load(&self, path: &Path, index: BucketIndex, steps: std::ops::Range<u64>) -> Result<(String, Value)> {
+    fn load(
+        &self,
+        path: &Path,
+        index: BucketIndex,
+        batch_size: u64,
+        steps: std::ops::Range<u64>,
+    ) -> Result<(String, Value)> {
         let defaults = LoaderOptions::default();
         let options = LoaderOptions {
             seed: self.seed,
-            batch_size: self.batch_size,
+            batch_size,
             steps,
             encoded: self.encoded,
             captions: self.captions.iter().map(|column| (column.clone(), 1.0)).collect(),

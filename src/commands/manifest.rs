@@ -1,14 +1,14 @@
 //! What commands on a manifest share; `report` and `schema`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
 use pipeline::manifest::{ByteSize, Manifest, schemas};
 use pipeline::notify::{Endpoint, Message};
-use pipeline::plan;
+use pipeline::plan::{self, PlannedStage};
 use pipeline::run::{Executor, Options};
 use pipeline::stage::Cancel;
 use serde_json::{Map, Value, json};
@@ -37,6 +37,11 @@ impl Source {
         Ok(Manifest::read(&self.manifest, &self.set)?)
     }
 
+    /// The manifest's file.
+    pub(crate) fn manifest(&self) -> &Path {
+        &self.manifest
+    }
+
     /// The overrides.
     pub(crate) fn sets(&self) -> &[String] {
         &self.set
@@ -45,6 +50,26 @@ impl Source {
     pub(crate) fn plan(&self) -> Result<plan::Plan> {
         Ok(plan::Plan::new(&self.read()?, &stages::registry())?)
     }
+}
+
+/// Whether a stage trains a model.
+pub(super) fn is_training(stage: &PlannedStage) -> bool {
+    stage.kind.starts_with("train@")
+}
+
+/// The batch size of the first training that reads a stage, of which `variant`, by itself or through others.
+pub(super) fn batch_size(plan: &plan::Plan, stage: &str, variant: Option<&str>) -> Option<u64> {
+    let read = plan.stages.iter().position(|planned| planned.name == stage)?;
+    plan.stages.iter().find_map(|reader| {
+        let mut reads = reader.inputs.iter().zip(&reader.variants);
+        if !reads.any(|(&input, of)| input == read && of.as_deref() == variant) {
+            return None;
+        }
+        if is_training(reader) {
+            return reader.semantics.get("batch_size")?.as_u64();
+        }
+        batch_size(plan, &reader.name, None)
+    })
 }
 
 /// Which stages, and which of their partitions.
@@ -130,7 +155,7 @@ pub(crate) fn make(
         };
         // The run's own end stands, whoever hears of it.
         if let Err(error) = Message::new(plan, outcome, started.elapsed(), error).send(endpoint) {
-            eprintln!("note: {error}");
+            watch::aside(format_args!("note: {error}"));
         }
     }
     Ok(match ended? {
@@ -197,7 +222,7 @@ impl Table {
             for (key, property) in own {
                 // Forms of one kind may give a key another meaning, as `evaluate` does to `prompts`.
                 let property = match self.properties.get_mut(&key).map(Value::take) {
-                    Some(other) if other != property => json!({ "anyOf": [other, property] }),
+                    Some(other) if other != property => either(&other, &property),
                     _ => property,
                 };
                 self.properties.insert(key, property);
@@ -211,6 +236,17 @@ impl Table {
         json!({ "title": title, "description": about, "type": "object", "properties": properties, "required": required,
             "additionalProperties": false })
     }
+}
+
+/// The schema of a key that means `one` or `other`.
+fn either(one: &Value, other: &Value) -> Value {
+    let about = [one, other].into_iter().filter_map(|form| form.get("description")?.as_str());
+    let about = about.collect::<Vec<_>>().join(" Or: ");
+    let mut either = json!({ "anyOf": [one, other] });
+    if !about.is_empty() {
+        either["description"] = about.into();
+    }
+    either
 }
 
 /// Has every reference in `schema` name its definition as [`Table::add`] does.
@@ -259,8 +295,10 @@ pub(crate) fn schema() -> Result<u8> {
         "additionalProperties": false,
         "properties": {
             "pipeline": pipeline.describe("pipeline", "What concerns all stages."),
-            "vars": { "type": "object", "additionalProperties": { "type": ["string", "integer"] } },
-            "stage": { "type": "object", "additionalProperties": { "oneOf": kinds } },
+            "vars": { "description": "Values for names in braces in any text.", "type": "object",
+                "additionalProperties": { "type": ["string", "integer"] } },
+            "stage": { "description": "The stages, by their names.", "type": "object",
+                "additionalProperties": { "oneOf": kinds } },
         },
         "$defs": definitions,
     });

@@ -1,13 +1,15 @@
 //! `plan`: what `run` would do, why, and about how long it would take.
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
+use cluster::slurm::quoted;
 use pipeline::plan::{self, Estimate, PlannedStage, Volume};
 use serde_json::{Value, json};
 
-use super::manifest::{Budget, Selected, Source};
+use super::manifest::{Budget, Selected, Source, is_training};
 use crate::errors::OK;
 use crate::stages;
 use crate::words::{count, duration, size};
@@ -28,7 +30,8 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn run(&self) -> Result<u8> {
         let (manifest, registry) = (self.source.read()?, stages::registry());
-        let plan = plan::Plan::select(&manifest, &registry, &self.selected.selection())?;
+        let selection = self.selected.selection();
+        let plan = plan::Plan::select(&manifest, &registry, &selection)?;
         let cores = self.budget.options().cores;
         let mut estimates = plan.estimates(cores, None);
         if estimates.iter().any(|estimate| estimate.seconds.is_none()) {
@@ -65,14 +68,36 @@ impl Plan {
         if unknown.is_empty() {
             writeln!(out, "About {} in all, on {cores} cores.", duration(known))?;
         } else {
-            writeln!(
-                out,
-                "No earlier run says how long {} would take: `ferrotype run --rehearse 1000` measures it.",
-                unknown.join(", ")
-            )?;
+            // A training takes longer than all before it, on few rows too.
+            let until = unknown.first().and_then(|first| before_training(&plan, first)).or(selection.until.as_deref());
+            // A rehearsal knows no --stage: it goes up to the last of them.
+            let until = until.or_else(|| unknown.last().copied().filter(|_| !selection.stages.is_empty()));
+            let (unknown, rehearsal) = (unknown.join(", "), rehearsal(&self.source, until));
+            writeln!(out, "No earlier run says how long {unknown} would take: `{rehearsal}` measures it.")?;
         }
         Ok(OK)
     }
+}
+
+/// The command that rehearses the same configuration.
+fn rehearsal(source: &Source, until: Option<&str>) -> String {
+    let mut words = vec!["ferrotype run".to_owned(), quoted(source.manifest())];
+    // A rehearsal notifies nobody, and the address may be a secret.
+    for set in source.sets().iter().filter(|set| !set.trim_start().starts_with("pipeline.notify")) {
+        words.extend(["--set".to_owned(), quoted(Path::new(set))]);
+    }
+    words.push("--rehearse 1000".to_owned());
+    words.extend(until.map(|stage| format!("--until {stage}")));
+    words.join(" ")
+}
+
+/// What the first training reads, if that is selected and comes after `stage`.
+fn before_training<'a>(plan: &'a plan::Plan, stage: &str) -> Option<&'a str> {
+    let training = plan.stages.iter().position(is_training)?;
+    let (before, from_there) = plan.stages.split_at_checked(training)?;
+    let is_before = before.iter().any(|planned| planned.name == stage);
+    let read = from_there.first()?.inputs.first().and_then(|&input| before.get(input)).filter(|read| read.selected)?;
+    is_before.then_some(read.name.as_str())
 }
 
 /// `reads 187 rows, 3.2 MB; writes 187 rows, 1.1 MB; about 12 s`

@@ -12,8 +12,8 @@ use super::manifest::{Budget, Selected, Source, make};
 use crate::errors::{INTERRUPTED, OK, Usage};
 use crate::settings::cancelled_by_interrupt;
 use crate::stages;
-use crate::watch::{Watch, say};
-use crate::words::{count, duration, size};
+use crate::watch::{self, Watch, say};
+use crate::words::{count, counts, duration, size};
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -139,6 +139,9 @@ pub(crate) struct Retry {
     /// The stage that refused them [the only one whose rows may pass another time].
     #[arg(long)]
     stage: Option<String>,
+    /// What passes flows on up to this stage [to the end: a training on it begins anew].
+    #[arg(long, value_name = "STAGE")]
+    until: Option<String>,
     /// Only say how many rows would be tried again.
     #[arg(long)]
     dry_run: bool,
@@ -154,7 +157,8 @@ impl Retry {
         retry::check_condition(&self.condition)
             .map_err(|fault| Usage(format!("--where {:?}: {fault}", self.condition)))?;
         let manifest = self.source.read()?;
-        let plan = plan::Plan::new(&manifest, &stages::registry())?;
+        let selection = plan::Selection { until: self.until.clone(), ..plan::Selection::default() };
+        let plan = plan::Plan::select(&manifest, &stages::registry(), &selection)?;
         let stage = self.stage(&plan)?;
         let prepared = match retry::prepare(stage, &self.condition, self.dry_run, &cancel) {
             Err(pipeline::stage::StageError::Cancelled) => return Ok(INTERRUPTED),
@@ -162,7 +166,10 @@ impl Retry {
         };
         if self.watch.is_for_people() {
             let (rows, refused) = (prepared.rows, prepared.refused);
-            eprintln!("{}: {rows} of {refused} refused rows to try again", stage.name);
+            watch::aside(format_args!("{}: {rows} of {refused} refused rows to try again", stage.name));
+            if rows == 0 && refused > 0 {
+                watch::aside(format_args!("  they were refused for: {}", counts(&stage.totals().dropped)));
+            }
         }
         // Lists of an earlier retry that was cut short.
         let waits = stage.partitions.iter().skip(stage.sources.len()).any(|partition| partition.sidecar().is_none());
@@ -170,22 +177,32 @@ impl Retry {
         if self.dry_run || (prepared.rows == 0 && !waits) {
             return Ok(OK);
         }
-        let mut plan = plan::Plan::new(&manifest, &stages::registry())?;
+        let mut plan = plan::Plan::select(&manifest, &stages::registry(), &selection)?;
         make(None, &mut plan, manifest.notify.as_ref(), &self.budget.options(), self.watch, &cancel)
     }
 
+    /// The stage whose rows are tried again. It is among those that are to be made.
     fn stage<'a>(&self, plan: &'a plan::Plan) -> Result<&'a PlannedStage> {
+        let stage = self.able_stage(plan)?;
+        if let (false, Some(until)) = (stage.selected, &self.until) {
+            let text = format!("--until {until}: it is not made from {}, whose rows are tried again", stage.name);
+            return Err(Usage(text).into());
+        }
+        Ok(stage)
+    }
+
+    fn able_stage<'a>(&self, plan: &'a plan::Plan) -> Result<&'a PlannedStage> {
         let able: Vec<&PlannedStage> = plan.stages.iter().filter(|stage| stage.stage.may_retry()).collect();
         let names: Vec<&str> = able.iter().map(|stage| stage.name.as_str()).collect();
         match (&self.stage, able.as_slice()) {
             (Some(name), _) => {
                 let stage = plan.stage(name)?;
                 if !stage.stage.may_retry() {
-                    let text = format!(
-                        "what {name} refused once it refuses again; stages with a second chance: {}",
-                        names.join(", ")
-                    );
-                    return Err(Usage(text).into());
+                    let others = match names.as_slice() {
+                        [] => "no stage of this manifest has a second chance".to_owned(),
+                        names => format!("stages with a second chance: {}", names.join(", ")),
+                    };
+                    return Err(Usage(format!("what {name} refused once it refuses again; {others}")).into());
                 }
                 Ok(stage)
             }

@@ -2,23 +2,28 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use models::checkpoint::CheckpointState;
+use models::text::Truncation;
 use sampler::SampleError;
 use sampler::guidance::Guidance;
 use sampler::opened::Opened;
 use sampler::recipe;
 use sampler::solver::Solver;
-use sampler::text_to_image::{MOST_PIXELS, Picture, Settings, TextToImage};
+use sampler::text_to_image::{MOST_PIXELS, Picture, Settings, TextToImage, check, side_multiple};
 use serve::{
     Defaults, Description, Event, GenerateError, Generator, Limits, Options, Outcome, PictureRequest, Server, Size,
 };
+use tokio::sync::Notify;
 
 use super::sample::Source;
-use super::sample::settings::{How, defaults};
+use super::sample::settings::{How, usual};
 use crate::errors::{OK, Usage};
-use crate::watch::say;
+use crate::settings::on_interrupt;
+use crate::watch::{self, say};
 
 /// A picture of four times the training's pixels still shows something; larger ones only take others' time.
 const PIXELS_OF_TRAINING: u64 = 4;
@@ -67,8 +72,10 @@ impl Serve {
             limits,
             observer: Box::new(tell),
         };
-        // A wrong path is told before a port is taken, and a taken port before a model is loaded.
+        // Wrong paths and settings are told before a port is taken, and a taken port before a model is loaded.
         let opened = self.source.open()?;
+        let description = self.describe(&opened, &options.limits)?;
+        let grace = options.limits.grace.as_secs();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         runtime.context("cannot start the server's threads")?.block_on(async {
             let server = Server::bind(options).await.map_err(|error| match error {
@@ -76,32 +83,61 @@ impl Serve {
                 error => anyhow::Error::from(error),
             })?;
             let address = server.address();
-            let generator = Checkpointed::load(&self.source, opened, &self.how, self.most_pixels)?;
+            let generator = Checkpointed::load(&self.source, opened, description)?;
             if !address.ip().is_loopback() && self.api_key.is_none() {
-                eprintln!("warning: anyone who can reach {address} can have pictures made; --api-key asks for a key");
+                watch::aside(format_args!(
+                    "warning: anyone who can reach {address} can have pictures made; --api-key asks for a key"
+                ));
             }
+            let stop = Arc::new(Notify::new());
+            let interrupted = Arc::clone(&stop);
+            on_interrupt(move || {
+                watch::aside(format_args!(
+                    "stopping: what is being made has {grace} s to be made and sent; another signal ends it at once"
+                ));
+                interrupted.notify_one();
+            })?;
             say(format_args!("http://{address}"))?;
-            server.run(generator, stopped()).await?;
+            server.run(generator, stop.notified()).await?;
             Ok(OK)
         })
     }
-}
 
-/// Waits for Ctrl-C, or to be told to end.
-async fn stopped() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
+    /// What is served, but for the digest of the weights, which are not read yet. Settings that no picture can be made with are refused.
+    fn describe(&self, opened: &Opened, limits: &Limits) -> Result<Description> {
+        let CheckpointState { model, latents, max_resolution, step, .. } = &opened.state;
+        let shape = latents.shape()?;
+        let side_multiple = side_multiple(shape, model.patch_size);
+        let settings = self.how.over(&usual(*max_resolution, side_multiple));
+        check(&settings, shape, model.patch_size)?;
+        let Settings { width, height, steps, guidance, sampler, shift } = settings;
+        let trained = u64::from((*max_resolution).max(side_multiple));
+        let own = u64::from(width) * u64::from(height);
+        let most_pixels = self.most_pixels.unwrap_or((PIXELS_OF_TRAINING * trained * trained).max(own));
+        let checkpoint = &self.source.checkpoint;
+        let folder = checkpoint.canonicalize().unwrap_or_else(|_| checkpoint.clone());
+        let name = folder.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+        let description = Description {
+            model: format!("{name}@{step}"),
+            checkpoint: String::new(),
+            side_multiple,
+            most_pixels: most_pixels.min(MOST_PIXELS),
+            samplers: Solver::ALL.map(|solver| solver.name().to_owned()).to_vec(),
+            defaults: Defaults {
+                size: Size { width, height },
+                steps,
+                guidance: guidance.scale,
+                sampler: sampler.name().to_owned(),
+                shift,
+            },
+            guidance_interval: guidance.interval,
+            guidance_rescale: guidance.rescale,
+        };
+        match description.fault(limits) {
+            None => Ok(description),
+            Some(fault) => Err(Usage(fault).into()),
         }
     }
-    // Without it there is no way to end but by force.
-    let _ = tokio::signal::ctrl_c().await;
 }
 
 /// One line for each batch, for whoever runs the server.
@@ -114,9 +150,9 @@ fn tell(event: Event) {
                 Outcome::Stopped => "stopped: nobody waits for them any more".to_owned(),
                 Outcome::Failed(error) => format!("failed: {error}"),
             };
-            eprintln!("{pictures} pictures in {:.1} s: {what}", took.as_secs_f64());
+            watch::aside(format_args!("{pictures} pictures in {:.1} s: {what}", took.as_secs_f64()));
         }
-        Event::AcceptFailed(error) => eprintln!("warning: a connection was not accepted: {error}"),
+        Event::AcceptFailed(error) => watch::aside(format_args!("warning: a connection was not accepted: {error}")),
     }
 }
 
@@ -124,40 +160,26 @@ fn tell(event: Event) {
 struct Checkpointed {
     model: TextToImage,
     description: Description,
-    /// Guidance's interval and rescaling, which requests do not name.
-    guidance: Guidance,
+    truncation: Truncation,
 }
 
 impl Checkpointed {
-    fn load(source: &Source, opened: Opened, how: &How, most_pixels: Option<u64>) -> Result<Self> {
+    fn load(source: &Source, opened: Opened, description: Description) -> Result<Self> {
         let model = source.load(opened)?;
-        let Settings { width, height, steps, guidance, sampler, shift } = how.over(&defaults(&model));
-        let trained = u64::from(model.state.max_resolution.max(model.side_multiple()));
-        let own = u64::from(width) * u64::from(height);
-        let most_pixels = most_pixels.unwrap_or((PIXELS_OF_TRAINING * trained * trained).max(own)).min(MOST_PIXELS);
-        let folder = source.checkpoint.canonicalize().unwrap_or_else(|_| source.checkpoint.clone());
-        let name = folder.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
-        let description = Description {
-            model: format!("{name}@{}", model.state.step),
-            checkpoint: model.digest.clone(),
-            side_multiple: model.side_multiple(),
-            most_pixels,
-            samplers: Solver::ALL.map(|solver| solver.name().to_owned()).to_vec(),
-            defaults: Defaults {
-                size: Size { width, height },
-                steps,
-                guidance: guidance.scale,
-                sampler: sampler.name().to_owned(),
-                shift,
-            },
-        };
-        Ok(Self { model, description, guidance })
+        let description = Description { checkpoint: model.digest.clone(), ..description };
+        Ok(Self { description, truncation: model.truncation()?, model })
     }
 }
 
 impl Generator for Checkpointed {
     fn describe(&self) -> &Description {
         &self.description
+    }
+
+    fn truncation(&self) -> serve::Truncation {
+        let truncation = self.truncation.clone();
+        // A text that cannot be read fails when its turn comes.
+        Box::new(move |text| truncation.of(text).ok().flatten().map(|truncated| truncated.rest))
     }
 
     fn generate(
@@ -172,7 +194,11 @@ impl Generator for Checkpointed {
             width: first.width,
             height: first.height,
             steps: first.steps,
-            guidance: Guidance { scale: first.guidance, ..self.guidance },
+            guidance: Guidance {
+                scale: first.guidance,
+                interval: self.description.guidance_interval,
+                rescale: self.description.guidance_rescale,
+            },
             sampler,
             shift: first.shift,
         };

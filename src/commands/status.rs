@@ -16,6 +16,7 @@ use super::submit::JobsFolder;
 use crate::errors::OK;
 use crate::settings::cancelled_by_interrupt;
 use crate::stages;
+use crate::watch;
 use crate::words::{self, duration};
 
 /// Between two looks.
@@ -78,7 +79,7 @@ impl Status {
         let plan = Plan::new(&manifest, &stages::registry())?;
         // Where Slurm does not answer, the workdir still does.
         let jobs = self.jobs.of(&manifest)?.alive().unwrap_or_else(|error| {
-            eprintln!("note: {error}");
+            watch::aside(format_args!("note: {error}"));
             Vec::new()
         });
         let mut rows = Vec::new();

@@ -70,7 +70,7 @@ impl Submit {
         if self.dry_run {
             let jobs = folder.dry_run(&plan, &request)?;
             for (job, script) in &jobs {
-                writeln!(out, "# ==> {}.sh\n{script}", job.title())?;
+                writeln!(out, "# ==> {}.sh\n{script}", job.name())?;
             }
             if jobs.is_empty() {
                 writeln!(out, "Nothing to submit: everything is there.")?;

@@ -35,9 +35,9 @@ impl Train {
         let handler = Arc::clone(&stop);
         on_interrupt(move || handler.store(true, Ordering::Relaxed))?;
         let world = World::from_environment()?;
-        // Of several ranks the first shows how far they are.
         let events = match &world {
-            Some(world) if world.rank > 0 => watch::notes_of(world.rank),
+            // Of several ranks the first that holds the model shows how far they are: those that only load do not know.
+            Some(world) if world.rank != trainer::first_model(&operations, world.size)? => watch::notes_of(world.rank),
             _ => watch::sink(self.watch.style()),
         };
         let job = trainer::Job {
@@ -49,6 +49,7 @@ impl Train {
             stage: "train",
             events: &events,
             cancelled: &|| stop.load(Ordering::Relaxed),
+            again: false,
         };
         let finished = match &world {
             Some(world) => trainer::train_together(&job, world)?,
@@ -59,7 +60,7 @@ impl Train {
             say(finished.checkpoint.folder.display())?;
         }
         if finished.interrupted {
-            eprintln!("Interrupted; the same command goes on from this checkpoint.");
+            watch::aside("Interrupted; the same command goes on from this checkpoint.");
             return Ok(INTERRUPTED);
         }
         Ok(OK)

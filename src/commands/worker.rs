@@ -84,8 +84,11 @@ impl Worker {
             let requeues = manifest.stages.iter().filter(|table| is_meant(&table.name));
             let requeues = requeues.map(|table| table.slurm.requeues()).min().unwrap_or_default();
             let Some(job) = Here::from_environment() else { return Ok(code) };
-            job.requeue(requeues)?;
-            eprintln!("The time of job {} ends: it is queued again, and goes on with what is missing.", job.id());
+            job.requeue(requeues, &plan.workdir)?;
+            watch::aside(format_args!(
+                "The time of job {} ends: it is queued again, and goes on with what is missing.",
+                job.id()
+            ));
         }
         Ok(code)
     }

@@ -26,7 +26,7 @@ use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
 use trainer::encoded::{Ahead, StoredPrecision};
 
-use super::in_a_line;
+use super::{fault_of_models, in_a_line};
 
 /// The fact that says how shards were encoded: `latents`, `text` and `captions`.
 pub(super) const ENCODED: &str = "encoded";
@@ -76,9 +76,9 @@ pub(super) fn kind() -> StageKind {
         build: |table| {
             let parameters: Parameters = table.read()?;
             let Operations { device } = table.read()?;
-            parameters.latents.shape().map_err(|error| table.fault("latents", in_a_line(error)))?;
+            parameters.latents.shape().map_err(|error| fault_of_models(table, "latents", error))?;
             if !parameters.captions.is_empty() {
-                parameters.text.shape().map_err(|error| table.fault("text", in_a_line(error)))?;
+                parameters.text.shape().map_err(|error| fault_of_models(table, "text", error))?;
             }
             if parameters.batch == 0 {
                 return Err(table.fault("batch", "batch = 0: expected at least 1"));

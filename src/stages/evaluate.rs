@@ -24,9 +24,12 @@ use crate::watch::say;
 pub(crate) struct ColorTest {
     /// How many prompts to try, going round the named colours.
     pub(crate) prompts: usize,
+    /// Guidance scale; 1 is none [4].
     pub(crate) guidance: f64,
+    /// Steps from noise to picture [25].
     pub(crate) steps: u32,
     pub(crate) sampler: Solver,
+    /// Picture i is made from seed + i [0].
     pub(crate) seed: u64,
     /// Share of prompts whose colour must be right.
     pub(crate) right: f64,
@@ -61,11 +64,12 @@ impl ColorTest {
         }
     }
 
-    /// Samples as `settings` say and judges; `watch` hears of every step, and may end it.
+    /// Samples as `settings` say, `batch` pictures at once, and judges; `watch` hears of every step, and may end it.
     pub(crate) fn run(
         &self,
         model: &TextToImage,
         settings: &Settings,
+        batch: usize,
         watch: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<(Score, Vec<RgbImage>), SampleError> {
         let questions = demo::Catalogue::default().color_prompts(self.prompts);
@@ -73,7 +77,7 @@ impl ColorTest {
             .zip(&questions)
             .map(|(seed, q)| Picture { prompt: q.prompt.clone(), seed, ..Picture::default() })
             .collect();
-        let pictures = model.generate(&wanted, settings, 64, watch)?;
+        let pictures = model.generate(&wanted, settings, batch, watch)?;
         let colors: Vec<NamedColor> =
             demo::palette::COLORS.iter().map(|c| NamedColor { name: c.name.to_owned(), rgb: c.rgb }).collect();
         let judgements =
@@ -143,8 +147,8 @@ mod adapter {
     use shards::sidecar::Section;
 
     use super::super::quality::Quality;
-    use super::super::quality::stage::{Making, Measure};
-    use super::super::{checkpoint_of, load, of_sampling, until_cancelled};
+    use super::super::quality::stage::{Making, Measure, VERSION};
+    use super::super::{Operations, batch_of, checkpoint_of, load, of_sampling, until_cancelled};
     use super::{ColorTest, table};
 
     /// The detail that holds the score in words.
@@ -160,30 +164,40 @@ mod adapter {
     pub(in super::super) fn kind() -> StageKind {
         StageKind {
             name: "evaluate",
-            version: 2,
+            version: VERSION,
             about: "Samples prompts that name a background colour and looks whether the pictures have it; with inception or clip_score, \
                     compares pictures with real ones and with their prompts (FID, KID, precision, recall, CLIP score).",
             inputs: (1, 1),
-            schemas: || vec![schema_for!(ColorTest), schema_for!(Quality), schema_for!(Making)],
+            schemas: || {
+                vec![schema_for!(ColorTest), schema_for!(Quality), schema_for!(Making), schema_for!(Operations)]
+            },
             rehearse: |parameters, rows| match parameters.read::<Quality>() {
                 Ok(quality) if is_of_images(parameters) => vec![("count", quality.count().min(rows).into())],
                 _ => Vec::new(),
             },
             build: |parameters| {
+                let batch = batch_of(parameters)?;
                 if !is_of_images(parameters) {
-                    return parameters.read::<ColorTest>().map(|test| Box::new(test) as Box<dyn Stage>);
+                    return Ok(Box::new(Colors { test: parameters.read()?, batch }));
                 }
                 let (quality, making): (Quality, Making) = (parameters.read()?, parameters.read()?);
-                quality.check().map_err(|error| parameters.fault("inception", error))?;
+                quality.check().map_err(|(setting, error)| parameters.fault(setting, error))?;
+                quality.check_files().map_err(|(setting, error)| parameters.fault(setting, error))?;
                 making.size().map_err(|error| parameters.fault("size", error))?;
-                Ok(Box::new(Measure { quality, making }))
+                Ok(Box::new(Measure { quality, making, batch }))
             },
         }
     }
 
-    impl Stage for ColorTest {
+    /// The test of colours as a stage.
+    struct Colors {
+        test: ColorTest,
+        batch: usize,
+    }
+
+    impl Stage for Colors {
         fn semantics(&self) -> Value {
-            serde_json::to_value(self).unwrap_or_default()
+            serde_json::to_value(&self.test).unwrap_or_default()
         }
 
         fn partitioning(&self) -> Partitioning {
@@ -200,14 +214,15 @@ mod adapter {
 
         fn process(&self, task: &Task) -> Result<Outcome, StageError> {
             let model = load(&checkpoint_of(task)?).map_err(StageError::failed)?;
+            let (test, settings) = (&self.test, self.test.settings(&model));
             let (score, pictures) =
-                self.run(&model, &self.settings(&model), &mut until_cancelled(task)).map_err(of_sampling)?;
+                test.run(&model, &settings, self.batch, &mut until_cancelled(task)).map_err(of_sampling)?;
             let rows = pictures.len() as u64;
             task.tally.good(rows);
             let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };
-            let summary = self.summary(&score);
+            let summary = test.summary(&score);
             outcome.details.insert(SUMMARY.to_owned(), summary.clone().into());
-            outcome.details.insert("passed".to_owned(), score.passes(self.bar()).into());
+            outcome.details.insert("passed".to_owned(), score.passes(test.bar()).into());
             outcome.sections.push(Section::Text { title: "Colours".to_owned(), text: summary });
             outcome.sections.push(Section::Table {
                 title: TABLE.to_owned(),

@@ -12,6 +12,8 @@ mod sample;
 mod train;
 
 #[cfg(feature = "pipeline")]
+use std::io::ErrorKind;
+#[cfg(feature = "pipeline")]
 use std::ops::ControlFlow;
 
 #[cfg(feature = "pipeline")]
@@ -42,6 +44,30 @@ fn of_sampling(error: SampleError) -> pipeline::stage::StageError {
     }
 }
 
+/// What changes nothing about pictures but their last bits.
+#[cfg(feature = "pipeline")]
+#[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
+struct Operations {
+    /// Pictures that are made at once: fewer take less memory, and more time [64].
+    #[serde(default = "usual_batch")]
+    batch: usize,
+}
+
+#[cfg(feature = "pipeline")]
+fn usual_batch() -> usize {
+    quality::sources::BATCH
+}
+
+/// How many pictures are made at once, as a stage's table says.
+#[cfg(feature = "pipeline")]
+fn batch_of(parameters: &pipeline::manifest::Parameters) -> Result<usize, pipeline::manifest::Diagnostic> {
+    let Operations { batch } = parameters.read()?;
+    if batch == 0 {
+        return Err(parameters.fault("batch", "batch = 0: expected at least 1"));
+    }
+    Ok(batch)
+}
+
 /// Every stage kind that a manifest can use.
 #[cfg(feature = "pipeline")]
 pub(crate) fn registry() -> pipeline::stage::Registry {
@@ -61,6 +87,21 @@ fn in_a_line(error: impl Into<anyhow::Error>) -> String {
     // A transparent error repeats its source.
     causes.dedup();
     causes.join(": ")
+}
+
+/// The fault of a key by which models are named that cannot be read; where there are none, with how they come.
+#[cfg(feature = "pipeline")]
+fn fault_of_models(
+    parameters: &pipeline::manifest::Parameters,
+    key: &str,
+    error: models::ModelError,
+) -> pipeline::manifest::Diagnostic {
+    let is_absent = matches!(&error, models::ModelError::Io { source, .. } if source.kind() == ErrorKind::NotFound);
+    let fault = parameters.fault(key, in_a_line(error));
+    if !is_absent {
+        return fault;
+    }
+    fault.hint("`ferrotype fetch hf://OWNER/MODEL --to FOLDER` brings a model's files, which are read to plan")
 }
 
 /// A file below a stage's folder as committed data.

@@ -16,10 +16,7 @@ use serde_json::Value;
 use shards::bucket::BucketSize;
 use shards::sidecar::Section;
 
-use super::{checkpoint_of, data_file, load, of_sampling, until_cancelled};
-
-/// Pictures made at a time.
-const BATCH: usize = 64;
+use super::{Operations, batch_of, checkpoint_of, data_file, load, of_sampling, until_cancelled};
 
 /// The detail that names the first grid, relative to the stage's folder.
 pub(crate) const GRID: &str = "grid";
@@ -76,7 +73,7 @@ pub(super) fn kind() -> StageKind {
         version: 1,
         about: "Makes pictures of prompts from a checkpoint.",
         inputs: (1, 1),
-        schemas: || vec![schema_for!(Sample)],
+        schemas: || vec![schema_for!(Sample), schema_for!(Operations)],
         rehearse: as_it_is,
         build: |parameters| {
             let sample: Sample = parameters.read()?;
@@ -86,14 +83,20 @@ pub(super) fn kind() -> StageKind {
             for size in &sample.sizes {
                 size.parse::<BucketSize>().map_err(|error| parameters.fault("sizes", error))?;
             }
-            Ok(Box::new(sample))
+            Ok(Box::new(Samples { sample, batch: batch_of(parameters)? }))
         },
     }
 }
 
-impl Stage for Sample {
+/// Its settings, and pictures that are made at once.
+struct Samples {
+    sample: Sample,
+    batch: usize,
+}
+
+impl Stage for Samples {
     fn semantics(&self) -> Value {
-        serde_json::to_value(self).unwrap_or_default()
+        serde_json::to_value(&self.sample).unwrap_or_default()
     }
 
     fn partitioning(&self) -> Partitioning {
@@ -111,34 +114,36 @@ impl Stage for Sample {
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
         let model = load(&checkpoint_of(task)?).map_err(StageError::failed)?;
         let side = model.state.max_resolution;
-        let mut sizes: Vec<BucketSize> = self.sizes.iter().filter_map(|s| s.parse().ok()).collect();
+        let Self { sample, batch } = self;
+        let mut sizes: Vec<BucketSize> = sample.sizes.iter().filter_map(|s| s.parse().ok()).collect();
         if sizes.is_empty() {
             sizes.push(BucketSize { width: side, height: side });
         }
-        let rows = (self.prompts.len() * sizes.len()) as u64;
+        let rows = (sample.prompts.len() * sizes.len()) as u64;
         let mut outcome = Outcome { rows_in: rows, rows_out: rows, ..Outcome::default() };
         for size in sizes {
             task.check_cancelled()?;
             let settings = Settings {
                 width: size.width,
                 height: size.height,
-                steps: self.steps,
-                guidance: Guidance::of(self.guidance),
-                sampler: self.sampler,
-                shift: self.shift,
+                steps: sample.steps,
+                guidance: Guidance::of(sample.guidance),
+                sampler: sample.sampler,
+                shift: sample.shift,
             };
-            let wanted = (self.seed..).zip(&self.prompts).map(|(seed, prompt)| Picture {
+            let wanted = (sample.seed..).zip(&sample.prompts).map(|(seed, prompt)| Picture {
                 prompt: prompt.clone(),
-                negative_prompt: self.negative_prompt.clone(),
+                negative_prompt: sample.negative_prompt.clone(),
                 seed,
             });
             let wanted: Vec<Picture> = wanted.collect();
-            let pictures = model.generate(&wanted, &settings, BATCH, &mut until_cancelled(task));
+            let pictures = model.generate(&wanted, &settings, *batch, &mut until_cancelled(task));
             let pictures = pictures.map_err(of_sampling)?;
             task.tally.good(pictures.len() as u64);
             let file = format!("{}-{}-{size}.png", task.partition, task.fingerprint.short());
             let path = task.folder.path().join(&file);
-            grid::save(&grid::sheet(&pictures, &self.prompts, self.columns, 160), &path).map_err(StageError::failed)?;
+            let sheet = grid::sheet(&pictures, &sample.prompts, sample.columns, 160);
+            grid::save(&sheet, &path).map_err(StageError::failed)?;
             outcome.data.push(data_file(task.folder, &path, pictures.len() as u64)?);
             outcome.details.entry(GRID.to_owned()).or_insert_with(|| file.clone().into());
             outcome.sections.push(Section::Picture { title: format!("Samples, {size}"), file });

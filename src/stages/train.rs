@@ -15,6 +15,7 @@ use pipeline::stages::bucket::PATCH_SIZE;
 use ranks::World;
 use schemars::schema_for;
 use serde_json::Value;
+use shards::digest::Digest;
 use shards::sidecar::Section;
 use trainer::TrainError;
 use trainer::config::{Encode, TrainConfig, TrainOperations};
@@ -22,7 +23,7 @@ use trainer::metrics::Record;
 use trainer::start::Start;
 use trainer::stored::Stored;
 
-use super::{data_file, encode, in_a_line};
+use super::{data_file, encode, fault_of_models, in_a_line};
 
 /// The detail that names the committed checkpoint's folder, relative to the stage's.
 pub(super) const CHECKPOINT: &str = "checkpoint";
@@ -51,10 +52,14 @@ pub(super) fn kind() -> StageKind {
             let config: TrainConfig = parameters.read()?;
             let operations: TrainOperations = parameters.read()?;
             // Models that cannot be read are named by the key that names them, before the sizes that follow from them.
-            config.latents.shape().map_err(|error| parameters.fault("latents", in_a_line(error)))?;
-            config.text.shape().map_err(|error| parameters.fault("text", in_a_line(error)))?;
+            config.latents.shape().map_err(|error| fault_of_models(parameters, "latents", error))?;
+            config.text.shape().map_err(|error| fault_of_models(parameters, "text", error))?;
             config.validate().map_err(|error| parameters.fault(key_of(&error), in_a_line(error)))?;
             operations.validate(&config).map_err(|error| parameters.fault(key_of(&error), in_a_line(error)))?;
+            // Now, and not once all that comes before a training is made.
+            if let Some(start) = config.start.as_ref().filter(|start| !start.folder.as_os_str().is_empty()) {
+                start.identity().map_err(|error| fault_of_models(parameters, "start", error))?;
+            }
             Ok(Box::new(Train { config, operations }))
         },
     }
@@ -105,6 +110,27 @@ fn sheets(run: &Path) -> Result<Vec<(String, PathBuf)>, StageError> {
 /// The updates that a sheet's name tells.
 fn updates_of(sheet: &Path) -> Option<u64> {
     sheet.file_stem()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
+/// What a training that is to be made again replaces.
+struct Replaced {
+    /// The digest of the record that is there.
+    record: Vec<u8>,
+    /// Whether the finished training in the run's folder was to replace it: it has not been committed then, and is not to be made once more.
+    is_made: bool,
+}
+
+fn replaced(task: &Task, run: &Path) -> Result<Option<Replaced>, StageError> {
+    let workdir = task.folder.workdir();
+    let record = format!("{}.{}.json", task.partition, task.fingerprint.short());
+    let record = if task.force { workdir.read(&task.folder.name_of(&record))? } else { None };
+    let Some(record) = record.map(|record| Digest::of(&record).to_string().into_bytes()) else { return Ok(None) };
+    let is_made = workdir.read(&name_of_replaced(task, run))?.is_some_and(|made| made == record);
+    Ok(Some(Replaced { record, is_made }))
+}
+
+fn name_of_replaced(task: &Task, run: &Path) -> String {
+    task.folder.name_of(&format!("{}/replaces", run.file_name().unwrap_or_default().to_string_lossy()))
 }
 
 struct Train {
@@ -187,7 +213,7 @@ impl Train {
 impl Stage for Train {
     fn semantics(&self) -> Value {
         let mut semantics = serde_json::to_value(&self.config).unwrap_or_default();
-        // Models count by their contents. Where a folder cannot be read, `check` has said so, and nothing runs.
+        // Models count by their contents. Where a folder cannot be read, `build` has said so, and nothing runs.
         let start = self.config.start.as_ref().map(|start| ("start", start.identity()));
         let models = [("latents", self.config.latents.identity()), ("text", self.config.text.identity())];
         for (key, identity) in models.into_iter().chain(start) {
@@ -253,6 +279,7 @@ impl Stage for Train {
         let index = task.files().next().ok_or_else(|| StageError::failed("its input has no index"))?;
         let run = task.folder.path().join(format!("run-{}", task.fingerprint.short()));
         let config = self.begun_from_inputs(task)?;
+        let replaced = replaced(task, &run)?;
         let job = trainer::Job {
             config: &config,
             operations: &self.operations,
@@ -262,6 +289,7 @@ impl Stage for Train {
             stage: task.stage,
             events: task.events,
             cancelled: &|| task.cancel.is_cancelled(),
+            again: replaced.as_ref().is_some_and(|replaced| !replaced.is_made),
         };
         let world = if task.together { World::from_environment().map_err(StageError::failed)? } else { None };
         let finished = match &world {
@@ -272,6 +300,9 @@ impl Stage for Train {
         let Some(finished) = finished else { return Ok(Outcome::default()) };
         if finished.interrupted {
             return Err(StageError::Cancelled);
+        }
+        if let Some(Replaced { record, .. }) = replaced {
+            task.folder.workdir().replace(&name_of_replaced(task, &run), &record)?;
         }
         let rows = self.config.steps * self.config.batch_size;
         let folder = &finished.checkpoint.folder;

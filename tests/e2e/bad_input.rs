@@ -179,7 +179,8 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
         (
             "train",
             "latents = { autoencoder = { folder = \"nowhere\" } }",
-            "cannot open nowhere/config.json: No such file or directory (os error 2)",
+            "cannot open nowhere/config.json: No such file or directory (os error 2)\n\
+             `ferrotype fetch hf://OWNER/MODEL --to FOLDER` brings a model's files, which are read to plan",
         ),
         (
             "train",
@@ -189,12 +190,19 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
         (
             "train",
             "text = { pretrained = { gemma = \"nowhere\", modernbert = \"x\", clip = \"x\" } }",
-            "cannot open nowhere/config.json: No such file or directory (os error 2)",
+            "cannot open nowhere/config.json: No such file or directory (os error 2)\n\
+             `ferrotype fetch hf://OWNER/MODEL --to FOLDER` brings a model's files, which are read to plan",
         ),
         (
             "train",
             "start = { average = true }",
             "start names no folder: give one, or name a train stage in from = [\"INDEX\", \"TRAIN\"]",
+        ),
+        (
+            "train",
+            "start = { folder = \"nowhere\" }",
+            "cannot list nowhere: No such file or directory (os error 2)\n\
+             `ferrotype fetch hf://OWNER/MODEL --to FOLDER` brings a model's files, which are read to plan",
         ),
         ("sample", "", "missing key `prompts`"),
         ("sample", "prompts = []", "prompts is empty: give at least one"),
@@ -211,6 +219,27 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
         ),
         ("evaluate", "prompts = \"many\"", "prompts: found text \"many\", expected a whole number, 0 or more"),
         ("evaluate", "sampler = 5", "sampler: found number `5`, expected the name of a choice, in quotes"),
+        ("evaluate", "batch = 0", "batch = 0: expected at least 1"),
+        (
+            "evaluate",
+            "resamples = 39\nclip_score = \"clip\"",
+            "number of resamples = 39 is not possible: 2 / (1 − confidence) at least, so 40 for 0.95; 0 is for none",
+        ),
+        (
+            "evaluate",
+            "subset_size = 1\nclip_score = \"clip\"",
+            "subset size = 1 is not possible: 2 at least, for a distance is a mean over pairs",
+        ),
+        (
+            "evaluate",
+            "inception = \"nowhere.pth\"\nreference = \"urls.tsv\"",
+            "inception: cannot open nowhere.pth: No such file or directory (os error 2)",
+        ),
+        (
+            "evaluate",
+            "reference = \"nowhere\"\nclip_score = \"urls.tsv\"",
+            "reference: cannot open nowhere: No such file or directory (os error 2)",
+        ),
     ];
     let folder = folder();
     std::fs::write(folder.path().join("urls.tsv"), "url\tcaption\n").unwrap();
@@ -227,6 +256,8 @@ fn every_fault_of_training_and_sampling_is_named_at_its_line() {
     assert_eq!(output.status.code(), Some(2));
     let said = text(&output.stderr);
     let said: Vec<&str> = said.trim_start_matches("error: ").lines().map(str::trim).collect();
+    // A hint has a line of its own.
+    let expected: Vec<&str> = expected.iter().flat_map(|expected| expected.lines()).collect();
     for (said, expected) in said.iter().zip(&expected) {
         assert_eq!(said, expected);
     }
@@ -245,6 +276,7 @@ fn a_fault_has_the_same_code_whichever_command_finds_it() {
         (vec!["plan", &manifest, "--stage", "nosuch"], "nosuch is no stage"),
         (vec!["cancel", &manifest, "--stage", "nosuch"], "nosuch is no stage"),
         (vec!["retry", &manifest, "--where", "x ="], "--where"),
+        (vec!["retry", &manifest, "--stage", "import"], "refuses again; no stage of this manifest has a second chance"),
         (vec!["query", &manifest, "selec"], "tables: partitions"),
         (vec!["query", &manifest, "SELECT * FROM nosuch"], "nosuch"),
         (vec!["query", &manifest, "SELECT nosuch FROM partitions"], "nosuch"),
@@ -277,6 +309,13 @@ fn a_checkpoint_that_is_none_and_a_size_that_is_none_are_refused() {
     let output = run(&["sample", "--checkpoint", &folder.path().to_string_lossy(), "--prompt", "x"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("checkpoint"), "{}", text(&output.stderr));
+    // The folder of a stage has its trainings below it.
+    let training = folder.path().join("run-1f0c5a11");
+    std::fs::create_dir(&training).unwrap();
+    std::fs::write(training.join("latest"), "step-000000002\n").unwrap();
+    let output = run(&["sample", "--checkpoint", &folder.path().to_string_lossy(), "--prompt", "x"]);
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains(&*training.to_string_lossy()), "{said}");
     for (size, word) in [("-3", "size"), ("0x16", "WIDTHxHEIGHT"), ("wide", "WIDTHxHEIGHT")] {
         let output = run(&["sample", "--checkpoint", ".", "--prompt", "x", &format!("--size={size}")]);
         assert_eq!(output.status.code(), Some(2));

@@ -68,6 +68,31 @@ fn a_forecast_of_pictures_and_of_a_manifest_comes_true() {
 }
 
 #[test]
+fn a_forecast_is_of_the_batches_of_the_training_that_reads_the_buckets() {
+    let folder = folder();
+    let training = |name: &str, index: &str, batch_size: u32| {
+        format!("[stage.{name}]\nuses = \"train\"\nfrom = \"{index}\"\nbatch_size = {batch_size}\n")
+    };
+    let stages = format!(
+        "[stage.small]\nuses = \"index\"\nfrom = \"bucket@16\"\n[stage.large]\nuses = \"index\"\nfrom = \"bucket@32\"\n{}{}",
+        training("first", "small", 3),
+        training("second", "large", 2)
+    );
+    let manifest = bucketed(folder.path(), &[(32, 32); 6], &stages);
+    let set = ["--set", "stage.bucket.max_resolution=[16, 32]"];
+    assert!(run(&[&["run", &manifest, "--until", "import", "-q"], &set[..]].concat()).status.success());
+    let sizes = |more: &[&str]| -> Vec<u64> {
+        let output = run(&[&["buckets", &manifest, "--json"], &set[..], more].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let forecasts = text(&output.stdout);
+        let forecasts = forecasts.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        forecasts.map(|forecast| forecast["rule"]["batch_size"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(sizes(&[]), [3, 2]);
+    assert_eq!(sizes(&["--batch-size", "5"]), [5, 5]);
+}
+
+#[test]
 fn what_cannot_be_forecast_is_said() {
     let folder = folder();
     let of = |arguments: &[&str]| {

@@ -141,7 +141,14 @@ fn refused_rows_are_tried_again_with_their_keys_and_flow_on() {
         let bad = output("retry", &manifest, &["--where", wrong]);
         assert_eq!(bad.status.code(), Some(2), "{wrong}: {}", text(&bad.stderr));
     }
-    assert_eq!(output("retry", &manifest, &["--stage", "bucket"]).status.code(), Some(2));
+    for (wrong, words) in [
+        (&["--stage", "bucket"][..], "stages with a second chance: download"),
+        (&["--until", "buckett"], "buckett is no stage"),
+    ] {
+        let refused = output("retry", &manifest, wrong);
+        assert_eq!(refused.status.code(), Some(2), "{wrong:?}");
+        assert!(text(&refused.stderr).contains(words), "{wrong:?}: {}", text(&refused.stderr));
+    }
 
     // Another configuration of the stage makes its partitions anew: the old lists count no more.
     let changed = ["--set", "stage.download.max_bytes=19000000", "--set", "stage.download.retries=1"];
@@ -162,10 +169,13 @@ fn a_retry_of_no_rows_makes_nothing_but_what_an_earlier_one_left() {
     says("run", &manifest, &["--until", "download"]);
     let said = nothing();
     assert!(said.contains("0 of 17 refused rows to try again"), "{said}");
+    assert!(said.contains("they were refused for: ") && said.contains("http_404 2"), "what there is instead: {said}");
     assert!(!web.workdir().join("stages/bucket").exists(), "only `run` makes the rest");
 
     // As if that retry had been killed between its lists and what it makes of them.
-    says("retry", &manifest, &["--where", "reason = 'http_404'"]);
+    says("retry", &manifest, &["--where", "reason = 'http_404'", "--until", "filter"]);
+    let stages = web.workdir().join("stages");
+    assert!(stages.join("filter").exists() && !stages.join("bucket").exists(), "what passes flows on so far");
     let download = web.workdir().join("stages/download");
     let records = |beginning: &str, part: &str| -> Vec<PathBuf> {
         let files = std::fs::read_dir(&download).unwrap().map(|entry| entry.unwrap().path());
@@ -189,7 +199,8 @@ fn a_plan_says_what_a_selection_would_take_and_a_rehearsal_what_the_whole_would(
     let manifest = web.local("");
     let plan = says("plan", &manifest, &[]);
     assert!(plan.contains("not made yet; 8 of 8 partitions") && plan.contains("reads 200 rows"), "{plan}");
-    assert!(plan.contains("--rehearse"), "nothing is known of the time: {plan}");
+    let measured = format!("`ferrotype run {} --rehearse 1000` measures it", manifest.display());
+    assert!(plan.contains(&measured), "nothing is known of the time: {plan}");
 
     let part = says("run", &manifest, &["--rehearse", "40", "--until", "filter"]);
     assert!(part.contains("filter") && !part.contains("bucket"), "{part}");

@@ -65,7 +65,7 @@ fn pictures_in_folders_are_compared_and_what_was_seen_is_kept() {
     assert_eq!((value(&found, "precision"), value(&found, "recall")), (1.0, 1.0));
     assert_eq!((&found["generated"], &found["reference"]), (&70.into(), &70.into()));
     // By this network, no number may have the name of one by Inception.
-    assert!(!text(&same.stdout).contains("FID") && text(&same.stdout).contains("CLIP image embedding"));
+    assert!(!text(&same.stdout).contains("FID") && text(&same.stdout).contains("CLIP image embedding in float32"));
     assert!((0.0..=100.0).contains(&value(&found, "CLIP score")));
 
     let apart = evaluate(&other, &real, "apart", &[]);
@@ -95,10 +95,20 @@ fn pictures_in_folders_are_compared_and_what_was_seen_is_kept() {
     let (one, other_one) = (value(&of_moments, "Fréchet distance"), value(&found, "Fréchet distance"));
     assert!((one - other_one).abs() <= 1e-9 * one.abs(), "{one} {other_one}");
     assert_eq!((of_moments["refused"].as_array().unwrap().len(), &of_moments["reference"]), (3, &Value::Null));
-    // Scores of another CLIP are never taken for this one's.
+    // A mean and a covariance of another network are refused before a picture is looked at.
+    let arrays = [("mu", Tensor::from_slice(&[0.0; 25])), ("sigma", Tensor::from_slice(&[0.0; 625]).view([25, 25]))];
+    Tensor::write_npz(&arrays, at("wider.npz")).unwrap();
+    let wider = evaluate(&other, &at("wider.npz").to_string_lossy(), "wider", &[]);
+    assert_eq!(wider.status.code(), Some(2), "{}", text(&wider.stderr));
+    assert!(text(&wider.stderr).contains("shape [25]") && !at("wider/generated").exists(), "{}", text(&wider.stderr));
+    // Scores of another CLIP are never taken for this one's; and a reference of its features is refused at once, too.
     fs::write(Path::new(&clip).join("generation_config.json"), "{}").unwrap();
-    let rescored = evaluate(&other, &kept, "again", &[]);
+    let rescored = evaluate(&other, &other, "again", &[]);
     assert_eq!(rescored.status.code(), Some(1), "{}", text(&rescored.stdout));
+    let misfit = evaluate(&other, &kept, "misfit", &[]);
+    let said = text(&misfit.stderr);
+    assert_eq!((misfit.status.code(), said.matches("CLIP image embedding in float32 (weights ").count()), (Some(2), 2));
+    assert!(!at("misfit/generated").exists(), "{said}");
     fs::remove_file(Path::new(&clip).join("generation_config.json")).unwrap();
     // What an interruption left is gone on with: the blocks that are there stay as they are.
     let blocks = || {
@@ -144,19 +154,30 @@ fn pictures_in_folders_are_compared_and_what_was_seen_is_kept() {
     assert!(text(&damaged.stderr).contains("block-00000000"), "{}", text(&damaged.stderr));
 }
 
-/// Of one picture nobody knows what it shows: that there is no score, and why, is said.
+/// Of one picture nobody knows what it shows, then of none: that there is a score of the other alone, or none, is said.
 #[test]
 fn a_score_that_was_asked_for_does_not_vanish_without_a_word() {
     let folder = folder();
     let (clip, pictures) = (clip(folder.path()), pictures(&folder.path().join("pictures"), 2, 5));
+    let evaluate = |out: &str| {
+        let out = folder.path().join(out);
+        let to = out.to_string_lossy().into_owned();
+        (run(&["evaluate", "--images", &pictures, "--clip-score", &clip, "--out", &to]), out)
+    };
     fs::remove_file(Path::new(&pictures).join("001.txt")).unwrap();
-    let out = folder.path().join("out").to_string_lossy().into_owned();
-    let evaluated = run(&["evaluate", "--images", &pictures, "--clip-score", &clip, "--out", &out]);
+    let (evaluated, out) = evaluate("some");
+    assert!(evaluated.status.success(), "{}", text(&evaluated.stderr));
+    let found = report(&out);
+    let about = found["metrics"][0]["about"].as_str().unwrap();
+    assert!(about.contains("1 of 2 pictures have a caption: each needs one"), "{found}");
+
+    fs::remove_file(Path::new(&pictures).join("000.txt")).unwrap();
+    let (evaluated, out) = evaluate("none");
     let said = text(&evaluated.stdout);
     assert_eq!(evaluated.status.code(), Some(1), "{said}{}", text(&evaluated.stderr));
-    let words = "0 of 2 pictures were scored: each needs a caption, in a .txt of its name or in its PNG";
+    let words = "none of the 2 pictures has a caption: each needs one, in a .txt of its name or in its PNG";
     assert!(said.contains("CLIP score") && said.contains(words), "{said}");
-    let found = report(out.as_ref());
+    let found = report(&out);
     let refused = &found["refused"];
     assert_eq!((refused.as_array().unwrap().len(), &refused[0]["metric"]), (1, &"CLIP score".into()));
     assert!(refused[0]["reason"].as_str().unwrap().starts_with(words), "{refused}");
@@ -179,6 +200,10 @@ fn what_says_nothing_about_pictures_in_folders_is_refused() {
         ["--prompts", "prompts.txt"],
         ["--checkpoint", "nowhere"],
         ["--uneven", "3"],
+        ["--batch", "2"],
+        // What no number can be made with, before the networks are opened.
+        ["--resamples", "39"],
+        ["--subset-size", "1"],
     ] {
         let refused = run(&[&usual[..], &more].concat());
         assert_eq!(refused.status.code(), Some(2), "{more:?}: {}", text(&refused.stderr));
@@ -198,11 +223,16 @@ fn a_checkpoints_pictures_are_measured_by_prompts_or_by_the_captions_of_an_index
     fs::write(&prompts, "a fox\na fox on blue\n").unwrap();
     let (prompts, out) = (prompts.to_string_lossy().into_owned(), at("out").to_string_lossy().into_owned());
     let usual = ["evaluate", "--checkpoint", &checkpoint, "--clip-score", &clip, "--steps", "2"];
-    let made = run(&[&usual[..], &["--prompts", &prompts, "--count", "5", "--out", &out]].concat());
+    let of_prompts = ["--prompts", &prompts, "--count", "5", "--batch", "2", "--out", &out];
+    let made = run(&[&usual[..], &of_prompts].concat());
     assert!(made.status.success(), "{}", text(&made.stderr));
     let found = report(&at("out"));
     assert_eq!((&found["generated"], &found["reference"]), (&5.into(), &Value::Null));
     assert!(value(&found, "CLIP score") >= 0.0);
+    // Pictures of another precision are others.
+    let other = run(&[&usual[..], &of_prompts, &["--precision", "bfloat16"]].concat());
+    assert_eq!(other.status.code(), Some(1), "{}", text(&other.stdout));
+    assert!(text(&other.stderr).contains("choose another folder"), "{}", text(&other.stderr));
 
     let mut index = fs::read_dir(at("work/stages/index")).unwrap().map(|entry| entry.unwrap().path());
     let index = index.find(|path| path.extension().is_some_and(|ending| ending == "parquet")).unwrap();
@@ -234,6 +264,24 @@ fn a_checkpoints_pictures_are_measured_by_prompts_or_by_the_captions_of_an_index
 }
 
 #[test]
+fn pictures_that_sample_made_are_scored_without_its_sheet_and_its_animations() {
+    let (folder, checkpoint) = trained();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (clip, samples, out) = (clip(folder.path()), at("samples"), at("out"));
+    let made = ["sample", "--checkpoint", &checkpoint, "--grid", "--apng", "--out", &samples, "--steps", "2"];
+    let sampled = run(&[&made[..], &["--prompt", "a fox", "--prompt", "a fox on blue"]].concat());
+    assert!(sampled.status.success(), "{}", text(&sampled.stderr));
+    for beside in ["grid.png", "0000-steps.png", "0001-steps.png"] {
+        assert!(Path::new(&samples).join(beside).exists(), "{beside}");
+    }
+    let scored = run(&["evaluate", "--images", &samples, "--clip-score", &clip, "--out", &out]);
+    assert!(scored.status.success(), "{}", text(&scored.stderr));
+    let found = report(out.as_ref());
+    assert_eq!(found["generated"], 2);
+    assert!(!found["metrics"][0]["about"].as_str().unwrap().contains("caption"), "{found}");
+}
+
+#[test]
 fn evaluate_is_a_stage_whose_numbers_are_in_the_report() {
     let folder = folder();
     let clip = clip(folder.path());
@@ -249,12 +297,28 @@ fn evaluate_is_a_stage_whose_numbers_are_in_the_report() {
     assert!(written.status.success(), "{}", text(&written.stderr));
     let report = fs::read_to_string(text(&written.stdout).trim()).unwrap();
     assert!(report.contains("CLIP score") && report.contains("4 pictures; features: CLIP image embedding"));
-    // The same network in another place is the same; another number of pictures is not.
-    let plan = |setting: &str| text(&run(&["plan", &manifest, "--set", setting]).stdout);
+    // As many pictures by fewer at a time are the same, and so is the same network in another place; another number of pictures is not.
+    let plan = |settings: &[&str]| {
+        let settings = settings.iter().flat_map(|setting| ["--set", *setting]);
+        text(&run(&["plan", &manifest].into_iter().chain(settings).collect::<Vec<_>>()).stdout)
+    };
+    let fewer = plan(&["stage.quality.batch=1"]);
+    assert!(fewer.contains("Nothing to do"), "{fewer}");
     let moved = folder.path().join("moved");
     fs::rename(&clip, &moved).unwrap();
-    let same = plan(&format!("stage.quality.clip_score={}", moved.display()));
+    let moved = format!("stage.quality.clip_score={}", moved.display());
+    let same = plan(&[&moved]);
     assert!(same.contains("Nothing to do"), "{same}");
-    let more = plan("stage.quality.count=5");
+    let more = plan(&[&moved, "stage.quality.count=5"]);
     assert!(more.contains("quality") && !more.contains("Nothing to do"), "{more}");
+    // Other numbers of the same pictures need no other pictures.
+    let with_others =
+        |command: &str| run(&[command, &manifest, "--set", &moved, "--set", "stage.quality.resamples=50"]);
+    let is_made = || text(&with_others("plan").stdout).contains("Nothing to do");
+    assert!(!is_made());
+    let made = with_others("run");
+    assert!(made.status.success() && is_made(), "{}", text(&made.stderr));
+    let stage = fs::read_dir(folder.path().join("work/stages/quality")).unwrap();
+    let features = stage.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("features-"));
+    assert_eq!(features.count(), 1);
 }

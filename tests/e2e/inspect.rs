@@ -93,7 +93,10 @@ fn a_workdir_answers_questions() {
     let refused = ask("SELECT key FROM download_quarantine WHERE reason = 'http_404' LIMIT 1");
     let story = made.says("explain", &[refused.lines().nth(1).unwrap()]);
     assert!(story.contains("refused: http_404 (HTTP Error 404: Not Found)") && story.contains("not there"), "{story}");
-    assert!(made.says("explain", &["--dropped", "download", "--limit", "1"]).contains("opted_out 2"));
+    let dropped = |limit| made.says("explain", &["--dropped", "download", "--limit", limit]);
+    let (some, all) = (dropped("1"), dropped("2"));
+    assert!(some.contains("opted_out 2") && some.contains("… (--limit N shows more)"), "{some}");
+    assert!(all.contains("opted_out 2") && !all.contains("--limit"), "{all}");
     assert!(text(&made.command("explain", &["nobody"]).stderr).contains("nobody"));
     assert_eq!(made.command("explain", &["--dropped", "nothing"]).status.code(), Some(2));
 }

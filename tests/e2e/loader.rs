@@ -8,13 +8,16 @@ use crate::support::{bucketed, folder, run, text};
 fn an_index_is_described_and_loaded() {
     let folder = folder();
     let sizes: Vec<(u32, u32)> = (0..30).map(|n| if n < 20 { (32, 32) } else { (32, 16) }).collect();
-    let manifest = bucketed(folder.path(), &sizes, "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n");
+    let stages = "[stage.index]\nuses = \"index\"\nfrom = \"bucket\"\n\
+                  [stage.train]\nuses = \"train\"\nfrom = \"index\"\nbatch_size = 12\n";
+    let manifest = bucketed(folder.path(), &sizes, stages);
     let early = run(&["loader", &manifest]);
     assert_eq!(early.status.code(), Some(2));
     assert!(text(&early.stderr).contains("stage index has not run yet"), "{}", text(&early.stderr));
-    assert!(run(&["run", &manifest, "-q"]).status.success());
+    assert!(run(&["run", &manifest, "--until", "index", "-q"]).status.success());
 
-    let described = run(&["loader", &manifest, "--batch-size", "12"]);
+    // In the batches of the manifest's training.
+    let described = run(&["loader", &manifest]);
     let words = text(&described.stdout);
     assert!(words.starts_with("30 images in 2 buckets and 1 shards; 2.5 batches of 12 an epoch."), "{words}");
     assert!(words.contains("1 buckets have fewer than 12 images, 10 in all"), "{words}");

@@ -1,13 +1,14 @@
 //! `sample` and `serve`, with a model that was trained for a few steps.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{ferrotype, run, text, trained};
+use crate::support::{ferrotype, run, text, trained, wait_for};
 
 /// Samples into the folder `out`.
 fn sample(checkpoint: &str, out: &Path, arguments: &[&str]) -> std::process::Output {
@@ -40,8 +41,12 @@ fn a_picture_says_what_it_was_made_with_and_is_made_again_by_it() {
     assert!(made.status.success(), "{}", text(&made.stderr));
     assert_eq!(names(&at("first")), ["0000.png", "0001.png"]);
     let second = at("first").join("0001.png").to_string_lossy().into_owned();
-    let again = sample(&checkpoint, &at("again"), &["--like", &second]);
-    assert!(again.status.success(), "{}", text(&again.stderr));
+    // It lies beside the others, which stay as they are.
+    let before = bytes(at("first").join("0001.png"));
+    let again = sample(&checkpoint, &at("first"), &["--like", &second]);
+    assert!(again.status.success() && !text(&again.stderr).contains("warning"), "{}", text(&again.stderr));
+    assert_eq!(names(&at("first")), ["0000.png", "0001.png", "0002.png"]);
+    assert_eq!(bytes(at("first").join("0001.png")), before);
     // Alone it may be rounded otherwise.
     let picture = |path: PathBuf| image::open(path).unwrap().into_rgb8();
     let apart = |one: PathBuf, other: PathBuf| {
@@ -49,7 +54,7 @@ fn a_picture_says_what_it_was_made_with_and_is_made_again_by_it() {
         assert_eq!(one.dimensions(), other.dimensions());
         one.iter().zip(other.iter()).map(|(a, b)| a.abs_diff(*b)).max()
     };
-    assert!(apart(at("first").join("0001.png"), at("again").join("0000.png")) <= Some(1));
+    assert!(apart(at("first").join("0001.png"), at("first").join("0002.png")) <= Some(1));
     let other = sample(&checkpoint, &at("other"), &["--like", &second, "--negative", "", "--sampler", "euler"]);
     assert!(other.status.success(), "{}", text(&other.stderr));
     assert!(apart(at("first").join("0001.png"), at("other").join("0000.png")) > Some(1), "what is given is changed");
@@ -85,15 +90,15 @@ fn a_picture_says_what_it_was_made_with_and_is_made_again_by_it() {
 fn pictures_come_in_other_formats_and_the_way_to_them_as_animations() {
     let (folder, checkpoint) = trained();
     let out = folder.path().join("out");
-    for format in ["jpg", "webp"] {
+    for (format, second) in [("jpg", "0001.jpg"), ("webp", "0003.webp")] {
         let how =
             ["--prompt", "a", "--prompt", "b", "--steps", "50", "--sampler", "euler", "--gif", "--apng", "--grid"];
         let made = sample(&checkpoint, &out, &[&how[..], &["--format", format]].concat());
         assert!(made.status.success(), "{}", text(&made.stderr));
-        assert_eq!(image::open(out.join(format!("0001.{format}"))).unwrap().into_rgb8().dimensions(), (32, 32));
+        assert_eq!(image::open(out.join(second)).unwrap().into_rgb8().dimensions(), (32, 32));
     }
-    let made = ["0000-steps.gif", "0000-steps.png", "0000.jpg", "0000.webp", "0001-steps.gif"];
-    assert_eq!(names(&out)[..5], made);
+    let made = ["0000-steps.gif", "0000-steps.png", "0000.jpg", "0001-steps.gif", "0001-steps.png", "0001.jpg"];
+    assert_eq!(names(&out)[..6], made);
     let gif = std::fs::File::open(out.join("0001-steps.gif")).unwrap();
     let decoder = image::codecs::gif::GifDecoder::new(BufReader::new(gif)).unwrap();
     // Every second of the fifty steps.
@@ -132,6 +137,22 @@ fn prompts_and_settings_are_taken_line_by_line() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+}
+
+#[test]
+fn what_has_no_effect_of_a_prompt_is_said() {
+    let (folder, checkpoint) = trained();
+    let out = folder.path().join("out");
+    let long = "word, ".repeat(16) + "on a blue background";
+    let told = |arguments: &[&str]| {
+        let made = sample(&checkpoint, &out, &[&["--steps", "1"][..], arguments].concat());
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        text(&made.stderr).lines().filter(|line| line.starts_with("warning")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&["--prompt", "a fox", "--negative", "fog"]), Vec::<String>::new());
+    let said = told(&["--prompt", &long, "--prompt", "a fox", "--negative", "fog", "--guidance", "1"]);
+    assert!(said.len() == 2 && said[0].contains("the negative prompt has no effect"), "{said:?}");
+    assert!(said[1].contains("16 words") && said[1].ends_with(": on a blue background"), "{said:?}");
 }
 
 /// One request on a connection of its own; the status and the body.
@@ -192,9 +213,53 @@ fn a_server_answers_with_the_pictures_that_sample_makes() {
     assert!(ended.status.success(), "{}", text(&ended.stderr));
     assert!(text(&ended.stderr).contains("2 pictures in"), "{}", text(&ended.stderr));
 
-    // Wrong paths and bad options are told before anything is loaded.
+    // Wrong paths and bad options are told before anything is loaded, and settings before the port, which is taken, is asked for.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (option, value, words) in [
+        ("--guidance-interval", "0.9,0.2", "guidance interval = 0.9 to 0.2 is not possible"),
+        ("--guidance-rescale", "7", "guidance rescale = 7 is not possible"),
+        ("--size", "30", "a positive multiple of 4 pixels"),
+        ("--steps", "600", "the default steps are 600, not from 1 to 500"),
+        ("--guidance", "200", "the default guidance is 200, not from 0 to 100"),
+        ("--shift", "2000", "the default shift is 2000"),
+        ("--most-pixels", "100", "the default size 32x32 has more than 100 pixels"),
+    ] {
+        let refused = run(&["serve", "--checkpoint", &checkpoint, "--port", &port, option, value]);
+        let said = text(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains(words), "{option} {value}: {said}");
+    }
     let refused = run(&["serve", "--checkpoint", "nowhere"]);
     assert!(text(&refused.stderr).contains("nowhere"), "{}", text(&refused.stderr));
     let refused = run(&["serve", "--checkpoint", &checkpoint, "--base-url", "pictures.example"]);
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn a_second_signal_ends_a_server_at_once() {
+    let (_folder, checkpoint) = trained();
+    let mut command = ferrotype();
+    command.args(["serve", "--port", "0", "--checkpoint", &checkpoint, "--most-pixels", "65536", "--steps", "500"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("http://").unwrap().to_owned();
+    // Someone waits for a picture that takes longer than the server would wait for it.
+    let mut waiting = TcpStream::connect(&address).unwrap();
+    let body = "{\"prompt\": \"x\", \"size\": \"256x256\"}";
+    let (path, length) = ("/v1/images/generations", body.len());
+    write!(
+        waiting,
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    wait_for("sampling", Duration::from_secs(30), || ask(&address, "GET", "/health", "").1.contains("\"sampling\":1"));
+    let signal = || assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    signal();
+    // Closer to the first one it would be taken for the same.
+    std::thread::sleep(Duration::from_millis(1500));
+    signal();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{}", text(&ended.stderr));
+    assert!(text(&ended.stderr).contains("stopping"), "{}", text(&ended.stderr));
 }

@@ -72,6 +72,32 @@ fn stages_share_names_of_types_and_each_reference_leads_to_its_own() {
     assert!(prompts.contains("\"integer\"") && prompts.contains("\"array\""), "{prompts}");
 }
 
+/// Whether a key says what it is for: itself, by what it refers to, or in each form that it may have.
+fn is_described(schema: &Value, property: &Value) -> bool {
+    // `uses`, whose value is the kind that is described.
+    let says = |value: &Value| value.get("description").is_some() || value.get("const").is_some();
+    let forms = property["anyOf"].as_array();
+    let is_form = |form: &Value| form["type"] == "null" || is_described(schema, form);
+    says(property) || says(followed(schema, property)) || forms.is_some_and(|forms| forms.iter().all(is_form))
+}
+
+#[test]
+fn every_key_is_described_in_words_for_people() {
+    let schema = schema();
+    let mut keys = 0;
+    every_object(&schema, &mut |object: &Map<String, Value>| {
+        // Keys may be called so themselves.
+        if let Some(about) = object.get("description").and_then(Value::as_str) {
+            assert!(!about.contains("[`") && !about.contains("::"), "a link to code: {about}");
+        }
+        for (key, property) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            keys += 1;
+            assert!(is_described(&schema, property), "{key}: {property}");
+        }
+    });
+    assert!(keys > 200, "{keys}");
+}
+
 #[test]
 fn manifests_of_ours_fit_the_schema_and_a_wrong_one_does_not() {
     let home = std::env::var_os("HOME").expect("a home");

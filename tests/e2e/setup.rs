@@ -10,7 +10,7 @@ use crate::support::{bucketed, ferrotype, folder, run, text};
 #[test]
 fn every_template_can_be_planned_once_its_list_is_there() {
     for (name, list, rows) in [
-        ("cc12m", "cc12m.tsv", "url\tcaption\nhttp://x/1\ta dog\n"),
+        ("cc12m", "cc12m.tsv", "http://x/1\ta dog\n"),
         // A csv in place of the parquet files that it expects, which are more work to write.
         ("laion", "laion.parquet", "URL,TEXT\nhttp://x/1,a dog\n"),
         ("urls", "urls.tsv", "url\tcaption\nhttp://x/1\ta dog\n"),
@@ -34,6 +34,16 @@ fn every_template_can_be_planned_once_its_list_is_there() {
         for stage in ["download", "filter", "bucket", "index", "train", "samples"] {
             assert!(said.contains(stage), "{name}, {stage}: {said}");
         }
+        let measured = |set: &str, until: &str| {
+            format!("`ferrotype run {manifest} --set {set} --rehearse 1000 --until {until}` measures it")
+        };
+        let same = measured(&format!("stage.download.urls={list}"), "index");
+        assert!(said.contains(&same), "a training of so few rows takes long, too: {said}");
+        let spaced = format!("stage.download.urls = {list}");
+        for [option, stage] in [["--until", "filter"], ["--stage", "download"]] {
+            let said = text(&here(&["plan", &manifest, "--set", &spaced, option, stage]).stdout);
+            assert!(said.contains(&measured(&format!("'{spaced}'"), stage)), "what is planned alone: {said}");
+        }
 
         // What a user changed is not written over.
         std::fs::write(folder.path().join(&manifest), "mine").unwrap();
@@ -43,8 +53,10 @@ fn every_template_can_be_planned_once_its_list_is_there() {
         assert_eq!(std::fs::read_to_string(folder.path().join(&manifest)).unwrap(), "mine");
         assert!(here(&["init", name, "--force"]).status.success());
         assert!(here(&["init", name, "--out", "other.toml"]).status.success());
-        let [forced, other] = [&*manifest, "other.toml"].map(|file| std::fs::read(folder.path().join(file)).unwrap());
-        assert_eq!(forced, other);
+        let [forced, other] =
+            [&*manifest, "other.toml"].map(|file| std::fs::read_to_string(folder.path().join(file)).unwrap());
+        assert_eq!(forced.replace(&manifest, "other.toml"), other, "it says its own name");
+        assert!(other.contains("ferrotype run other.toml") && !other.contains(&manifest), "{other}");
     }
 }
 
@@ -78,6 +90,17 @@ fn output_that_nobody_reads_any_more_is_no_failure() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn work_is_done_though_the_disk_of_its_log_is_full() {
+    let folder = folder();
+    let manifest = bucketed(folder.path(), &[(32, 32)], "");
+    let log = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = ferrotype().args(["run", &manifest]).stdout(Stdio::null()).stderr(log).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+    let again = run(&["run", &manifest]);
+    assert!(text(&again.stderr).contains("Nothing to do"), "{again:?}");
 }
 
 #[test]
@@ -230,6 +253,12 @@ fn a_folder_of_pictures_goes_from_its_template_to_buckets() {
     for part in ["3 in = 2 out + 1 dropped", "no_caption 1", "2 in = 1 out + 1 dropped", "below_min_side 1"] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    for (stage, share) in [("import", "33.3"), ("filter", "50.0")] {
+        let note = format!("  {stage:<10} refused {share} % of its rows; warn_above is 20.0 %");
+        assert!(said.contains(&note), "{note}: {said}");
+    }
+    let (code, _, said) = here(&["run", "folder.toml", "--stage", "index"]);
+    assert_eq!(code, Some(0), "what stages refused that were not selected is no matter: {said}");
     let (_, story, _) = here(&["explain", "folder.toml", "pictures/cats/large"]);
     assert!(story.contains("256x256") && story.contains("a black square"), "{story}");
 }

@@ -103,15 +103,61 @@ fn of_two_submissions_at_once_one_is_refused_and_no_job_is_forgotten() {
 }
 
 /// Without --stage there were no stages whose requeues counted, and so none was allowed.
+/// And Slurm's count has in it that other jobs took its place.
 #[test]
 fn a_worker_of_all_stages_is_queued_again_when_its_time_ends() {
     let (slurm, web) = (Slurm::new(), Web::start());
     let slow = "per_host = { in_flight = 4, per_second = 5 }";
     let manifest = web.manifest(&web.workdir().to_string_lossy(), slow).to_string_lossy().into_owned();
     let mut command = slurm.ferrotype(&["worker", &manifest, "--json"]);
-    command.env("SLURM_JOB_ID", "9");
+    command.env("SLURM_JOB_ID", "9").env("SLURM_RESTART_COUNT", "25");
     let mut worker = start_until(command, |event| event["event"] == "run_started");
     assert!(Command::new("kill").args(["-USR1", &worker.id().to_string()]).status().unwrap().success());
     assert_eq!(worker.wait().unwrap().code(), Some(130));
     assert_eq!(slurm.lines("asked"), ["requeue 9"]);
+    assert_eq!(std::fs::read_to_string(web.workdir().join("slurm/requeues.9")).unwrap(), "1");
+}
+
+#[test]
+fn tasks_whose_inputs_are_there_are_a_job_of_their_own_that_waits_for_nothing() {
+    let folder = folder();
+    let manifest = bucketed(folder.path(), &[(32, 32); 4], "");
+    let with_shards = |arguments: &[&str]| {
+        let output = ferrotype().args(arguments).args(["--set", "stage.import.rows_per_shard=1"]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    with_shards(&["run", &manifest, "-q"]);
+    for (stage, partition) in [("import", "part-00001."), ("bucket", "part-00001."), ("bucket", "part-00002.")] {
+        let files = std::fs::read_dir(folder.path().join("work/stages").join(stage)).unwrap();
+        for file in files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+            if file.file_name().unwrap().to_string_lossy().starts_with(partition) {
+                std::fs::remove_file(file).unwrap();
+            }
+        }
+    }
+    let begins = ["# ==>", "#SBATCH --dependency", "#SBATCH --array"];
+    let is_meant = |line: &&str| begins.iter().any(|begin| line.starts_with(begin));
+    let said = with_shards(&["submit", &manifest, "--dry-run"]);
+    let expected = [
+        "# ==> import.sh",
+        "#SBATCH --array=1",
+        "# ==> bucket.1.sh",
+        "#SBATCH --array=2",
+        "# ==> bucket.2.sh",
+        "#SBATCH --dependency=aftercorr:<job of import>",
+        "#SBATCH --array=1",
+    ];
+    assert_eq!(said.lines().filter(is_meant).collect::<Vec<_>>(), expected, "{said}");
+
+    // Slurm limits each array by itself.
+    let said = with_shards(&["submit", &manifest, "--dry-run", "--set", "stage.bucket.slurm.at_once=2"]);
+    let expected = [
+        "# ==> import.sh",
+        "#SBATCH --array=1",
+        "# ==> bucket.sh",
+        "#SBATCH --dependency=aftercorr:<job of import>",
+        "#SBATCH --array=1-2%2",
+    ];
+    assert_eq!(said.lines().filter(is_meant).collect::<Vec<_>>(), expected, "{said}");
 }

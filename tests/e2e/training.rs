@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{bucketed, ferrotype, folder, run, text};
+use crate::support::{bucketed, ferrotype, folder, run, text, trained};
 
 /// An index of thirty pictures in two buckets.
 fn index(folder: &Path) -> PathBuf {
@@ -69,6 +69,55 @@ fn ranks_are_launched_and_train_the_same_whoever_loads() {
     assert!(words.contains("the roles do not fit a world of 2 ranks") && words.contains("rank 5"), "{words}");
     let refused = run(&["launch", "-n", "0", "--", "train", "x.toml"]);
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn the_first_rank_that_holds_the_model_shows_how_far_all_are() {
+    let folder = folder();
+    let config = config(&index(folder.path()), folder.path(), "fed", "steps = 2\nloaders = { 0 = [1] }");
+    let launched = run(&["launch", "-n", "2", "--", "train", &config, "--json"]);
+    let words = text(&launched.stderr);
+    assert!(launched.status.success(), "{words}");
+    let shown = words.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("[1] ")?).ok());
+    let steps: Vec<u64> =
+        shown.filter(|event| event["event"] == "progress").filter_map(|event| event["done"].as_u64()).collect();
+    assert_eq!(steps, [0, 1, 2], "{words}");
+}
+
+/// As `nohup` starts things.
+#[test]
+fn ranks_that_ignore_the_end_of_their_terminal_go_on() {
+    let folder = folder();
+    let config = config(&index(folder.path()), folder.path(), "kept", "steps = 120");
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ferrotype")]);
+    command.args(["launch", "-n", "2", "--", "train", &config]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut launcher = command.spawn().unwrap();
+    wait_for_checkpoint(&folder.path().join("kept"), &mut launcher);
+    for process in children(&launcher).into_iter().chain([launcher.id()]) {
+        kill(process, "-HUP");
+    }
+    let ended = launcher.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{}", text(&ended.stderr));
+    assert_eq!(records(folder.path(), "kept").last().unwrap()["step"], 120);
+}
+
+#[test]
+fn a_training_for_which_there_is_no_memory_says_what_takes_less() {
+    let folder = folder();
+    let (index, file) = (index(folder.path()), folder.path().join("large.toml"));
+    // Hundreds of terabytes, which no system promises.
+    let sizes = "width = 65536\nheads = 4\nblocks = 1000\nhidden_scale = 1.0\ndevice = \"cpu\"";
+    let text_of =
+        format!("index = \"{}\"\nout = \"{}\"\n{sizes}\n", index.display(), folder.path().join("out").display());
+    fs::write(&file, text_of).unwrap();
+    // Who asks for a backtrace has all of it.
+    let refused = ferrotype().arg("train").arg(&file).env("RUST_BACKTRACE", "0").output().unwrap();
+    let words = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{words}");
+    assert!(words.contains("error: there is too little memory") && words.contains("lower batch_size"), "{words}");
+    assert!(words.contains("you tried to allocate") && !words.contains("frame #"), "{words}");
+    assert!(!words.contains("panicked"), "{words}");
 }
 
 /// Waits for the run's first checkpoint.
@@ -197,6 +246,56 @@ fn soak_a_training_that_is_killed_twenty_times_comes_to_the_same_bits() {
 }
 
 #[test]
+fn a_committed_model_that_is_damaged_is_made_good_and_one_that_is_whole_made_again_by_force() {
+    let (folder, checkpoint) = trained();
+    let manifest = folder.path().join("work.toml").to_string_lossy().into_owned();
+    let weights = Path::new(&checkpoint).join("step-000000002/ema.safetensors");
+    let before = fs::read(&weights).unwrap();
+    fs::write(&weights, &before[..before.len() / 2]).unwrap();
+    let found = run(&["verify", &manifest]);
+    assert_eq!(found.status.code(), Some(1), "{}", text(&found.stdout));
+    assert!(text(&found.stdout).contains("Delete the damaged files and run again"), "{}", text(&found.stdout));
+
+    // As it says.
+    fs::remove_file(&weights).unwrap();
+    let made = run(&["run", &manifest, "-q"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert!(fs::read(&weights).unwrap() == before, "to the bit");
+    assert!(run(&["verify", &manifest]).status.success());
+
+    // Other bytes in their place are neither gone on from nor committed.
+    fs::write(&weights, &before[..before.len() / 2]).unwrap();
+    let record = record_in(&folder.path().join("work/stages/train"));
+    let before_force = fs::read(&record).unwrap();
+    let begins_anew = || {
+        let made = run(&["run", &manifest, "--stage", "train", "--force", "--json"]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let events = text(&made.stdout);
+        let events: Vec<Value> = events.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        events.iter().any(|event| event["event"] == "progress" && event["done"] == 0)
+    };
+    assert!(begins_anew());
+    assert!(fs::read(&weights).unwrap() == before, "to the bit");
+    assert!(run(&["verify", &manifest]).status.success());
+    // As if it had ended before its commit.
+    let committed = fs::read(&record).unwrap();
+    assert!(committed != before_force);
+    fs::write(&record, before_force).unwrap();
+    assert!(!begins_anew(), "what is finished is committed");
+    assert!(begins_anew(), "and is made again when that is asked for after its commit");
+}
+
+/// The record of a stage of one partition.
+fn record_in(folder: &Path) -> PathBuf {
+    let mut files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let is_record = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("part-") && name.ends_with(".json")
+    };
+    files.find(is_record).unwrap()
+}
+
+#[test]
 fn a_fine_tuning_begins_from_the_training_before_it_and_follows_it() {
     let folder = folder();
     let train = |name: &str, from: &str, more: &str| {
@@ -223,7 +322,10 @@ fn a_fine_tuning_begins_from_the_training_before_it_and_follows_it() {
     };
     assert!(plan("stage.fine.log_every=2").contains("up to date"), "{}", plan("stage.fine.log_every=2"));
     assert!(!plan("stage.train.seed=9").contains("up to date"), "{}", plan("stage.train.seed=9"));
-    let twice = run(&["plan", &manifest, "--set", "stage.fine.start={ folder = \"x\" }"]);
+    let runs = fs::read_dir(folder.path().join("work/stages/train")).unwrap().map(|entry| entry.unwrap().path());
+    let trained = runs.into_iter().find(|path| path.join("latest").exists()).unwrap();
+    let start = format!("stage.fine.start={{ folder = \"{}\" }}", trained.display());
+    let twice = run(&["plan", &manifest, "--set", &start]);
     let (status, words) = (twice.status.code(), text(&twice.stderr));
     assert!(status == Some(2) && words.contains("`from` a train stage as well: keep one"), "{words}");
 }

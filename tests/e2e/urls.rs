@@ -1,4 +1,4 @@
-//! `fetch` of files at plain URLs, whose server says little of them: none is taken for another, and none comes twice.
+//! `fetch` of files at plain URLs, whose server says little of them: none is taken for another, and one comes again only if it is damaged.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
@@ -181,14 +181,22 @@ fn places_that_are_shown_alike_are_remembered_each_by_itself() {
 }
 
 #[test]
-fn a_file_without_a_digest_that_came_whole_does_not_come_twice() {
+fn a_file_without_a_digest_that_is_damaged_comes_again() {
+    for (path, said_of_it) in [("/x.tar", "x.tar cannot be unpacked"), ("/x.parquet", "cannot read")] {
+        let server = Server::start(true, "");
+        let place = Place::new(&server, &[path], "unpack = true");
+        for _ in 0..2 {
+            let (succeeded, said) = place.run(&[]);
+            assert!(!succeeded && said.contains(said_of_it), "{said}");
+            let mut left = std::fs::read_dir(place.stage().join("partial")).unwrap();
+            assert!(left.next().is_none(), "nothing is left of it");
+        }
+        assert_eq!(server.asked(), [path, path]);
+    }
     let server = Server::start(true, "");
     let place = Place::new(&server, &["/x.tar"], "unpack = true");
-    let (succeeded, said) = place.run(&[]);
-    assert!(!succeeded && said.contains("x.tar cannot be unpacked"), "{said}");
+    place.run(&[]);
     let (succeeded, said) = place.run(&["--set", "stage.files.unpack=false"]);
     assert!(succeeded, "{said}");
     assert_eq!(place.contents(), expected(&["/x.tar"]));
-    assert_eq!(server.asked(), ["/x.tar"]);
-    assert!(std::fs::read_dir(place.stage().join("partial")).unwrap().next().is_none(), "nothing is left of it");
 }

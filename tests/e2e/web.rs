@@ -53,23 +53,18 @@ impl Place {
         text(&output.stdout).lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
     }
 
-    /// Every row of the list is in one place, under the word that the origin expects. What was tried again and had then stays in
-    /// quarantine too, as the tries were.
-    fn check(&self, manifest: &Path, is_retried: bool) {
+    /// Every row of the list is in one place, under the word that the origin expects, however often it was tried.
+    fn check(&self, manifest: &Path) {
         let row_of = |key: &str| key.rsplit('/').next().unwrap().parse::<usize>().unwrap();
         let mut found: HashMap<usize, String> = HashMap::new();
         let mut once = |row: usize, what: String| {
             assert_eq!(found.insert(row, what), None, "row {row} is there twice");
         };
-        let mut had = BTreeSet::new();
         for row in Self::ask(manifest, "SELECT key, width, height, sha256 FROM download") {
-            had.insert(row_of(&row[0]));
             once(row_of(&row[0]), row[1..].join(" "));
         }
         for row in Self::ask(manifest, "SELECT key, reason FROM download_quarantine") {
-            if !is_retried || !had.contains(&row_of(&row[0])) {
-                once(row_of(&row[0]), row[1].clone());
-            }
+            once(row_of(&row[0]), row[1].clone());
         }
         let mut wrong: BTreeMap<String, usize> = BTreeMap::new();
         for (index, row) in self.origin.rows().iter().enumerate() {
@@ -144,7 +139,7 @@ fn every_row_ends(urls: usize) {
     let held = watched(start(&first));
     let seconds = started.elapsed().as_secs_f64();
     let served = place.origin.served();
-    place.check(&first, false);
+    place.check(&first);
     // Connections in flight, as many idle ones as each host may keep, and the process's own.
     let most = IN_FLIGHT + served.most_at_a_time.len() * PER_HOST + 256;
     assert!(held.descriptors < most, "{} descriptors, {most} at most", held.descriptors);
@@ -154,7 +149,7 @@ fn every_row_ends(urls: usize) {
     place.origin.reset();
     let second = place.manifest("second", 2, "");
     watched(start(&second));
-    place.check(&second, false);
+    place.check(&second);
     let bytes = |name: &str| digests(&place.workdir(name), "download");
     assert_eq!(bytes("first"), bytes("second"), "the same answers, other timing");
     eprintln!(
@@ -192,7 +187,7 @@ fn killed(urls: usize, rows_per_shard: usize, kills: usize) {
     let place = Place::new(Options { urls, slow_share: 0.001, seed: 5, ..Options::default() }, rows_per_shard);
     let whole = place.manifest("whole", 4, "");
     watched(start(&whole));
-    place.check(&whole, false);
+    place.check(&whole);
     place.origin.reset();
 
     // A duplicate's requests are counted with those of the row that it repeats.
@@ -228,7 +223,7 @@ fn killed(urls: usize, rows_per_shard: usize, kills: usize) {
     for (row, asked) in asked_before {
         assert!(requests[row] == asked || is_repeated(row), "row {row} was committed, and asked for again");
     }
-    place.check(&manifest, false);
+    place.check(&manifest);
     let bytes = |name: &str| digests(&place.workdir(name), "download");
     assert_eq!(bytes("killed"), bytes("whole"));
     eprintln!("killed {done} times{}", if ended { ", until there was nothing left to do" } else { "" });
@@ -253,7 +248,7 @@ fn a_machine_with_few_descriptors_blames_no_row() {
     let manifest = place.manifest("few", 4, "");
     let held = watched(start_with(256, &manifest));
     assert!(held.descriptors <= 256, "{}", held.descriptors);
-    place.check(&manifest, false);
+    place.check(&manifest);
 }
 
 #[test]
@@ -276,7 +271,7 @@ fn what_refused_for_now_is_tried_again_alone_and_under_its_key() {
     for (row, (before, after)) in before.iter().zip(place.origin.served().requests).enumerate() {
         assert_eq!(after - before, u32::from(busy(row)), "row {row}");
     }
-    place.check(Path::new(&manifest), true);
+    place.check(Path::new(&manifest));
 }
 
 #[test]

@@ -100,6 +100,61 @@ fn weights_that_are_not_their_models_are_listed_and_nothing_is_written() {
 }
 
 #[test]
+fn a_converted_checkpoint_says_how_large_its_pictures_were_and_how_their_latents_are_scaled() {
+    let folder = folder();
+    let checkpoint = folder.path().join("step-000000003");
+    std::fs::create_dir(&checkpoint).unwrap();
+    std::fs::copy(fixture("mmdit/rope2d_swiglu/weights.safetensors"), checkpoint.join("ema.safetensors")).unwrap();
+    let state = serde_json::json!({
+        "format": 1, "step": 3, "max_resolution": 512, "training": null, "version": "test", "text": "hash",
+        "latents": { "autoencoder": { "folder": "vae", "affine": "shift_then_scale" } },
+        "model": { "channels": 16, "patch_size": 2, "width": 32, "blocks": 2, "heads": 2, "hidden": 128, "text_streams": 2,
+            "text_width": 24, "pooled_width": 12, "zero_gates": false },
+    });
+    std::fs::write(checkpoint.join("state.json"), state.to_string()).unwrap();
+    let (converted, json) = (folder.path().join("mine.safetensors"), folder.path().join("mine.model_params.json"));
+    let output = convert(&[&checkpoint, &converted]);
+    assert!(output.status.success() && !text(&output.stderr).contains("warning"), "{}", text(&output.stderr));
+    let described: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(described["max_res"], 512.0);
+    assert_eq!(described["latent_affine"], "shift_then_scale");
+
+    // What an earlier conversion left is kept, and told where it is something else.
+    std::fs::remove_file(&converted).unwrap();
+    std::fs::write(&json, "{}").unwrap();
+    let again = convert(&[&checkpoint, &converted]);
+    assert!(again.status.success() && text(&again.stderr).contains("something else"), "{}", text(&again.stderr));
+    assert_eq!(std::fs::read_to_string(&json).unwrap(), "{}");
+
+    // Nothing is read where nothing can be written.
+    let lost = convert(&[&checkpoint, &folder.path().join("nowhere/mine.safetensors")]);
+    assert!(lost.status.code() == Some(2) && lost.stdout.is_empty(), "{}", text(&lost.stdout));
+    assert!(text(&lost.stderr).contains("nowhere is no folder"), "{}", text(&lost.stderr));
+}
+
+#[test]
+fn pictures_are_encoded_upright_and_on_white() {
+    let folder = folder();
+    let clear = folder.path().join("clear.png");
+    image::RgbaImage::new(8, 4).save(&clear).unwrap();
+    let mut plain = std::io::Cursor::new(Vec::new());
+    image::RgbImage::new(16, 8).write_to(&mut plain, image::ImageFormat::Jpeg).unwrap();
+    let plain = plain.into_inner();
+    // By its EXIF it lies on its side.
+    let exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let marker = [0xff, 0xe1, 0, (2 + exif.len()) as u8];
+    let turned = folder.path().join("turned.jpg");
+    std::fs::write(&turned, [&plain[..2], &marker, exif, &plain[2..]].concat()).unwrap();
+    let out = folder.path().join("out");
+    let [clear, turned, out_text] = [&clear, &turned, &out].map(|path| path.to_string_lossy());
+    let output = run(&["encode", "--image", &clear, "--image", &turned, "--out", &out_text]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let decoded = |name: &str| image::open(out.join(name)).unwrap().into_rgb8();
+    assert_eq!(decoded("0000-clear-decoded.png"), image::RgbImage::from_pixel(8, 4, image::Rgb([255; 3])));
+    assert_eq!(decoded("0001-turned-decoded.png").dimensions(), (8, 16));
+}
+
+#[test]
 fn prompts_and_pictures_can_be_encoded_and_looked_at() {
     let folder = folder();
     let picture = image::RgbImage::from_fn(37, 20, |x, y| image::Rgb([x as u8 * 6, y as u8 * 12, 90]));

@@ -251,6 +251,7 @@ fn world_of_one(ordinal: usize) -> Result<NcclCollective, Box<dyn std::error::Er
         rank: 0,
         size: 1,
         local_rank: ordinal,
+        local_size: 1,
         master_address: "127.0.0.1".to_owned(),
         master_port: 29_571,
         secret: None,

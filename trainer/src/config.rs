@@ -24,6 +24,7 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Samples in one update.
     pub batch_size: u64,
+    /// What the first weights, the order of images and all noise follow from.
     pub seed: u64,
 
     /// What the model works on: `pixels` needs no VAE; `{ autoencoder = { folder = "…" } }` is one in diffusers' layout.
@@ -37,7 +38,9 @@ pub struct TrainConfig {
     pub patch_size: u32,
     /// Features of a token.
     pub width: u32,
+    /// Blocks of the model, one after the other.
     pub blocks: u32,
+    /// Heads of the attention in each block, among which `width` is divided.
     pub heads: u32,
     /// Hidden features of the feed-forward layers, as a multiple of `width`.
     pub hidden_scale: f64,
@@ -67,9 +70,13 @@ pub struct TrainConfig {
     /// Updates over which the learning rate rises from 0 to its peak.
     pub warmup_steps: u64,
     pub schedule: Schedule,
+    /// How much of itself AdamW's mean of the gradients keeps at each update.
     pub beta1: f64,
+    /// How much of itself its mean of their squares keeps.
     pub beta2: f64,
+    /// What is added to the root of that mean, by which an update is divided.
     pub epsilon: f64,
+    /// Share of a parameter by which an update makes it smaller, times the learning rate.
     pub weight_decay: f64,
     /// Which parameters decay: `matrices` leaves scalars, norms and biases alone.
     pub decay: Decay,
@@ -181,7 +188,7 @@ pub struct TrainOperations {
     pub peak_teraflops: Option<f64>,
     /// Pixels that are read and decoded ahead of need, in bytes.
     pub prefetch_bytes: u64,
-    /// Of shards on a store: bytes of them that are kept on this machine's disk, by each process that loads.
+    /// Of shards on a store: bytes of them that are kept on this machine's disk. The ranks that load here share them.
     pub cache_bytes: u64,
     /// What becomes of an image that cannot be used: `replace` takes the next of its bucket, counts and names it; `stop` ends
     /// the run.

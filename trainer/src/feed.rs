@@ -39,9 +39,15 @@ pub struct OwnFeed {
 }
 
 impl OwnFeed {
-    /// One rank's share of the job's steps, from `start` on.
-    pub(crate) fn open(job: &Job, start: u64, share: Share, device: Device) -> Result<Self, TrainError> {
-        let source = source(job, 1)?;
+    /// One rank's share of the job's steps, from `start` on. `processes` of this machine load.
+    pub(crate) fn open(
+        job: &Job,
+        start: u64,
+        share: Share,
+        device: Device,
+        processes: usize,
+    ) -> Result<Self, TrainError> {
+        let source = source(job, 1, processes)?;
         let loader = source.load(Part::Training, share, start..job.config.steps)?;
         Ok(Self { source, share, loader, encoder: Encoder::new(job.config, device)? })
     }
@@ -80,8 +86,9 @@ pub(crate) fn held_out(source: &Source, share: Share, encoder: &Encoder) -> Resu
     Ok(batches)
 }
 
-/// What `loaders` loaders of this process read from: the job's buckets, which must fit its model.
-pub(crate) fn source(job: &Job, loaders: usize) -> Result<Source, TrainError> {
+/// What `loaders` loaders of this process, one of `processes` of this machine that load, read from: the job's buckets, which must fit
+/// its model.
+pub(crate) fn source(job: &Job, loaders: usize, processes: usize) -> Result<Source, TrainError> {
     let (config, operations) = (job.config, job.operations);
     let index = BucketIndex::read_in(job.workdir, job.index)?;
     let multiple = config.pixel_multiple()?;
@@ -98,6 +105,7 @@ pub(crate) fn source(job: &Job, loaders: usize) -> Result<Source, TrainError> {
         on_bad_image: operations.on_bad_image,
         prefetch_bytes: operations.prefetch_bytes / loaders.max(1) as u64,
         cache_bytes: operations.cache_bytes,
+        processes,
         ..LoaderOptions::default()
     };
     Ok(Source::over(job.index, index, options)?)

@@ -43,6 +43,9 @@ pub use train::{Finished, Job, train};
 
 use std::path::PathBuf;
 
+use models::ModelError;
+use models::checkpoint::STATE;
+
 /// Why a training did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -77,11 +80,19 @@ pub enum TrainError {
     )]
     OtherIndex { folder: PathBuf, index: PathBuf },
     #[error(
+        "the checkpoint of step {step} in {folder} cannot be gone on from, and there is none before it; bring its files back, or remove \"latest\" there (and in the same folder on the store, if the workdir lies on one) to begin anew"
+    )]
+    LostCheckpoint { folder: PathBuf, step: u64 },
+    #[error(
         "{folder} holds another model than the configuration describes: {difference}; change these settings, or begin from another checkpoint"
     )]
     OtherModel { folder: PathBuf, difference: String },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(
+        "there is too little memory for this model and its batches: set micro_batch or recompute_blocks, which change nothing about what is learned, or lower batch_size"
+    )]
+    OutOfMemory { source: models::ModelError },
     #[error("device = {message}")]
     Device { message: String },
     #[error(transparent)]
@@ -92,8 +103,25 @@ pub enum TrainError {
     Nccl(#[from] collective::NcclError),
     #[error("a thread cannot be started, or ended early")]
     Thread { source: std::io::Error },
+    #[error(
+        "rank {rank} was started with other settings than the ranks before it: {difference}; start all ranks with one configuration, one index and one version"
+    )]
+    OtherSettings { rank: usize, difference: String },
     #[error("rank {rank} sent what is no batch: start all ranks with one configuration and one version")]
     Batch { rank: usize },
     #[error("the loader ended before the last step; this is a fault in the program")]
     LoaderGone,
+}
+
+impl TrainError {
+    /// Whether it says of a checkpoint that a file of it is gone, or is not what was written.
+    fn is_loss(&self) -> bool {
+        match self {
+            Self::Shard(error) | Self::Model(ModelError::Shard(error)) => error.is_loss(),
+            Self::Model(ModelError::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+            // A description that cannot be read may be of a newer version.
+            Self::Model(ModelError::Record { path, .. }) => path.file_name().is_none_or(|name| name != STATE),
+            _ => false,
+        }
+    }
 }

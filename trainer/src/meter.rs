@@ -99,7 +99,9 @@ impl<'a> Meter<'a> {
             }
             norm += of_step;
         }
-        let seconds = since.elapsed().as_secs_f64().max(1e-9);
+        // Where this line's time ends, the next one's begins: what was waited for above is of this one alone.
+        self.since = Instant::now();
+        let seconds = self.since.duration_since(since).as_secs_f64().max(1e-9);
         ranks.sum_numbers(&mut numbers)?;
         let of_bin = |bin: usize| {
             let (sum, count) = (numbers[2 + bin], numbers[2 + TIME_BINS + bin]);
@@ -159,5 +161,48 @@ impl<'a> Meter<'a> {
             outcomes: BTreeMap::new(),
             note,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use models::mmdit::Mmdit;
+    use shards::event::EventSink;
+    use tch::Device;
+
+    use super::*;
+    use crate::collective::Alone;
+    use crate::config::{TrainConfig, TrainOperations};
+
+    #[test]
+    fn the_time_of_a_line_ends_where_that_of_the_next_one_begins() {
+        let config = TrainConfig { width: 32, heads: 2, blocks: 1, batch_size: 4, ..TrainConfig::default() };
+        let model = config.model().unwrap();
+        let parameters = Mmdit::initialise(&model, 0, Device::Cpu);
+        let mut learner = Learner::new(&config, &model, parameters, None).unwrap();
+        let job = Job {
+            config: &config,
+            operations: &TrainOperations::default(),
+            index: Path::new("index"),
+            workdir: None,
+            folder: Path::new("run"),
+            stage: "train",
+            events: &EventSink::silent(),
+            cancelled: &|| false,
+            again: false,
+        };
+        let mut meter = Meter::new(&job, 0, false);
+        let began = meter.since;
+        for step in 0..3 {
+            let numbers = Tensor::from_slice(&[0.5f32; 4]);
+            let update = Update { losses: numbers.copy(), times: numbers, gradient_norm: Tensor::from(1.0f32) };
+            meter.updated(step, update, 1.0);
+        }
+        let record = meter.record(3, 0, 0.1, &mut learner, &mut Alone).unwrap();
+        let seconds = 3.0 * 4.0 / record.images_per_second;
+        let between = meter.since.duration_since(began).as_secs_f64();
+        assert!((seconds / between - 1.0).abs() < 1e-9, "{seconds} {between}");
     }
 }

@@ -5,7 +5,7 @@ use std::thread::{Builder, JoinHandle};
 
 use models::checkpoint::{self, Checkpoint, CheckpointState};
 use shards::digest::Digest;
-use shards::event::Event;
+use shards::event::{Event, EventSink};
 use tch::Tensor;
 
 use crate::TrainError;
@@ -62,15 +62,12 @@ impl Saver {
         let write = move || {
             let checkpoint = Checkpoint::write(&folder, &state, &files)?;
             // The new one is there, which is what counts; the next one tries again.
-            let failed = |what: String, error: &TrainError| {
-                let why = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
-                events.send(Event::Note { stage: stage.clone(), text: format!("{what}: {error}{why}") });
-            };
+            let failed = |what: &str, error: &TrainError| note(&events, &stage, what, error);
             if let Some(Err(error)) = stored.map(|stored| stored.save(step, &operations)) {
-                failed(format!("the checkpoint of step {step} may be on this machine alone"), &error);
+                failed(&format!("the checkpoint of step {step} may be on this machine alone"), &error);
             }
             if let Err(error) = prune(&folder, step, &operations) {
-                failed("an old checkpoint stays".to_owned(), &error);
+                failed("an old checkpoint stays", &error);
             }
             Ok(checkpoint)
         };
@@ -104,6 +101,20 @@ impl Drop for Saver {
             let _written = writing.join();
         }
     }
+}
+
+/// Takes to the store what was made to be looked at since the last checkpoint.
+pub(crate) fn save_shown(job: &Job) {
+    let stored = job.workdir.and_then(|workdir| Stored::of(workdir, job.folder));
+    if let Some(Err(error)) = stored.map(|stored| stored.save_shown()) {
+        note(job.events, job.stage, "the last sheets and curves may be on this machine alone", &error);
+    }
+}
+
+/// Says what went wrong without an end of the training.
+pub(crate) fn note(events: &EventSink, stage: &str, what: &str, error: &TrainError) {
+    let why = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
+    events.send(Event::Note { stage: stage.to_owned(), text: format!("{what}: {error}{why}") });
 }
 
 /// In the CPU's memory, and of their own: the next update changes what they are copies of.

@@ -167,17 +167,22 @@ impl Source {
 
     /// Refuses latents that are scaled in another way than those that the weights were trained on.
     fn check_scaling(&self, latents: &Latents) -> Result<(), TrainError> {
-        match (self, latents) {
-            (Self::Reference(_), Latents::Autoencoder(AutoencoderLatents { affine: Affine::ShiftThenScale, .. })) => {
-                Err(TrainError::Configuration {
-                    what: "latents",
-                    value: "{ autoencoder = { affine = \"shift_then_scale\" } }".to_owned(),
-                    expected: "the reference's weights were trained on latents of affine = \"scale_then_shift\""
-                        .to_owned(),
-                })
-            }
-            _ => Ok(()),
+        let (Self::Reference(files), Latents::Autoencoder(AutoencoderLatents { affine, .. })) = (self, latents) else {
+            return Ok(());
+        };
+        let trained = MmditConfig::affine_of_reference(&files.parameters())?;
+        if *affine == trained {
+            return Ok(());
         }
+        let name = |affine: Affine| match affine {
+            Affine::ShiftThenScale => "shift_then_scale",
+            Affine::ScaleThenShift => "scale_then_shift",
+        };
+        Err(TrainError::Configuration {
+            what: "latents",
+            value: format!("{{ autoencoder = {{ affine = \"{}\" }} }}", name(*affine)),
+            expected: format!("these weights were trained on latents of affine = \"{}\"", name(trained)),
+        })
     }
 
     /// Gives `learner` its moments; returns the updates that they stand for.
@@ -315,6 +320,21 @@ mod tests {
         assert!(refused.contains("scale_then_shift"), "{refused}");
         source.check_scaling(&with(Affine::ScaleThenShift)).unwrap();
         source.check_scaling(&Latents::Pixels).unwrap();
+    }
+
+    #[test]
+    fn weights_that_were_converted_are_taken_for_the_latents_that_they_were_trained_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let described = Path::new("model_params_3s.json");
+        let bytes = std::fs::read(reference().join(described)).unwrap();
+        let mut parameters: Value = serde_json::from_slice(&bytes).unwrap();
+        parameters["latent_affine"] = json!("shift_then_scale");
+        std::fs::write(folder.path().join(described), parameters.to_string()).unwrap();
+        let with = |affine| Latents::Autoencoder(AutoencoderLatents { folder: PathBuf::new(), affine });
+        let source = Source::find(folder.path()).unwrap();
+        source.check_scaling(&with(Affine::ShiftThenScale)).unwrap();
+        let refused = source.check_scaling(&with(Affine::ScaleThenShift)).unwrap_err().to_string();
+        assert!(refused.contains("trained on latents of affine = \"shift_then_scale\""), "{refused}");
     }
 
     #[test]

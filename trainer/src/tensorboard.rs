@@ -26,7 +26,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::TrainError;
 
-const PREFIX: &str = "events.out.tfevents.";
+/// With what the names of event files begin.
+pub(crate) const PREFIX: &str = "events.out.tfevents.";
 
 /// Appends to an event file of its own. What is written becomes visible with [`EventFile::flush`].
 #[derive(Debug)]

@@ -1,10 +1,13 @@
 //! The training loop.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use models::ModelError;
 use models::checkpoint::{self, Checkpoint, CheckpointState};
 use models::device;
-use models::mmdit::Mmdit;
+use models::mmdit::{Mmdit, MmditConfig};
 use serde_json::Value;
 use shards::digest::Digest;
 use shards::event::{Event, EventSink};
@@ -21,7 +24,7 @@ use crate::loader::{BadImage, Share};
 use crate::meter::Meter;
 use crate::metrics::{Metrics, Record};
 use crate::objective::{Draws, Task};
-use crate::saver::{Origin, Saver};
+use crate::saver::{self, Origin, Saver};
 use crate::schedule::learning_rate;
 use crate::split::Phase;
 use crate::stored::Stored;
@@ -42,6 +45,8 @@ pub struct Job<'a> {
     pub events: &'a EventSink,
     /// Asked after every update; true ends the run with a checkpoint.
     pub cancelled: &'a dyn Fn() -> bool,
+    /// Whether a training that is finished is made again, from its beginning. One that is not goes on in any case.
+    pub again: bool,
 }
 
 /// How a training ended.
@@ -59,6 +64,21 @@ pub struct Finished {
 
 /// Trains until the last step or until cancelled.
 pub fn train(job: &Job) -> Result<Finished, TrainError> {
+    attempt(|| train_alone(job))
+}
+
+/// Makes errors of libtorch's panics. Of too little memory, with what takes less.
+pub(crate) fn attempt<T>(work: impl FnOnce() -> Result<T, TrainError>) -> Result<T, TrainError> {
+    match ModelError::attempt("training", || Ok(work())) {
+        Ok(Err(TrainError::Model(source))) | Err(source) if source.is_out_of_memory() => {
+            Err(TrainError::OutOfMemory { source })
+        }
+        Ok(done) => done,
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn train_alone(job: &Job) -> Result<Finished, TrainError> {
     let Job { config, operations, .. } = *job;
     config.validate()?;
     if operations.loaders.is_some() || operations.models_per_loader.is_some() {
@@ -70,7 +90,7 @@ pub fn train(job: &Job) -> Result<Finished, TrainError> {
     }
     let device = device::named(operations.device.as_deref(), 0).map_err(|message| TrainError::Device { message })?;
     let begun = begin(job, device, &mut Alone)?;
-    let mut feed = OwnFeed::open(job, begun.updates, Share::default(), device)?;
+    let mut feed = OwnFeed::open(job, begun.updates, Share::default(), device, 1)?;
     let finished = run(job, begun, &mut feed, &mut Alone)?;
     finished.ok_or(TrainError::LoaderGone)
 }
@@ -191,6 +211,7 @@ pub(crate) fn run(
         Some(checkpoint) => checkpoint,
         None => Checkpoint::open(&job.folder.join(checkpoint::folder_name(step)))?,
     };
+    saver::save_shown(job);
     let samples = (step - start) * config.batch_size;
     let (replaced, records) = (metrics.replaced(), metrics.records().to_vec());
     Ok(Some(Finished { checkpoint, interrupted, samples, replaced, records }))
@@ -227,39 +248,109 @@ fn start_or_resume(job: &Job, device: Device) -> Result<Begun, TrainError> {
     let config = job.config;
     let model = config.model()?;
     let note = |text| job.events.send(Event::Note { stage: job.stage.to_owned(), text });
-    // Only ranks that load need it: this one may be on a machine that has none.
-    let index = job.index.is_file().then(|| Digest::of_file(job.index)).transpose()?;
-    let origin = Origin { index, encoders: Some(config.encoders()?) };
-    if let Some(stored) = job.workdir.and_then(|workdir| Stored::of(workdir, job.folder)) {
-        stored.bring_latest()?;
+    let origin = Origin { index: index_of(job)?, encoders: Some(config.encoders()?) };
+    let stored = job.workdir.and_then(|workdir| Stored::of(workdir, job.folder));
+    if job.again {
+        set_back_if_finished(job, stored.as_ref())?;
     }
-    let Some(checkpoint) = Checkpoint::latest(job.folder)? else {
-        if let Some(start) = &config.start {
-            let (learner, updates, text) = start.begin(config, device)?;
-            note(text);
-            return Ok(Begun { learner, updates, longest_side: 0, origin });
-        }
-        let parameters = Mmdit::initialise(&model, config.seed, device);
-        let ema = parameters.duplicate();
-        let learner = Learner::new(config, &model, parameters, Some(ema))?;
-        return Ok(Begun { learner, updates: 0, longest_side: 0, origin });
+    let lost: Cell<Option<u64>> = Cell::new(None);
+    let passed_over = |step: u64, error: &TrainError| {
+        lost.set(lost.get().max(Some(step)));
+        saver::note(job.events, job.stage, &format!("the checkpoint of step {step} is passed over"), error);
     };
+    if let Some(stored) = stored {
+        stored.bring_latest(&passed_over)?;
+    }
+    if let Some(begun) = resume(job, &model, device, &origin, &passed_over)? {
+        note(format!("going on from step {}", begun.updates));
+        return Ok(begun);
+    }
+    match lost.get() {
+        // Its files may be on their way, or in a backup: what days of it came to is not thrown away unasked.
+        Some(step) if step < config.steps => {
+            return Err(TrainError::LostCheckpoint { folder: job.folder.to_owned(), step });
+        }
+        // Of one that was finished, whose files were found damaged and deleted.
+        Some(_) => note("there is no other checkpoint before that: it begins anew".to_owned()),
+        None => {}
+    }
+    if let Some(start) = &config.start {
+        let (learner, updates, text) = start.begin(config, device)?;
+        note(text);
+        return Ok(Begun { learner, updates, longest_side: 0, origin });
+    }
+    let parameters = Mmdit::initialise(&model, config.seed, device);
+    let ema = parameters.duplicate();
+    let learner = Learner::new(config, &model, parameters, Some(ema))?;
+    Ok(Begun { learner, updates: 0, longest_side: 0, origin })
+}
+
+/// The digest of the index, where there is one: only ranks that load need it, and others may be on a machine that has none.
+pub(crate) fn index_of(job: &Job) -> Result<Option<Digest>, TrainError> {
+    Ok(job.index.is_file().then(|| Digest::of_file(job.index)).transpose()?)
+}
+
+/// Has a finished training begin anew, here and on the store. Its checkpoints stay until new ones take their places: a record may name them.
+fn set_back_if_finished(job: &Job, stored: Option<&Stored>) -> Result<(), TrainError> {
+    let latest = job.folder.join(checkpoint::LATEST);
+    let here = std::fs::read_to_string(&latest).ok().and_then(|name| checkpoint::step_of_folder(name.trim()));
+    let there = stored.map(Stored::latest).transpose()?.flatten();
+    if here.max(there) >= Some(job.config.steps) {
+        shards::disk::remove(&latest)?;
+        stored.map(Stored::forget_latest).transpose()?;
+    }
+    Ok(())
+}
+
+/// The newest checkpoint of the folder that can be gone on from; `passed_over` hears of those of which a file is gone, or is not what was
+/// written.
+fn resume(
+    job: &Job,
+    model: &MmditConfig,
+    device: Device,
+    origin: &Origin,
+    passed_over: &dyn Fn(u64, &TrainError),
+) -> Result<Option<Begun>, TrainError> {
+    let Some(latest) = Checkpoint::latest_step(job.folder)? else { return Ok(None) };
+    let list = std::fs::read_dir(job.folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let entries = list.map_err(|source| TrainError::Io { action: "list", path: job.folder.to_owned(), source })?;
+    let steps = entries.iter().filter_map(|entry| checkpoint::step_of_folder(&entry.file_name().to_string_lossy()));
+    let mut steps: BTreeSet<u64> = steps.filter(|step| *step < latest).collect();
+    steps.insert(latest);
+    for step in steps.into_iter().rev() {
+        match resume_from(job, step, model, device, origin) {
+            Ok(begun) => return Ok(Some(begun)),
+            Err(error) if error.is_loss() => passed_over(step, &error),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+fn resume_from(
+    job: &Job,
+    step: u64,
+    model: &MmditConfig,
+    device: Device,
+    origin: &Origin,
+) -> Result<Begun, TrainError> {
+    let config = job.config;
+    let checkpoint = Checkpoint::open(&job.folder.join(checkpoint::folder_name(step)))?;
     if let Some(difference) = difference(&checkpoint.state, config, origin.encoders.as_ref()) {
         return Err(TrainError::OtherConfiguration { folder: job.folder.to_owned(), difference });
     }
     // A position in the data says nothing of other data.
-    if let Some((saved, index)) = checkpoint.state.index.zip(index)
+    if let Some((saved, index)) = checkpoint.state.index.zip(origin.index)
         && saved != index
     {
         return Err(TrainError::OtherIndex { folder: job.folder.to_owned(), index: job.index.to_owned() });
     }
     let parameters = checkpoint.parameters(checkpoint::MODEL, device)?;
     let ema = checkpoint.parameters(checkpoint::EMA, device)?;
-    let mut learner = Learner::new(config, &model, parameters, Some(ema))?;
+    let mut learner = Learner::new(config, model, parameters, Some(ema))?;
     learner.optimizer.load(&checkpoint.folder.join(checkpoint::OPTIMIZER), &learner.parameters)?;
     let CheckpointState { step, max_resolution, .. } = checkpoint.state;
-    note(format!("going on from step {step}"));
-    Ok(Begun { learner, updates: step, longest_side: max_resolution, origin })
+    Ok(Begun { learner, updates: step, longest_side: max_resolution, origin: origin.clone() })
 }
 
 /// The settings in which a checkpoint's configuration differs from this run's, in words; `None` when there are none. `encoders` are this

@@ -57,6 +57,7 @@ fn train(config: &TrainConfig, index: &Path) -> Result<Finished, TrainError> {
         stage: "train",
         events: &EventSink::silent(),
         cancelled: &|| false,
+        again: false,
     })
 }
 

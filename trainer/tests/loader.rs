@@ -351,6 +351,14 @@ fn shards_on_a_store_are_read_in_parts_and_kept_here() {
         let mut loader = Loader::over(&dataset.index, index, options).unwrap();
         std::iter::from_fn(|| loader.next_batch()).map(Result::unwrap).collect::<Vec<_>>()
     };
+    // A loader's threads end a little after it, and with them what the cache is held by.
+    let wait_for_cache = || {
+        let is_held =
+            || std::fs::File::open(dataset.workdir.path("ranges/lock")).is_ok_and(|lock| lock.try_lock().is_err());
+        while is_held() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
     assert_eq!(all(&load(0)), expected);
     assert_eq!(all(&load(1 << 20)), expected);
     assert!(dataset.shards.iter().all(|shard| !shard.exists()), "no whole shard was fetched");
@@ -359,20 +367,22 @@ fn shards_on_a_store_are_read_in_parts_and_kept_here() {
         let name = format!("stages/bucket/{}", shard.file_name().unwrap().to_string_lossy());
         dataset.workdir.remove(&name).unwrap();
     }
+    wait_for_cache();
     assert_eq!(all(&load(1 << 20)), expected);
+    wait_for_cache();
     // Loaders of one process read from one place, and each has its share.
     let index = || BucketIndex::read_in(Some(&dataset.workdir), &dataset.index).unwrap();
-    let source =
-        Source::over(&dataset.index, index(), LoaderOptions { cache_bytes: 1 << 20, ..options(0..1) }).unwrap();
+    let of_two = || LoaderOptions { cache_bytes: 2 << 20, processes: 2, ..options(0..1) };
+    let source = Source::over(&dataset.index, index(), of_two()).unwrap();
     let halves = [0, 1].map(|rank| {
         let mut loader = source.load(OrderPart::Training, Share { rank, ranks: 2 }, 0..TOTAL).unwrap();
         all(&std::iter::from_fn(|| loader.next_batch()).map(Result::unwrap).collect::<Vec<_>>())
     });
     let joined: Vec<_> = halves[0].iter().zip(&halves[1]).map(|(a, b)| [a.clone(), b.clone()].concat()).collect();
     assert_eq!(joined, expected);
-    // Another process would have a cache of its own.
+    // The other process has a cache of its own.
     assert!(!dataset.workdir.path("ranges-1").exists());
-    let other = Source::over(&dataset.index, index(), LoaderOptions { cache_bytes: 1 << 20, ..options(0..1) });
+    let other = Source::over(&dataset.index, index(), of_two());
     assert!(other.is_ok() && dataset.workdir.path("ranges-1").join("lock").exists());
 
     let index = BucketIndex::read_in(Some(&dataset.workdir), &dataset.index).unwrap();

@@ -12,6 +12,7 @@ mod function;
 mod running;
 mod scheduler;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -116,7 +117,8 @@ pub fn show_warnings() {
 
         fn log(&self, record: &log::Record) {
             if self.enabled(record.metadata()) {
-                eprintln!("{}: {}", record.level().as_str().to_lowercase(), record.args());
+                // Nobody may listen, which is no reason to end.
+                let _ = writeln!(std::io::stderr(), "{}: {}", record.level().as_str().to_lowercase(), record.args());
             }
         }
 

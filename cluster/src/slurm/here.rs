@@ -1,5 +1,7 @@
 //! The job that this process is in.
 
+use shards::storage::Workdir;
+
 use super::{SlurmError, command};
 
 /// The job, or task of an array, that this process was started in.
@@ -7,7 +9,7 @@ use super::{SlurmError, command};
 pub struct Here {
     /// `123`, or `123_4`.
     id: String,
-    /// How often it was queued again.
+    /// How often it was queued again, for whatever reason.
     restarts: u32,
 }
 
@@ -28,13 +30,23 @@ impl Here {
         &self.id
     }
 
-    /// Queues it again, because its time ends; it goes on with what is missing then. An error where that was done `requeues` times.
-    pub fn requeue(&self, requeues: u32) -> Result<(), SlurmError> {
-        let restarts = self.restarts;
-        if restarts >= requeues {
-            return Err(SlurmError::TooManyRequeues { restarts: restarts + 1, requeues });
+    /// Queues it again, because its time ends; it goes on with what is missing then. An error where that was done `requeues` times, which
+    /// `workdir` remembers: Slurm's own count has in it how often others' jobs took this one's place, and nodes that failed.
+    pub fn requeue(&self, requeues: u32, workdir: &Workdir) -> Result<(), SlurmError> {
+        let record = format!("slurm/requeues.{}", self.id);
+        let before = self.requeued(workdir.read(&record)?.as_deref());
+        if before >= requeues {
+            return Err(SlurmError::TooManyRequeues { restarts: before + 1, requeues });
         }
+        workdir.replace(&record, (before + 1).to_string().as_bytes())?;
         command::requeue(&self.id)
+    }
+
+    /// How often it was queued again because its time ended, by its record.
+    fn requeued(&self, record: Option<&[u8]>) -> u32 {
+        let count = record.and_then(|count| std::str::from_utf8(count).ok()?.parse().ok()).unwrap_or(0);
+        // Of an earlier job of the same number there may be a larger one.
+        self.restarts.min(count)
     }
 }
 
@@ -57,6 +69,11 @@ mod tests {
             ("SLURM_RESTART_COUNT", "2"),
         ];
         assert_eq!(of(&task), Some(Here { id: "9_3".into(), restarts: 2 }));
-        assert!(matches!(of(&task).unwrap().requeue(2), Err(SlurmError::TooManyRequeues { restarts: 3, requeues: 2 })));
+        let here = of(&task).unwrap();
+        for (record, count) in [(Some("1"), 1), (Some("7"), 2), (Some("x"), 0), (None, 0)] {
+            assert_eq!(here.requeued(record.map(str::as_bytes)), count, "{record:?}");
+        }
+        let never = here.requeue(0, &Workdir::local(std::path::Path::new("no such folder")));
+        assert!(matches!(never, Err(SlurmError::TooManyRequeues { restarts: 1, requeues: 0 })), "{never:?}");
     }
 }

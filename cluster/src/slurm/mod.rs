@@ -1,9 +1,10 @@
 //! A plan as Slurm jobs: an array a stage, whose tasks are `ferrotype worker`s.
 //!
 //! A stage's partitions are dealt to the tasks of its array by their numbers; where a stage reads partition by partition and is
-//! dealt alike, task k of one follows task k of the other (`aftercorr`), else a stage follows the whole of what it reads
-//! (`afterok`). A record in a folder that all nodes share says which jobs there are, so that submitting again submits only
-//! what is neither there nor queued.
+//! dealt alike, task k of one follows task k of the other (`aftercorr`), and those whose inputs are there are an array
+//! of their own, which waits for nothing, unless a limit (`at_once`) holds for all together; else a stage follows the whole of what it
+//! reads (`afterok`). A record in a folder that all nodes share says which jobs there are, so that submitting again submits only what
+//! is neither there nor queued.
 
 mod command;
 mod here;
@@ -26,7 +27,7 @@ pub use here::Here;
 pub use jobs::{After, Job, Upstream, Work};
 use record::Record;
 pub use record::Submitted;
-pub use script::Context;
+pub use script::{Context, quoted};
 
 /// Why something could not be had from Slurm.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +117,7 @@ impl Folder {
         let jobs = jobs::jobs(plan, &[], command::DEFAULT_ARRAY)?;
         let name = |job: &Upstream| match job {
             Upstream::Queued(id) => id.to_string(),
-            Upstream::New(n) => jobs.get(*n).map(|job| format!("<job of {}>", job.title())).unwrap_or_default(),
+            Upstream::New(n) => jobs.get(*n).map(|job| format!("<job of {}>", job.name())).unwrap_or_default(),
         };
         Ok(jobs.iter().map(|job| (job.clone(), script::script(job, &context, &job.dependency(name)))).collect())
     }
@@ -147,7 +148,7 @@ impl Folder {
                 Upstream::Queued(id) => id.to_string(),
                 Upstream::New(n) => numbers.get(*n).map(u64::to_string).unwrap_or_default(),
             };
-            let file = self.path.join(format!("{}.sh", job.title()));
+            let file = self.path.join(format!("{}.sh", job.name()));
             shards::disk::replace(&file, script::script(job, &context, &job.dependency(name)).as_bytes())?;
             let id = command::submit(&file)?;
             // At once: a job that nobody remembers would be submitted again.

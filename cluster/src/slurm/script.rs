@@ -92,7 +92,15 @@ pub(super) fn script(job: &Job, context: &Context, dependency: &str) -> String {
         // Ranks let in only who knows it.
         text += "export FERROTYPE_SECRET=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')\n";
     }
-    text += if together { "srun --kill-on-bad-exit=0 " } else { "exec " };
+    if together {
+        text += "srun --kill-on-bad-exit=0 ";
+        // Since version 22.05 it does not take that over from the job.
+        if let Some(cpus) = resources.cpus {
+            let _ = write!(text, "--cpus-per-task={cpus} ");
+        }
+    } else {
+        text += "exec ";
+    }
     let _ = write!(text, "{} worker {}", quoted(&context.program), quoted(&context.manifest));
     for argument in &context.arguments {
         let _ = write!(text, " {}", quoted(Path::new(argument)));
@@ -128,8 +136,8 @@ fn ranges(indices: &BTreeSet<usize>) -> String {
     runs.iter().map(run).collect::<Vec<_>>().join(",")
 }
 
-/// For the shell.
-fn quoted(path: &Path) -> String {
+/// A path, or another word of a command line, as the shell takes it.
+pub fn quoted(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-=+:,@%".contains(byte);
     if !bytes.is_empty() && bytes.iter().all(is_plain) {
@@ -150,7 +158,32 @@ fn quoted_for_sbatch(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pipeline::manifest::Slurm;
+
     use super::*;
+
+    fn of(work: Work, resources: Slurm) -> String {
+        let job = Job { stage: "train".to_owned(), part: None, work, resources, after: Vec::new() };
+        let context = Context {
+            pipeline: "web".to_owned(),
+            program: PathBuf::from("/bin/ferrotype"),
+            manifest: PathBuf::from("manifest.toml"),
+            arguments: Vec::new(),
+            folder: PathBuf::from("slurm"),
+        };
+        script(&job, &context, "")
+    }
+
+    #[test]
+    fn ranks_have_the_cores_that_their_job_asks_for() {
+        let cpus = |cpus| Slurm { cpus, ..Slurm::default() };
+        let together = Work::Together { ranks: 2 };
+        let text = of(together.clone(), cpus(Some(8)));
+        assert!(text.contains("#SBATCH --cpus-per-task=8\n"), "{text}");
+        assert!(text.contains("\nsrun --kill-on-bad-exit=0 --cpus-per-task=8 /bin/ferrotype worker "), "{text}");
+        assert!(of(together, cpus(None)).contains("\nsrun --kill-on-bad-exit=0 /bin/ferrotype worker "));
+        assert!(of(Work::One, cpus(Some(8))).contains("\nexec /bin/ferrotype worker "));
+    }
 
     #[test]
     fn indices_are_written_as_ranges() {

@@ -103,6 +103,13 @@ impl AutoencoderConfig {
         if !["silu", "swish"].contains(&activation.as_str()) {
             return Err(settings.refuse("act_fn", format_args!("{activation:?} is not known; silu is")));
         }
+        // Diffusers' pipelines scale by them, channel by channel, in place of the two numbers below.
+        for field in ["latents_mean", "latents_std"] {
+            if let Some(numbers) = settings.get(field) {
+                let detail = format_args!("{numbers}: latents that are scaled by channel are not known; null is");
+                return Err(settings.refuse(field, detail));
+            }
+        }
         Ok(Self {
             in_channels: settings.size("in_channels", 3)?,
             out_channels: settings.size("out_channels", 3)?,

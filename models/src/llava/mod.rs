@@ -18,12 +18,15 @@ use crate::parameters::{Initial, Loaded, Scope};
 use crate::settings::Settings;
 use crate::weights::Weights;
 
+/// What stands for the picture in the code that the original layout is of.
+const ORIGINAL_IMAGE_TOKEN: i64 = -200;
+
 /// Sizes and settings beyond those of the two halves.
 #[derive(Clone, Debug)]
 pub struct LlavaConfig {
     pub vision: ClipVisionConfig,
     pub language: LlamaConfig,
-    /// The token that stands for the picture.
+    /// The token that stands for the picture; it may be none of the vocabulary.
     pub image_token: i64,
     /// Which of the tower's states are the features, as indices from its first; several are joined.
     feature_states: Vec<usize>,
@@ -73,7 +76,9 @@ impl LlavaConfig {
         }
         let mut language = LlamaConfig::read(&text)?;
         language.tied |= settings.flag("tie_word_embeddings", false)?;
-        let image_token = settings.integer("image_token_index", settings.integer("image_token_id", 32_000)?)?;
+        // In the original layout the picture's place is no token of the vocabulary. Other layouts have the published class's default.
+        let usual = if settings.get("text_config").is_some() { 32_000 } else { ORIGINAL_IMAGE_TOKEN };
+        let image_token = settings.integer("image_token_index", settings.integer("image_token_id", usual)?)?;
         Ok(Self {
             pinpoints: picture::read_pinpoints(settings, vision.image)?,
             vision,

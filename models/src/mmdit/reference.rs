@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use super::{AttentionKind, FeedForwardKind, MmditConfig, MmditVariant, Positions};
 use crate::ModelError;
+use crate::autoencoder::Affine;
+use crate::latents::Latents;
 use crate::weights::Weights;
 
 /// The reference's own names. Keys that say nothing about the model (`device`, `wandb_id`, …) are passed over.
@@ -35,6 +37,13 @@ struct Parameters {
     qk_half_dim: bool,
     #[serde(default)]
     text_loss: bool,
+    /// Ours: how latents are scaled, where that is not as the reference does. Its loader refuses a file with this key, rather than
+    /// decode by its own convention what was trained by another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    latent_affine: Option<Affine>,
+    /// Its loader needs one, and passes over it.
+    #[serde(default = "cpu", skip_deserializing)]
+    device: String,
 }
 
 fn swiglu_old() -> String {
@@ -43,6 +52,10 @@ fn swiglu_old() -> String {
 
 fn side() -> f64 {
     256.0
+}
+
+fn cpu() -> String {
+    "cpu".into()
 }
 
 /// The element of `table` with that name, or an error that lists the names.
@@ -85,6 +98,12 @@ impl MmditConfig {
     pub fn resolution_of_reference(path: &Path) -> Result<u32, ModelError> {
         Ok(Parameters::read(path)?.max_res.clamp(1.0, f64::from(1 << 16)) as u32)
     }
+
+    /// How the latents were scaled that the model of such a file was trained on: as the reference scales them, unless a conversion
+    /// wrote down another way.
+    pub fn affine_of_reference(path: &Path) -> Result<Affine, ModelError> {
+        Ok(Parameters::read(path)?.latent_affine.unwrap_or(Affine::ScaleThenShift))
+    }
 }
 
 fn damaged(path: &Path, detail: String) -> ModelError {
@@ -97,14 +116,20 @@ fn name_of<T: PartialEq>(value: &T, table: &[(&str, T)]) -> String {
 }
 
 impl MmditConfig {
-    /// The contents of the reference's configuration file for this model; `None` for a model it has no words for: one with a
-    /// single text stream, or with scaled positions where it scales none.
-    pub fn to_reference(&self) -> Option<Value> {
+    /// The contents of the reference's configuration file for this model, trained on `latents` of images with sides of up to
+    /// `max_resolution` pixels; `None` for a model it has no words for: one with a single text stream, or with scaled positions
+    /// where it scales none.
+    pub fn to_reference(&self, max_resolution: u32, latents: &Latents) -> Option<Value> {
         let variant = self.variant;
         let scales = matches!(variant.positions, Positions::Rope | Positions::Rope2dV2);
         if self.text_streams != 2 || (!scales && variant.position_scale != 1.0) {
             return None;
         }
+        let max_res = f64::from(max_resolution.max(1));
+        let affine = match latents {
+            Latents::Autoencoder(of) => of.affine,
+            Latents::Pixels => Affine::ScaleThenShift,
+        };
         let parameters = Parameters {
             channels: self.channels,
             class_dim: self.pooled_width,
@@ -116,11 +141,13 @@ impl MmditConfig {
             mlp_type: name_of(&variant.feed_forward, &FEED_FORWARD),
             num_blocks: self.blocks,
             positional_encoding: name_of(&variant.positions, &POSITIONS),
-            max_res_orig: side(),
-            max_res: side() / variant.position_scale,
+            max_res_orig: max_res * variant.position_scale,
+            max_res,
             kv_merge_attn: variant.merge_keys,
             qk_half_dim: variant.half_queries,
             text_loss: variant.text_loss,
+            latent_affine: (affine != Affine::ScaleThenShift).then_some(affine),
+            device: cpu(),
         };
         serde_json::to_value(parameters).ok()
     }

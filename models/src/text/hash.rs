@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use tch::Tensor;
 
-use super::{TextCondition, TextEncoder, TextShape};
+use super::{TextCondition, TextEncoder, TextShape, Truncation};
 use crate::ModelError;
 use crate::random::Stream;
 
@@ -20,10 +20,16 @@ pub struct HashEncoder {
 }
 
 impl HashEncoder {
-    const TOKENS: usize = 16;
+    /// Words that it takes.
+    pub(super) const TOKENS: usize = 16;
     const WIDTH: usize = 128;
     /// What it yields.
     pub(super) const SHAPE: TextShape = TextShape { streams: 1, width: Self::WIDTH as i64, pooled: Self::WIDTH as i64 };
+
+    /// The words of a caption that are left out.
+    pub(super) fn beyond(caption: &str) -> String {
+        words(&caption.to_lowercase()).skip(Self::TOKENS).collect::<Vec<_>>().join(" ")
+    }
 
     fn vector(&self, key: String) -> Vec<f32> {
         let mut words = self.words.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -47,8 +53,7 @@ impl TextEncoder for HashEncoder {
         let mut pooled = vec![0f32; captions.len() * Self::WIDTH];
         for (i, caption) in captions.iter().enumerate() {
             let caption = caption.to_lowercase();
-            let words: Vec<&str> =
-                caption.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).take(Self::TOKENS).collect();
+            let words: Vec<&str> = words(&caption).take(Self::TOKENS).collect();
             let mean = pooled.iter_mut().skip(i * Self::WIDTH).take(Self::WIDTH);
             let mut sum = vec![0f32; Self::WIDTH];
             for (j, word) in words.iter().enumerate() {
@@ -68,6 +73,15 @@ impl TextEncoder for HashEncoder {
             pooled: Tensor::from_slice(&pooled).view([shape[0], shape[2]]),
         })
     }
+
+    fn truncation(&self) -> Truncation {
+        Truncation { tokenizers: None }
+    }
+}
+
+/// Of a caption in lower case.
+fn words(caption: &str) -> impl Iterator<Item = &str> {
+    caption.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]
@@ -88,5 +102,9 @@ mod tests {
         assert_eq!(condition.pooled.select(0, 2).abs().sum(Kind::Float).double_value(&[]), 0.0);
         let again = HashEncoder::default().encode(&["a red pear"]).unwrap();
         assert_eq!(again.pooled.select(0, 0), condition.pooled.select(0, 1));
+        let truncation = encoder.truncation();
+        let truncated = truncation.of(&("word, ".repeat(16) + "On Blue.")).unwrap().unwrap();
+        assert_eq!((truncated.limit.as_str(), truncated.rest.as_str()), ("16 words", "on blue"));
+        assert_eq!(truncation.of(&"word, ".repeat(16)).unwrap(), None);
     }
 }

@@ -2,17 +2,21 @@
 
 mod hash;
 mod pretrained;
+mod truncation;
 
 pub use hash::HashEncoder;
 pub use pretrained::PretrainedEncoder;
+pub use truncation::{Truncated, Truncation};
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
+use self::pretrained::Tokenizers;
 use crate::ModelError;
 use crate::settings::folder_digest;
 
@@ -128,15 +132,18 @@ pub struct TextShape {
 pub trait TextEncoder: Send {
     /// One condition for all captions, float32. An empty caption is the null condition.
     fn encode(&self, captions: &[&str]) -> Result<TextCondition, ModelError>;
+
+    /// Tells what it leaves out of captions that are longer than it takes.
+    fn truncation(&self) -> Truncation;
 }
 
 /// Which text encoder a model is trained with. Stored in every checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TextEncoding {
-    /// Fixed random features of the words: no weights to download. See [`HashEncoder`].
+    /// Fixed random features of the words: no weights to download.
     Hash,
-    /// Gemma 2 and ModernBERT for the tokens, CLIP for the pooled text. See [`PretrainedEncoder`].
+    /// Gemma 2 and ModernBERT for the tokens, CLIP for the pooled text.
     Pretrained(PretrainedText),
 }
 
@@ -144,8 +151,11 @@ pub enum TextEncoding {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PretrainedText {
+    /// That of Gemma 2.
     pub gemma: PathBuf,
+    /// That of ModernBERT.
     pub modernbert: PathBuf,
+    /// That of CLIP, whose text half is read.
     pub clip: PathBuf,
     #[serde(default, skip_serializing_if = "Padding::is_usual")]
     pub padding: Padding,
@@ -193,6 +203,15 @@ impl TextEncoding {
                 identity
             }
         })
+    }
+
+    /// As the encoder's own; reads tokenizers, no weights.
+    pub fn truncation(&self) -> Result<Truncation, ModelError> {
+        let tokenizers = match self {
+            Self::Hash => None,
+            Self::Pretrained(folders) => Some(Arc::new(Tokenizers::open(folders)?)),
+        };
+        Ok(Truncation { tokenizers })
     }
 
     /// Loads the encoder.

@@ -1,10 +1,11 @@
 //! The text encoders of the published models, put together.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Padding, PretrainedText, TextCondition, TextEncoder, TextShape};
+use super::{Padding, PretrainedText, TextCondition, TextEncoder, TextShape, Truncation};
 use crate::ModelError;
 use crate::clip::Clip;
 use crate::device::usual_kind;
@@ -15,7 +16,7 @@ use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 
 /// Tokens of each stream.
-const TOKENS: usize = 77;
+pub(super) const TOKENS: usize = 77;
 
 /// Gemma 2 and ModernBERT give a stream of 77 tokens each, CLIP's text half the pooled text (item 4 of the model's equations).
 ///
@@ -23,11 +24,9 @@ const TOKENS: usize = 77;
 /// stream is filled up with zeros to the width of the wider one.
 pub struct PretrainedEncoder {
     gemma: Gemma2,
-    gemma_tokenizer: Tokenizer,
     modernbert: ModernBert,
-    modernbert_tokenizer: Tokenizer,
     clip: Clip,
-    clip_tokenizer: Tokenizer,
+    tokenizers: Arc<Tokenizers>,
     padding: Padding,
     device: Device,
 }
@@ -38,11 +37,34 @@ fn sound<M>(loaded: Loaded<M>, folder: &Path) -> Result<M, ModelError> {
     Ok(loaded.model)
 }
 
-/// A tokenizer that fits a model with that many embeddings.
-fn tokenizer(folder: &Path, vocabulary: i64) -> Result<Tokenizer, ModelError> {
-    let tokenizer = Tokenizer::open(folder)?;
-    tokenizer.check_fits(vocabulary)?;
-    Ok(tokenizer)
+/// Those of the three models.
+#[derive(Debug)]
+pub(super) struct Tokenizers {
+    gemma: Tokenizer,
+    modernbert: Tokenizer,
+    clip: Tokenizer,
+}
+
+impl Tokenizers {
+    pub(super) fn open(folders: &PretrainedText) -> Result<Self, ModelError> {
+        Ok(Self {
+            gemma: Tokenizer::open(&folders.gemma)?,
+            modernbert: Tokenizer::open(&folders.modernbert)?,
+            clip: Tokenizer::open(&folders.clip)?,
+        })
+    }
+
+    /// The end of a caption that is left out: by the model that takes least of it.
+    pub(super) fn beyond(&self, caption: &str) -> Result<String, ModelError> {
+        let mut longest = String::new();
+        for tokenizer in [&self.gemma, &self.modernbert, &self.clip] {
+            let beyond = tokenizer.beyond(caption, TOKENS)?;
+            if beyond.chars().count() > longest.chars().count() {
+                longest = beyond;
+            }
+        }
+        Ok(longest)
+    }
 }
 
 impl PretrainedEncoder {
@@ -56,16 +78,11 @@ impl PretrainedEncoder {
             let detail = "it has no text half with a projection".to_owned();
             return Err(ModelError::Record { path: folders.clip.clone(), what: "CLIP model", detail });
         };
-        Ok(Self {
-            gemma_tokenizer: tokenizer(&folders.gemma, gemma.config().vocabulary)?,
-            modernbert_tokenizer: tokenizer(&folders.modernbert, modernbert.config().vocabulary)?,
-            clip_tokenizer: tokenizer(&folders.clip, text.config().vocabulary)?,
-            gemma,
-            modernbert,
-            clip,
-            padding: folders.padding,
-            device,
-        })
+        let tokenizers = Tokenizers::open(folders)?;
+        tokenizers.gemma.check_fits(gemma.config().vocabulary)?;
+        tokenizers.modernbert.check_fits(modernbert.config().vocabulary)?;
+        tokenizers.clip.check_fits(text.config().vocabulary)?;
+        Ok(Self { gemma, modernbert, clip, tokenizers: Arc::new(tokenizers), padding: folders.padding, device })
     }
 
     pub(super) fn shape(folders: &PretrainedText) -> Result<TextShape, ModelError> {
@@ -93,7 +110,7 @@ impl TextEncoder for PretrainedEncoder {
     fn encode(&self, captions: &[&str]) -> Result<TextCondition, ModelError> {
         let _guard = tch::no_grad_guard();
         let width = self.gemma.config().width.max(self.modernbert.config().width);
-        let (ids, mask) = self.ids(&self.gemma_tokenizer, captions, 0)?;
+        let (ids, mask) = self.ids(&self.tokenizers.gemma, captions, 0)?;
         let gemma = match self.padding {
             Padding::Right => Self::stream(&self.gemma.forward(&ids, &mask)?, &mask, width),
             Padding::ReferenceInference => {
@@ -101,16 +118,20 @@ impl TextEncoder for PretrainedEncoder {
                 Self::stream(&self.gemma.forward(&ids, &mask)?, &mask.ones_like(), width)
             }
         };
-        let (ids, mask) = self.ids(&self.modernbert_tokenizer, captions, 0)?;
+        let (ids, mask) = self.ids(&self.tokenizers.modernbert, captions, 0)?;
         let modernbert = Self::stream(&self.modernbert.forward(&ids, &mask)?, &mask, width);
         let (Some(text), Some(projection)) = (&self.clip.text, &self.clip.text_projection) else {
             let expected = "a text half with a projection".to_owned();
             return Err(ModelError::Configuration { what: "the CLIP model", value: "another".into(), expected });
         };
-        let (ids, mask) = self.ids(&self.clip_tokenizer, captions, text.config().padding())?;
+        let (ids, mask) = self.ids(&self.tokenizers.clip, captions, text.config().padding())?;
         let pooled = projection.forward(&text.forward(&ids, &mask)?.pooled).to_kind(Kind::Float);
         let condition = TextCondition { tokens: vec![gemma, modernbert], pooled };
         Ok(condition.keep(&captions.iter().map(|caption| !caption.is_empty()).collect::<Vec<_>>()))
+    }
+
+    fn truncation(&self) -> Truncation {
+        Truncation { tokenizers: Some(Arc::clone(&self.tokenizers)) }
     }
 }
 

@@ -4,6 +4,9 @@
 //! One difference to llama.cpp follows. For `smollm` and `starcoder` that cuts text into single digits before anything else;
 //! transformers splits as GPT-2 does. Only white space before a digit comes out differently: the line break pair of
 //! `"\n\n1."` is two tokens here and one there.
+//!
+//! Of models for which llama.cpp takes a word that is a token for that token, whatever merges come to, words are taken so here, too,
+//! as these models' own `tokenizer.json` asks for.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -19,6 +22,9 @@ use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
 use super::{byte_symbols, check_merges, guarded, refused};
 use crate::ModelError;
 use crate::weights::GgufMetadata;
+
+/// The key of how text is split before any merge.
+const PRE: &str = "tokenizer.ggml.pre";
 
 /// Values of `tokenizer.ggml.pre` for which text is split as GPT-2 does, which is the library's default.
 const AS_GPT_2: [&str; 8] = ["default", "gpt-2", "smollm", "starcoder", "refact", "command-r", "olmo", "phi-2"];
@@ -51,6 +57,9 @@ const BY_PATTERN: [(&[&str], &str); 4] = [
     ),
 ];
 
+/// Values of `tokenizer.ggml.pre` for which a word that is a token is that token, whatever merges come to.
+const WHOLE_WORDS: [&str; 8] = ["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"];
+
 /// ggml's numbers for kinds of tokens.
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
@@ -65,14 +74,38 @@ pub(super) fn open(path: &Path) -> Result<tokenizers::Tokenizer, ModelError> {
         let detail = format!("its tokenizer.ggml.model is `{model}`, and only byte-level BPE, `gpt2`, is read");
         return Err(refused(path, detail));
     }
-    let pre_tokenizer = pre_tokenizer(path, &metadata)?;
+    let pre = if metadata.get(PRE).is_some() { metadata.str(PRE)? } else { "default" };
+    let pre_tokenizer = pre_tokenizer(path, pre)?;
     let tokens = metadata.strings("tokenizer.ggml.tokens")?;
+
+    let mut special = Vec::new();
+    let mut plain = Vec::new();
+    if metadata.get("tokenizer.ggml.token_type").is_some() {
+        let kinds = metadata.integers("tokenizer.ggml.token_type")?;
+        if kinds.len() != tokens.len() {
+            return Err(refused(path, format!("it has {} tokens, and kinds for {}", tokens.len(), kinds.len())));
+        }
+        for (kind, &token) in kinds.into_iter().zip(&tokens) {
+            match kind {
+                CONTROL => special.push(token),
+                USER_DEFINED => plain.push(token),
+                _ => {}
+            }
+        }
+    }
+    for role in ROLES {
+        special.extend(token_of(path, &metadata, &tokens, role)?.map(|(token, _)| token));
+    }
+    let begin = around(path, &metadata, &tokens, "bos")?;
+    let end = around(path, &metadata, &tokens, "eos")?;
+
     let symbols = byte_symbols();
     let alphabet: HashSet<char> = symbols.into_iter().collect();
-    let spelled = |token: &str| token.chars().all(|symbol| alphabet.contains(&symbol));
-    // Some converters leave added tokens in plain letters; the model below them knows bytes only.
+    let added: HashSet<&str> = special.iter().chain(&plain).copied().collect();
+    // Added tokens are found in a text as they are written. Some converters leave others in plain letters, too; the model knows
+    // bytes only.
     let spelling = |token: &str| {
-        if spelled(token) {
+        if added.contains(token) || token.chars().all(|symbol| alphabet.contains(&symbol)) {
             return token.to_owned();
         }
         token.bytes().filter_map(|byte| symbols.get(usize::from(byte))).collect()
@@ -86,52 +119,30 @@ pub(super) fn open(path: &Path) -> Result<tokenizers::Tokenizer, ModelError> {
     let merges = merges.collect::<Result<Merges, ModelError>>()?;
     check_merges(path, &vocabulary, &merges)?;
 
-    let mut special = Vec::new();
-    let mut plain = Vec::new();
-    if metadata.get("tokenizer.ggml.token_type").is_some() {
-        let kinds = metadata.integers("tokenizer.ggml.token_type")?;
-        if kinds.len() != tokens.len() {
-            return Err(refused(path, format!("it has {} tokens, and kinds for {}", tokens.len(), kinds.len())));
-        }
-        for (kind, &token) in kinds.into_iter().zip(&tokens) {
-            match kind {
-                CONTROL if spelled(token) => special.push(AddedToken::from(token, true)),
-                USER_DEFINED if spelled(token) => plain.push(AddedToken::from(token, false).normalized(false)),
-                _ => {}
-            }
-        }
-    }
-    for role in ROLES {
-        let token = token_of(path, &metadata, &tokens, role)?.filter(|(token, _)| spelled(token));
-        special.extend(token.map(|(token, _)| AddedToken::from(token, true)));
-    }
-    let begin = around(path, &metadata, &tokens, "bos")?;
-    let end = around(path, &metadata, &tokens, "eos")?;
-
     guarded(path, || {
-        let model = BPE::builder().vocab_and_merges(vocabulary, merges).build()?;
+        let model = BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(WHOLE_WORDS.contains(&pre));
+        let model = model.build()?;
         let mut tokenizer = tokenizers::Tokenizer::new(model);
         tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
         tokenizer.with_decoder(Some(ByteLevel::default()));
         if begin.is_some() || end.is_some() {
             tokenizer.with_post_processor(Some(template(begin, end)?));
         }
-        tokenizer.add_special_tokens(special)?;
-        tokenizer.add_tokens(plain)?;
+        tokenizer.add_special_tokens(special.into_iter().map(|token| AddedToken::from(token, true)))?;
+        tokenizer.add_tokens(plain.into_iter().map(|token| AddedToken::from(token, false).normalized(false)))?;
         Ok(tokenizer)
     })
 }
 
-fn pre_tokenizer(path: &Path, metadata: &GgufMetadata) -> Result<PreTokenizerWrapper, ModelError> {
-    const KEY: &str = "tokenizer.ggml.pre";
-    let name = if metadata.get(KEY).is_some() { metadata.str(KEY)? } else { "default" };
+/// The one that is called `name`.
+fn pre_tokenizer(path: &Path, name: &str) -> Result<PreTokenizerWrapper, ModelError> {
     if AS_GPT_2.contains(&name) {
         return Ok(ByteLevel::new(false, true, true).into());
     }
     let Some((_, pattern)) = BY_PATTERN.iter().find(|(names, _)| names.contains(&name)) else {
         let known: Vec<&str> =
             AS_GPT_2.iter().chain(BY_PATTERN.iter().flat_map(|(names, _)| *names)).copied().collect();
-        return Err(refused(path, format!("its {KEY} is `{name}`; those that are read are {}", known.join(", "))));
+        return Err(refused(path, format!("its {PRE} is `{name}`; those that are read are {}", known.join(", "))));
     };
     guarded(path, || {
         let words = Split::new(SplitPattern::Regex((*pattern).to_owned()), SplitDelimiterBehavior::Isolated, false)?;

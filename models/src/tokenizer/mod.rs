@@ -120,23 +120,35 @@ impl Tokenizer {
     /// A text's ids with the special tokens around it, `length` of them at most. A longer text loses its end; the special
     /// tokens after it stay, as in transformers (CLIP's end of text, ModernBERT's `[SEP]`).
     pub fn encode_within(&self, text: &str, length: usize) -> Result<Vec<i64>, ModelError> {
+        Ok(self.divide(text, length)?.0)
+    }
+
+    /// The end that a text loses in [`encode_within`](Self::encode_within), as its tokens spell it; empty where it loses nothing.
+    pub fn beyond(&self, text: &str, length: usize) -> Result<String, ModelError> {
+        let (_, beyond) = self.divide(text, length)?;
+        if beyond.is_empty() { Ok(String::new()) } else { self.decode(&beyond, false) }
+    }
+
+    /// The ids of [`encode_within`](Self::encode_within), and those that are lost.
+    fn divide(&self, text: &str, length: usize) -> Result<(Vec<i64>, Vec<i64>), ModelError> {
         let encoding = self.encoding(text, true)?;
         let mut ids = widened(encoding.get_ids());
         let excess = ids.len().saturating_sub(length);
-        if excess > 0 {
-            let special = encoding.get_special_tokens_mask();
-            let opening = special.iter().take_while(|&&special| special == 1).count();
-            let closing = special.iter().rev().take_while(|&&special| special == 1).count();
-            let end = ids.len().saturating_sub(closing);
-            let start = end.checked_sub(excess).filter(|&start| start >= opening);
-            let start = start.ok_or_else(|| ModelError::Configuration {
-                what: "number of tokens",
-                value: length.to_string(),
-                expected: format!("{} puts more special tokens than that around a text", self.path.display()),
-            })?;
-            ids.drain(start..end);
+        if excess == 0 {
+            return Ok((ids, Vec::new()));
         }
-        Ok(ids)
+        let special = encoding.get_special_tokens_mask();
+        let opening = special.iter().take_while(|&&special| special == 1).count();
+        let closing = special.iter().rev().take_while(|&&special| special == 1).count();
+        let end = ids.len().saturating_sub(closing);
+        let start = end.checked_sub(excess).filter(|&start| start >= opening);
+        let start = start.ok_or_else(|| ModelError::Configuration {
+            what: "number of tokens",
+            value: length.to_string(),
+            expected: format!("{} puts more special tokens than that around a text", self.path.display()),
+        })?;
+        let beyond = ids.drain(start..end).collect();
+        Ok((ids, beyond))
     }
 
     /// Ids and mask of a batch, both `(batch, length)` int64: each text as [`encode_within`](Self::encode_within), then

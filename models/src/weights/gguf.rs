@@ -211,6 +211,14 @@ pub(super) fn entries(mapping: &Arc<Mapping>) -> Result<BTreeMap<String, Entry>,
             return Err(reader.damaged(format!("two of its tensors are called {name}")));
         }
     }
+    // Overlapping, a small file's tensors could take any amount of memory.
+    let mut places: Vec<_> = entries.iter().map(|(name, entry)| (name, &entry.range)).collect();
+    places.sort_unstable_by_key(|(_, range)| range.start);
+    for ((before, first), (after, second)) in places.iter().zip(places.iter().skip(1)) {
+        if second.start < first.end {
+            return Err(reader.damaged(format!("its tensors {before} and {after} overlap")));
+        }
+    }
     Ok(entries)
 }
 

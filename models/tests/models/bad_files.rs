@@ -77,6 +77,8 @@ fn configurations_that_cannot_be_name_file_and_field() {
             "multiples of norm_num_groups 5",
         ),
         ("autoencoder_kl", changed("autoencoder_kl", set("latent_channels", json!(8))), "misshapen"),
+        ("autoencoder_kl", changed("autoencoder_kl", set("latents_mean", json!([-1.6, 2.0]))), "latents_mean: [-1.6"),
+        ("autoencoder_kl", changed("autoencoder_kl", set("latents_std", json!([8.4, 5.9]))), "scaled by channel"),
     ];
     for (name, folder, expected) in cases {
         let error = open(name, folder.path()).unwrap_err().to_string();

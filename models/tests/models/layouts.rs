@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use models::llava::{Llava, LlavaConfig};
+use models::settings::Settings;
 use models::weights::{Weights, write};
 use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
 
 use crate::bad_files::changed;
 use crate::check;
@@ -65,6 +68,33 @@ fn configurations_of_transformers_4_mean_the_same() {
         })
         .path(),
     );
+}
+
+#[test]
+fn the_original_layout_of_llava_takes_no_word_for_the_pictures_place() {
+    let original = |config: &mut Value| {
+        let text = config["text_config"].take();
+        config.as_object_mut().unwrap().extend(text.as_object().unwrap().clone());
+        config["model_type"] = json!("llava_llama");
+        remove(config, &["text_config", "image_token_index"]);
+    };
+    let folder = changed("llava_next", original);
+    let model = Llava::open(folder.path(), Device::Cpu, Kind::Float).unwrap().model;
+    let place = model.config().image_token;
+    assert_eq!(place, -200);
+    let picture = Tensor::zeros([3, model.config().language.width], (Kind::Float, Device::Cpu));
+    assert_eq!(model.embed(&[1, place, 7], &[picture]).unwrap().size()[0], 5);
+
+    let said = |index: &'static str| {
+        let folder = changed("llava_next", |config| {
+            original(config);
+            config[index] = json!(329);
+        });
+        LlavaConfig::read(&Settings::in_folder(folder.path()).unwrap()).unwrap().image_token
+    };
+    assert_eq!([said("image_token_index"), said("image_token_id")], [329, 329]);
+    let usual = changed("llava_next", |config| remove(config, &["image_token_index"]));
+    assert_eq!(LlavaConfig::read(&Settings::in_folder(usual.path()).unwrap()).unwrap().image_token, 32_000);
 }
 
 #[test]

@@ -79,6 +79,13 @@ fn captions_become_two_streams_and_a_pooled_text() {
         assert!(difference(one, &all.narrow(0, 0, 1)) < 2e-4);
     }
     assert!(difference(&alone.pooled, &condition.pooled.narrow(0, 0, 1)) < 2e-4);
+
+    // What is cut off is told: of 200 words, all but 75 and the two tokens around them.
+    for truncation in [encoder.truncation(), encoding.truncation().unwrap()] {
+        let truncated = truncation.of(&long).unwrap().unwrap();
+        assert_eq!((truncated.limit.as_str(), truncated.rest), ("77 tokens", ["fox"; 125].join(" ")));
+        assert_eq!(truncation.of("a fox on blue").unwrap(), None);
+    }
 }
 
 #[test]

@@ -258,6 +258,20 @@ const TENSORS: [(&str, &[i64], u32, [u32; 2]); 3] = [
 ];
 
 #[test]
+fn gguf_tokens_that_are_not_written_in_bytes_symbols_and_words_without_merges_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.gguf");
+    for (pre, ids) in [("llama-bpe", "266 264 265"), ("smaug-bpe", "67 78 70 264 265"), ("qwen2", "67 78 70 264 265")] {
+        std::fs::write(&path, small_gguf("gpt2", pre)).unwrap();
+        let tokenizer = Tokenizer::open(&path).unwrap();
+        assert_eq!(["<a b>", "<｜y▁z｜>"].map(|token| tokenizer.id_of(token)), [Some(264), Some(265)]);
+        let found = tokenizer.encode("dog<a b><｜y▁z｜>", false).unwrap();
+        assert_eq!(found, numbers(ids), "{pre}");
+        assert_eq!(tokenizer.decode(&found, true).unwrap(), "dog<｜y▁z｜>");
+    }
+}
+
+#[test]
 fn a_file_that_is_no_tokenizer_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("words.any");
@@ -321,6 +335,7 @@ fn a_template_may_add_tokens_on_both_sides_and_ids_may_not_be_negative() {
     assert_eq!(tokenizer.encode("a b d a b", true).unwrap(), [0, 2, 3, 4, 2, 3, 1]);
     assert_eq!(tokenizer.encode_within("a b d a b", 4).unwrap(), [0, 2, 3, 1]);
     assert_eq!(tokenizer.encode_within("a b d a b", 2).unwrap(), [0, 1]);
+    assert_eq!([4, 7].map(|length| tokenizer.beyond("a b d a b", length).unwrap()), ["d a b", ""]);
     assert_eq!(tokenizer.encode_within("", 2).unwrap(), [0, 1]);
     let error = tokenizer.encode_within("a", 1).unwrap_err().to_string();
     assert!(error.contains("= 1 "), "{error}");
@@ -331,8 +346,8 @@ fn a_template_may_add_tokens_on_both_sides_and_ids_may_not_be_negative() {
     assert_eq!(ids.size(), [0, 4]);
 }
 
-/// A GGUF file with nothing but a tokenizer: 256 bytes, five merges, two control tokens, one of the user's, and one that is
-/// not written in bytes' symbols.
+/// A GGUF file with nothing but a tokenizer: 256 bytes, five merges, two control tokens, one of the user's, one of each kind that
+/// is not written in bytes' symbols, and a word that no merges come to.
 fn small_gguf(model: &str, pre: &str) -> Vec<u8> {
     let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
     let value = |key: &str, kind: u32, bytes: &[u8]| {
@@ -343,8 +358,9 @@ fn small_gguf(model: &str, pre: &str) -> Vec<u8> {
     };
     let visible = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
     let mut tokens: Vec<String> = visible.chain('\u{100}'..='\u{143}').map(String::from).collect();
-    tokens.extend(["12", "123", "he", "Ġhe", "ĊĊ", "<s>", "</s>", "<think>", "<a b>"].map(String::from));
-    let kinds = [&[1i32; 261][..], &[3, 3, 4, 3]].concat();
+    tokens.extend(["12", "123", "he", "Ġhe", "ĊĊ", "<s>", "</s>", "<think>"].map(String::from));
+    tokens.extend(["<a b>", "<｜y▁z｜>", "dog"].map(String::from));
+    let kinds = [&[1i32; 261][..], &[3, 3, 4, 3, 4, 1]].concat();
     let values = [
         value("model", 8, &text(model)),
         value("pre", 8, &text(pre)),
@@ -372,7 +388,7 @@ fn gguf_tokenizers_split_as_they_say_and_place_their_tokens() {
     ] {
         std::fs::write(&path, small_gguf("gpt2", pre)).unwrap();
         let tokenizer = Tokenizer::open(&path).unwrap();
-        tokenizer.check_fits(265).unwrap();
+        tokenizer.check_fits(267).unwrap();
         let found = tokenizer.encode("he he12345 12<think></s>\n\n1", true).unwrap();
         assert_eq!(found, numbers(ids), "{pre}");
         assert_eq!(tokenizer.decode(&found, true).unwrap(), "he he12345 12<think>\n\n1");

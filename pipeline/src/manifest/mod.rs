@@ -109,7 +109,7 @@ pub enum OnBadRow {
     Fail,
 }
 
-/// When a stage has failed as a whole.
+/// When a stage has failed as a whole. Rows that `retry` tries again do not count.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
 pub struct FailIf {
     /// The share of good rows below which the stage fails.

@@ -6,7 +6,7 @@ mod order;
 mod reasons;
 mod share;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -60,6 +60,8 @@ pub struct PlannedStage {
     pub sources: Vec<Source>,
     /// Rows to try again, as partitions after those of the sources.
     pub retries: Vec<RetryList>,
+    /// Of each source's partition, the last number that a list of it has, whether or not that one still counts.
+    pub(crate) last_retries: BTreeMap<String, usize>,
     pub folder: StageFolder,
     pub ledger: Ledger,
     pub partitions: Vec<PlannedPartition>,
@@ -76,6 +78,8 @@ pub struct PlannedStage {
     pub force: bool,
     /// Whether any partition was made by this configuration when one was first found missing.
     was_made_before: OnceLock<bool>,
+    /// See [`PlannedStage::former`].
+    former: OnceLock<Arc<[String]>>,
 }
 
 /// One partition of a plan.
@@ -84,6 +88,8 @@ pub struct PlannedPartition {
     /// `part-00012`
     pub name: String,
     pub state: PartitionState,
+    /// Whether its source divided its rows otherwise before.
+    is_divided_anew: bool,
 }
 
 impl PlannedPartition {
@@ -277,6 +283,7 @@ impl Plan {
             slurm: table.slurm.clone(),
             sources,
             retries: Vec::new(),
+            last_retries: BTreeMap::new(),
             folder,
             ledger,
             partitions: Vec::new(),
@@ -286,9 +293,10 @@ impl Plan {
             only_missing: selection.only_missing,
             force: selection.force && selected,
             was_made_before: OnceLock::new(),
+            former: OnceLock::new(),
         };
         if planned.stage.may_retry() {
-            planned.retries = retry::lists(&planned)?;
+            (planned.retries, planned.last_retries) = retry::lists(&planned)?;
         }
         if planned.stage.partitioning().is_surveyed() {
             planned.survey = Some(self.look_at_partition(&planned, SURVEY.to_owned(), None));
@@ -332,11 +340,22 @@ impl Plan {
 
     /// `number` is `None` for the survey.
     fn look_at_partition(&self, stage: &PlannedStage, name: String, number: Option<usize>) -> PlannedPartition {
-        let state = match self.made_from(stage, number) {
+        let made = self.made_from(stage, number);
+        let is_divided_anew = match (stage.stage.partitioning(), number) {
+            (Partitioning::Source, Some(_)) => {
+                let digests = || made.iter().flat_map(|made| &made.digests).map(|input| input.digest);
+                let of_others = |earlier: &Sidecar| earlier.inputs.iter().map(|input| input.digest).ne(digests());
+                stage.ledger.newest_that(&name, of_others).is_some()
+            }
+            // All rows are in it, whatever they are.
+            (Partitioning::Whole, _) | (_, None) => false,
+            (_, Some(number)) => self.nth_input(stage, number).is_some_and(|(_, _, input)| input.is_divided_anew),
+        };
+        let state = match &made {
             None => stage.state_without_input(&name),
             Some(made) => stage.state(&name, &made.digests),
         };
-        PlannedPartition { name, state }
+        PlannedPartition { name, state, is_divided_anew }
     }
 
     /// What partition `number` of `stage` (`None`: its survey) is made from; `None` while some of it is missing.
@@ -501,6 +520,20 @@ impl PlannedStage {
             builder.add(input.digest.to_string());
         }
         builder.finish()
+    }
+
+    /// Partitions that may have had rows which others have now, by name: those whose source divides its rows otherwise than it did, as
+    /// when a file came in between, and those that are there no more. By the records, until those of the earlier division are deleted;
+    /// a change of parameters alone moves no row.
+    pub fn former(&self) -> &Arc<[String]> {
+        self.former.get_or_init(|| {
+            let names: HashSet<&str> = self.partitions.iter().map(|partition| partition.name.as_str()).collect();
+            let recorded = self.ledger.sidecars().map(|sidecar| sidecar.partition.as_str());
+            let gone = recorded.filter(|name| *name != SURVEY && !names.contains(name));
+            let divided = self.partitions.iter().filter(|partition| partition.is_divided_anew);
+            let former: BTreeSet<&str> = divided.map(|partition| partition.name.as_str()).chain(gone).collect();
+            former.into_iter().map(str::to_owned).collect()
+        })
     }
 
     /// Brings a committed file to this machine; returns its path.

@@ -389,6 +389,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_without_a_digest_that_came_whole_is_not_asked_for_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let partial = folder.path().join("x");
+        fs::write(&partial, "whole\n").unwrap();
+        fs::write(web::tag_path(&partial), "\"1\"").unwrap();
+        let access = Access { endpoint: String::new(), token: None, store: Box::new(store::open) };
+        let fetched = |version: &str| {
+            let entry = Entry { name: "x".into(), bytes: Some(6), version: version.into() };
+            // Nobody listens there.
+            let location = Location::parse("http://127.0.0.1:9/x");
+            fetch(&location, "x", &Entries::of_file(entry.clone()), &entry, &partial, &access, (1, &Unwatched))
+        };
+        fetched("\"1\"").unwrap();
+        assert!(fetched("").is_err(), "it may be another one by now");
+    }
+
+    #[test]
     fn files_are_held_to_the_digests_that_the_hub_lists() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "hello\n").unwrap();

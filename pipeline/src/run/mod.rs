@@ -82,7 +82,7 @@ fn memory() -> Option<u64> {
 }
 
 /// Makes whatever `plan` says is missing. Watches `cancel`: then what is under way is ended cleanly and the outcome is
-/// [`RunOutcome::Interrupted`].
+/// [`RunOutcome::Interrupted`], as it is where another process that makes a partition too was told to stop.
 pub fn run(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &Cancel) -> Result<RunOutcome, RunError> {
     run_with(None, plan, options, events, cancel)
 }
@@ -137,17 +137,23 @@ pub fn run_with(
     let mut scheduler = Scheduler::new(plan, options, &runner, events, cancel);
     scheduler.let_go_of_left_copies();
     let result = scheduler.drive(executor);
-    let worked = scheduler.worked;
+    let (worked, interrupted) = (scheduler.worked, scheduler.interrupted);
     for stage in &mut plan.stages {
         stage.ledger.save()?;
     }
+    let losses = plan.heavy_losses();
     let outcome = match &result {
         Err(_) => RunOutcome::Failed,
-        Ok(()) if cancel.is_cancelled() && !plan.is_up_to_date() => RunOutcome::Interrupted,
-        Ok(()) if plan.has_heavy_losses() => RunOutcome::DoneWithLosses,
+        Ok(()) if (interrupted || cancel.is_cancelled()) && !plan.is_up_to_date() => RunOutcome::Interrupted,
+        Ok(()) if !losses.is_empty() => RunOutcome::DoneWithLosses,
         Ok(()) if worked => RunOutcome::Done,
         Ok(()) => RunOutcome::UpToDate,
     };
+    if outcome == RunOutcome::DoneWithLosses {
+        for note in losses {
+            events.send(note);
+        }
+    }
     events.send(Event::RunFinished { outcome, seconds: started.elapsed().as_secs_f64() });
     result.map(|()| outcome)
 }
@@ -164,12 +170,19 @@ pub fn assist(plan: &mut Plan, options: &Options, events: &EventSink, cancel: &C
 }
 
 impl Plan {
-    /// Whether some row-wise stage lost a larger share of its rows than the manifest's threshold. Rows that were only not
-    /// chosen are no loss.
-    fn has_heavy_losses(&self) -> bool {
-        self.stages.iter().filter(|stage| stage.stage.law() != Law::Chooses).any(|stage| {
+    /// Notes about the selected row-wise stages that lost a larger share of their rows than the manifest's threshold. Rows that
+    /// were only not chosen are no loss.
+    fn heavy_losses(&self) -> Vec<Event> {
+        let judged = self.stages.iter().filter(|stage| stage.selected && stage.stage.law() != Law::Chooses);
+        let heavy = judged.filter_map(|stage| {
             let totals = stage.totals();
-            totals.rows_in > 0 && totals.rows_dropped() as f64 > self.warn_above * totals.rows_in as f64
-        })
+            let share = totals.rows_dropped() as f64 / totals.rows_in.max(1) as f64;
+            (share > self.warn_above).then(|| {
+                let [share, limit] = [share, self.warn_above].map(|share| 100.0 * share);
+                let text = format!("refused {share:.1} % of its rows; warn_above is {limit:.1} %");
+                Event::Note { stage: stage.name.clone(), text }
+            })
+        });
+        heavy.collect()
     }
 }

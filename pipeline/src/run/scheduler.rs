@@ -60,6 +60,8 @@ pub(super) struct Scheduler<'a> {
     stop: Cancel,
     first_error: Option<RunError>,
     pub(super) worked: bool,
+    /// A partition was given up, though nothing here asked for that: another process that made it too was told to stop.
+    pub(super) interrupted: bool,
 }
 
 impl<'a> Scheduler<'a> {
@@ -94,6 +96,7 @@ impl<'a> Scheduler<'a> {
             stop: Cancel::default(),
             first_error: None,
             worked: false,
+            interrupted: false,
         }
     }
 
@@ -318,7 +321,7 @@ impl<'a> Scheduler<'a> {
                 });
                 self.there(node, sidecar);
             }
-            Err(StageError::Cancelled) => {}
+            Err(StageError::Cancelled) => self.interrupted |= !self.stop.is_cancelled(),
             Err(source) => {
                 let error = source.to_string();
                 self.events.send(Event::PartitionFailed { stage: stage.clone(), partition: partition.clone(), error });

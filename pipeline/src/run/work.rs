@@ -62,6 +62,7 @@ pub(super) struct Work {
     pub(super) tally: Arc<Tally>,
     pub(super) made: Made,
     pub(super) retry: Option<RetryList>,
+    pub(super) former: Arc<[String]>,
     pub(super) fingerprint: Digest,
     /// Whether to make it although it may be there.
     pub(super) force: bool,
@@ -90,6 +91,7 @@ impl Work {
         let stage = plan.stages.get(node.stage)?;
         let partition = stage.partition(node.number)?;
         let Crew { tally, together, queries, runner, events, cancel } = crew;
+        let retry = node.number.and_then(|number| stage.retry_list(number)).cloned();
         Some(Self {
             node,
             stage_name: stage.name.clone(),
@@ -101,10 +103,11 @@ impl Work {
             partitions: stage.partitions.len(),
             memory: stage.memory,
             on_bad_row: stage.on_bad_row,
-            tally,
+            tally: if retry.is_some() { Arc::new(tally.of_retries()) } else { tally },
             fingerprint: stage.fingerprint(&made.digests),
             made,
-            retry: node.number.and_then(|number| stage.retry_list(number)).cloned(),
+            retry,
+            former: Arc::clone(stage.former()),
             force: stage.force,
             together,
             queries,
@@ -210,6 +213,7 @@ impl Work {
             inputs: &self.made.inputs,
             survey: survey.as_deref(),
             retry: retry.as_deref(),
+            former: &self.former,
             memory: self.memory,
             on_bad_row: self.on_bad_row,
             force: self.force,

@@ -1,15 +1,18 @@
-//! Fields of JSON as columns. Their types are given, so that all rows have the same, whatever is in them; a value of another
-//! type is left empty, and counted.
+//! Fields as columns. Their types are given, so that all rows have the same, whatever is in them; a value of another type is left
+//! empty, and counted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, RecordBatch, StringBuilder};
+use arrow::array::{Array, ArrayRef, BooleanBuilder, Float64Builder, Int64Builder, RecordBatch, StringBuilder};
+use arrow::compute::{can_cast_types, cast};
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use super::types;
 
 /// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -42,6 +45,53 @@ impl FieldType {
             Self::Text => "text",
         }
     }
+
+    /// Whether a column of this type may hold such values.
+    pub(super) fn can_be_of(self, found: &DataType) -> bool {
+        self == Self::Text || types::is_text(found) || can_cast_types(found, &self.data_type())
+    }
+
+    /// A column as one of this type, and how many of its values are not of it, which are null. So is text that is empty.
+    pub(super) fn column_of(self, array: &ArrayRef) -> Result<(ArrayRef, usize), ArrowError> {
+        if self != Self::Text && !types::is_text(array.data_type()) {
+            let column = cast(array, &self.data_type())?;
+            let unfit = column.null_count().saturating_sub(array.logical_null_count());
+            return Ok((column, unfit));
+        }
+        let (mut column, mut unfit) = (Column::new(self), 0);
+        for text in &types::text(array)? {
+            let value = text.filter(|text| !text.trim().is_empty()).map(|text| Value::String(text.to_owned()));
+            unfit += usize::from(!column.push(value.as_ref()));
+        }
+        Ok((column.finish(), unfit))
+    }
+}
+
+/// Columns by their names alone, or each with its type.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a list of names, or a table of names and types: number, integer, boolean or text"
+)]
+pub(super) enum NamedColumns {
+    Names(Vec<String>),
+    Types(BTreeMap<String, FieldType>),
+}
+
+impl Default for NamedColumns {
+    fn default() -> Self {
+        Self::Names(Vec::new())
+    }
+}
+
+impl NamedColumns {
+    /// All of them, with the type of each that has one.
+    pub(super) fn all(&self) -> Vec<(String, Option<FieldType>)> {
+        match self {
+            Self::Names(names) => names.iter().map(|name| (name.clone(), None)).collect(),
+            Self::Types(types) => types.iter().map(|(name, kind)| (name.clone(), Some(*kind))).collect(),
+        }
+    }
 }
 
 enum Column {
@@ -61,13 +111,7 @@ impl Fields {
     pub(super) fn new(wanted: &BTreeMap<String, FieldType>) -> Self {
         let fields = wanted.iter().map(|(name, kind)| Field::new(name, kind.data_type(), true));
         let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-        let columns = wanted.values().map(|kind| match kind {
-            FieldType::Number => Column::Number(Float64Builder::new()),
-            FieldType::Integer => Column::Integer(Int64Builder::new()),
-            FieldType::Boolean => Column::Boolean(BooleanBuilder::new()),
-            FieldType::Text => Column::Text(StringBuilder::new()),
-        });
-        Self { columns: columns.collect(), schema }
+        Self { columns: wanted.values().copied().map(Column::new).collect(), schema }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -94,6 +138,15 @@ impl Fields {
 }
 
 impl Column {
+    fn new(kind: FieldType) -> Self {
+        match kind {
+            FieldType::Number => Self::Number(Float64Builder::new()),
+            FieldType::Integer => Self::Integer(Int64Builder::new()),
+            FieldType::Boolean => Self::Boolean(BooleanBuilder::new()),
+            FieldType::Text => Self::Text(StringBuilder::new()),
+        }
+    }
+
     /// Whether the value, if there is one, is of the column's type.
     fn push(&mut self, value: Option<&Value>) -> bool {
         match self {
@@ -170,10 +223,26 @@ pub(super) fn text(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::Array;
+    use arrow::array::{Int64Array, StringArray, new_null_array};
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_column_becomes_one_of_another_type_and_what_is_not_of_it_is_counted() {
+        let texts: ArrayRef = Arc::new(StringArray::from(vec![Some("7"), Some(" "), Some("wide"), None, Some("-1 ")]));
+        let (integers, unfit) = FieldType::Integer.column_of(&texts).unwrap();
+        assert_eq!(integers.as_ref(), &Int64Array::from(vec![Some(7), None, None, None, Some(-1)]) as &dyn Array);
+        assert_eq!(unfit, 1);
+        let (texts, unfit) = FieldType::Text.column_of(&texts).unwrap();
+        assert_eq!((texts.null_count(), unfit), (2, 0));
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![Some(3), None]));
+        assert_eq!(FieldType::Number.column_of(&numbers).unwrap().0.data_type(), &DataType::Float64);
+        let list = DataType::new_list(DataType::Int64, true);
+        assert!(FieldType::Text.can_be_of(&list) && !FieldType::Integer.can_be_of(&list));
+        let lists: ArrayRef = new_null_array(&list, 2);
+        assert_eq!(FieldType::Text.column_of(&lists).unwrap().0.null_count(), 2);
+    }
 
     #[test]
     fn columns_have_the_types_that_were_asked_for_whatever_comes() {

@@ -6,7 +6,7 @@
 //! parquet file, whose footer is at its end; one in which somebody changed bytes in place, at the same size and outside these
 //! blocks, is not. Times are not in the digest: copies keep it. They only say when it has to be computed again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ enum OutsideError {
 }
 
 /// `.tar, .tar.gz or .tgz`
-fn in_a_row(words: &[&str]) -> String {
+pub(super) fn in_a_row(words: &[&str]) -> String {
     match words {
         [] => String::new(),
         [one] => (*one).to_owned(),
@@ -270,12 +270,23 @@ impl Place {
         match &self.which {
             Which::One(file) => found.push((file.clone(), self.folder.join(file))),
             Which::Matching(pattern) => {
-                walk(&self.folder, "", false, self.kind, &mut found)?;
+                self.look(false, &mut found)?;
                 found.retain(|(name, _)| matches(pattern, name));
             }
-            Which::All => walk(&self.folder, "", true, self.kind, &mut found)?,
+            Which::All => self.look(true, &mut found)?,
         }
         Ok(found.into_iter().map(|(name, path)| (format!("{}/{name}", self.name), path)).collect())
+    }
+
+    /// Looks for files of its kind in its folder, and in those below it where it goes deep.
+    fn look(&self, deep: bool, found: &mut Vec<(String, PathBuf)>) -> Result<(), StageError> {
+        let walked = walk(&self.folder, &mut |name, path, metadata| {
+            if !metadata.is_some_and(fs::Metadata::is_dir) && self.kind.is_one(name) {
+                found.push((name.to_owned(), path.to_owned()));
+            }
+            deep
+        });
+        walked.map_err(not_listed)
     }
 
     /// Whether a file of this name is one of this place.
@@ -296,27 +307,56 @@ impl Place {
     }
 }
 
-fn walk(
+/// What is shown of what is in a folder: its name below that, with `/` between folders, its path, and what it is; `None` where it is a
+/// link that leads nowhere, or has gone. Of a folder, the answer says whether to enter it.
+type Visit<'a> = dyn FnMut(&str, &Path, Option<&fs::Metadata>) -> bool + 'a;
+
+/// Shows all that is in a folder. Links are followed, and each folder is entered once, however many links lead to it: one that is in the
+/// tree without a link by that name, another by that of the first link. An error comes with the folder that it is about.
+pub(super) fn walk(folder: &Path, visit: &mut Visit) -> Result<(), (PathBuf, io::Error)> {
+    let mut entered = BTreeSet::new();
+    // Links come after the whole of the tree, else a new one could give other names to what is in it.
+    let mut links = VecDeque::from([(folder.to_owned(), String::new())]);
+    while let Some((folder, prefix)) = links.pop_front() {
+        walk_below(&folder, &prefix, &mut entered, &mut links, visit)?;
+    }
+    Ok(())
+}
+
+/// Shows what can be reached without links to folders; of those, tells where they are, and what names below them begin with.
+fn walk_below(
     folder: &Path,
     prefix: &str,
-    deep: bool,
-    kind: &FileKind,
-    found: &mut Vec<(String, PathBuf)>,
-) -> Result<(), StageError> {
-    for entry in fs::read_dir(folder).map_err(StageError::io("list", folder))? {
-        let entry = entry.map_err(StageError::io("list", folder))?;
-        let path = entry.path();
-        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        // Links are followed to files, never to folders: those may lead round in a circle.
-        if entry.file_type().map_err(StageError::io("look at", &path))?.is_dir() {
-            if deep {
-                walk(&path, &format!("{name}/"), deep, kind, found)?;
-            }
-        } else if kind.is_one(&name) {
-            found.push((name, path));
+    entered: &mut BTreeSet<PathBuf>,
+    links: &mut VecDeque<(PathBuf, String)>,
+    visit: &mut Visit,
+) -> Result<(), (PathBuf, io::Error)> {
+    let failed = |error: io::Error| (folder.to_owned(), error);
+    if !entered.insert(folder.canonicalize().map_err(failed)?) {
+        return Ok(());
+    }
+    let all = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut all = all.map_err(failed)?;
+    all.sort_by_key(fs::DirEntry::file_name);
+    for found in all {
+        let (name, path) = (format!("{prefix}{}", found.file_name().to_string_lossy()), found.path());
+        let metadata = fs::metadata(&path).ok();
+        if !visit(&name, &path, metadata.as_ref()) || !metadata.is_some_and(|metadata| metadata.is_dir()) {
+            continue;
+        }
+        let prefix = format!("{name}/");
+        if path.is_symlink() {
+            links.push_back((path, prefix));
+        } else {
+            walk_below(&path, &prefix, entered, links, visit)?;
         }
     }
     Ok(())
+}
+
+/// For `map_err` on [`walk`].
+pub(super) fn not_listed((folder, error): (PathBuf, io::Error)) -> StageError {
+    StageError::io("list", &folder)(error)
 }
 
 /// Whether `name` is as `pattern` says, in which `*` stands for any letters and `?` for one.
@@ -347,9 +387,14 @@ pub(super) fn matches(pattern: &str, name: &str) -> bool {
 
 /// What the file system says of a file.
 pub(super) fn look(path: &Path) -> io::Result<State> {
-    let metadata = fs::metadata(path)?;
-    let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    Ok(State { bytes: metadata.len(), modified: modified.map_or(0, |time| time.as_nanos() as u64) })
+    fs::metadata(path).map(|metadata| State::of(&metadata))
+}
+
+impl State {
+    pub(super) fn of(metadata: &fs::Metadata) -> Self {
+        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Self { bytes: metadata.len(), modified: modified.map_or(0, |time| time.as_nanos() as u64) }
+    }
 }
 
 /// The digest of a file of this size: see the top of this file.
@@ -438,7 +483,36 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
+
+    #[test]
+    fn links_are_followed_and_each_folder_is_entered_once() {
+        static KIND: FileKind = FileKind { key: "tars", one: "tar", endings: &[".tar"] };
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir_all(path("tars/more")).unwrap();
+        fs::create_dir(path("elsewhere")).unwrap();
+        fs::write(path("tars/more/b.tar"), "b").unwrap();
+        fs::write(path("elsewhere/c.tar"), "c").unwrap();
+        symlink(path("elsewhere"), path("tars/linked")).unwrap();
+        symlink(path("elsewhere/c.tar"), path("tars/a.tar")).unwrap();
+        symlink(path("tars"), path("tars/more/back")).unwrap();
+        // To folders that are in the tree anyway: beside them, before them and through another link.
+        symlink(path("tars/more"), path("tars/current")).unwrap();
+        fs::create_dir(path("tars/first")).unwrap();
+        symlink(path("tars/more"), path("tars/first/more")).unwrap();
+        symlink(path("elsewhere"), path("tars/more/again")).unwrap();
+        symlink(path("nowhere"), path("tars/gone.tar")).unwrap();
+        let names = |written: String| {
+            let places = Places::read(&[written], &KIND).unwrap();
+            places.find().unwrap().into_keys().collect::<Vec<_>>()
+        };
+        let tars = path("tars").display().to_string();
+        assert_eq!(names(tars.clone()), ["tars/a.tar", "tars/linked/c.tar", "tars/more/b.tar"]);
+        assert_eq!(names(format!("{tars}/*.tar")), ["tars/a.tar"]);
+    }
 
     #[test]
     fn patterns_match_as_in_a_shell() {

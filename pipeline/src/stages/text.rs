@@ -133,9 +133,16 @@ impl<R: BufRead> Lines<R> {
 pub(super) enum Separator {
     Comma,
     Tab,
+    /// As it is between commas, quotation marks around a field protect what is in it.
+    TabOfQuoted,
 }
 
 impl Separator {
+    /// Of TSV, in which quotation marks mean something or not.
+    pub(super) fn tab(quotes: bool) -> Self {
+        if quotes { Self::TabOfQuoted } else { Self::Tab }
+    }
+
     /// A reader of rows; `has_header` says whether the first is none.
     pub(super) fn reader<R: Read>(self, reader: R, has_header: bool) -> csv::Reader<R> {
         let mut builder = csv::ReaderBuilder::new();
@@ -144,9 +151,19 @@ impl Separator {
             Self::Comma => builder.delimiter(b','),
             // Tab-separated captions hold quotation marks that quote nothing.
             Self::Tab => builder.delimiter(b'\t').quoting(false),
+            Self::TabOfQuoted => builder.delimiter(b'\t'),
         };
         builder.from_reader(reader)
     }
+}
+
+/// What is noted of rows in whose TSV quotation marks mean nothing, and which have a field that [`is_quoted`].
+pub(super) const QUOTED: &str = "doubled quotation marks; quotes = true undoes them";
+
+/// Whether it is what writers of CSV make of a text with quotation marks: they double those, and put it all between two more.
+pub(super) fn is_quoted(field: &str) -> bool {
+    let inner = field.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    inner.is_some_and(|inner| inner.contains('"') && !inner.replace("\"\"", "").contains('"'))
 }
 
 /// How rows lie in JSON.
@@ -229,6 +246,16 @@ mod tests {
         assert_eq!(lines.next_line().unwrap(), Some((3, Line::Whole(b""))));
         assert_eq!(lines.next_line().unwrap(), Some((4, Line::Whole(b"b"))));
         assert_eq!(lines.next_line().unwrap(), None);
+    }
+
+    #[test]
+    fn what_was_quoted_is_told_from_what_begins_and_ends_with_a_quotation_mark() {
+        for quoted in ["\"He said \"\"hello\"\" to me\"", "\"\"\"\"", "\"\"\"a\"\" b\""] {
+            assert!(is_quoted(quoted), "{quoted}");
+        }
+        for other in ["", "\"", "\"\"", "a \"red\" fox", "\"red\" and \"blue\"", "\"red\"", "\"a\"\" b"] {
+            assert!(!is_quoted(other), "{other}");
+        }
     }
 
     #[test]

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, ListArray, StringArray, StructArray, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BinaryArray, ListArray, RecordBatch, StringArray, StructArray, new_null_array,
+};
 use arrow::compute::{CastOptions, cast, cast_with_options};
-use arrow::datatypes::{DataType, Field, FieldRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use arrow::error::ArrowError;
+
+use super::fields::text as json_text;
+use super::members::objects;
 
 /// A type that holds the values of both, or nothing. With `text_holds_all`, text is that of any two single values.
 pub(super) fn unify(a: &DataType, b: &DataType, text_holds_all: bool) -> Option<DataType> {
@@ -40,7 +45,7 @@ fn is_number(data_type: &DataType) -> bool {
     data_type.is_integer() || data_type.is_floating()
 }
 
-fn is_text(data_type: &DataType) -> bool {
+pub(super) fn is_text(data_type: &DataType) -> bool {
     match data_type {
         DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
         DataType::Dictionary(_, values) => is_text(values),
@@ -81,8 +86,14 @@ pub(super) fn adapt(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowEr
     }
 }
 
-/// A column as text. Bytes that are no text are replaced.
+/// A column as text; what is nested as JSON. Bytes that are no text are replaced.
 pub(super) fn text(array: &ArrayRef) -> Result<StringArray, ArrowError> {
+    if array.data_type().is_nested() {
+        let schema = Schema::new(vec![Field::new("value", array.data_type().clone(), true)]);
+        let batch = RecordBatch::try_new(Arc::new(schema), vec![Arc::clone(array)])?;
+        let rows = objects(&batch).map_err(|error| ArrowError::JsonError(error.to_string()))?;
+        return Ok(rows.iter().map(|row| row.get("value").filter(|value| !value.is_null()).map(json_text)).collect());
+    }
     let is_binary = match array.data_type() {
         DataType::Utf8 => return Ok(array.as_string::<i32>().clone()),
         DataType::Dictionary(_, values) => values.is_binary(),

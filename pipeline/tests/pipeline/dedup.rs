@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use image::imageops::FilterType;
 use image::{ImageFormat, RgbImage, imageops};
-use picture::decode;
+use picture::{Look, decode};
 use proptest::prelude::*;
 use sha2::Digest;
 use shards::event::RunOutcome;
@@ -170,13 +170,18 @@ fn perceptual_is_what_comparing_all_pairs_gives() {
         })
         .collect();
     for distance in [0, 1, 4, 9, 16] {
-        let mut order: Vec<(u64, &Sample)> = rows.iter().map(|row| (gradient(&row.image), row)).collect();
-        order.sort_by(|(_, a), (_, b)| (b.width, &a.key).cmp(&(a.width, &b.key)));
-        let mut kept: Vec<(u64, &Sample)> = Vec::new();
+        let look = |row: &Sample| Look::of(&decode(&row.image, 1_000_000).unwrap());
+        let mut order: Vec<(u64, Look, &Sample)> =
+            rows.iter().map(|row| (gradient(&row.image), look(row), row)).collect();
+        order.sort_by(|(.., a), (.., b)| (b.width, &a.key).cmp(&(a.width, &b.key)));
+        let mut kept: Vec<(u64, Look, &Sample)> = Vec::new();
         let mut dropped = BTreeMap::new();
-        for (hash, row) in order {
-            let Some((other, of)) = kept.iter().find(|(other, _)| (other ^ hash).count_ones() <= distance) else {
-                kept.push((hash, row));
+        for (hash, look, row) in order {
+            let is_near = |(other, of, _): &&(u64, Look, &Sample)| {
+                (other ^ hash).count_ones() <= distance && look.is_like(of, distance)
+            };
+            let Some((other, _, of)) = kept.iter().find(is_near) else {
+                kept.push((hash, look, row));
                 continue;
             };
             dropped.insert(row.key.clone(), (of.key.clone(), (other ^ hash).count_ones()));
@@ -193,6 +198,80 @@ fn perceptual_is_what_comparing_all_pairs_gives() {
         assert!(!expected.is_empty() && kept.len() > 1, "distance {distance}: {} dropped", expected.len());
         assert_eq!(found, expected, "distance {distance}");
     }
+}
+
+/// Whether a point lies within one of six shapes of this size; the page reaches from -1 to 1.
+fn is_within(shape: usize, size: f32, (x, y): (f32, f32)) -> bool {
+    let (across, down) = (x.abs(), y.abs());
+    match shape {
+        0 => x.hypot(y) < size,
+        1 => across.max(down) < size,
+        2 => across + down < size,
+        3 => (0.6 * size..size).contains(&x.hypot(y)),
+        4 => across.min(down) < size / 4.0 && across.max(down) < size,
+        _ => down < size && across < f32::midpoint(y, size),
+    }
+}
+
+#[test]
+fn different_things_on_a_white_page_all_stay_and_copies_of_each_go() {
+    let colours = [[200, 30, 30], [30, 60, 200], [20, 140, 60], [20, 20, 20]];
+    let page = |side: u32, shape, size, colour: [u8; 3]| {
+        let place = |n: u32| (n as f32 + 0.5) / side as f32 * 2.0 - 1.0;
+        let colour_at = |x, y| if is_within(shape, size, (place(x), place(y))) { colour } else { [255; 3] };
+        RgbImage::from_fn(side, side, |x, y| image::Rgb(colour_at(x, y)))
+    };
+    let mut rows = Vec::new();
+    for shape in 0..6 {
+        for size in [0.25, 0.5, 0.8] {
+            for (n, colour) in colours.into_iter().enumerate() {
+                let key = format!("{shape}-{size}-{n}");
+                rows.push(sample(&format!("large/{key}"), &page(192, shape, size, colour), ImageFormat::Png));
+                rows.push(sample(&format!("small/{key}"), &page(96, shape, size, colour), ImageFormat::Png));
+            }
+        }
+    }
+    // Else this says nothing: by their hashes alone, nearly all of them are near to another.
+    let hashes: Vec<u64> = rows.iter().map(|row| gradient(&row.image)).collect();
+    let first_of = |n: usize| !hashes[..n].iter().any(|other| (other ^ hashes[n]).count_ones() <= 4);
+    assert!((0..hashes.len()).filter(|n| first_of(*n)).count() < 20);
+    let place = Place::new();
+    place.write_all(&rows.chunks(40).map(<[_]>::to_vec).collect::<Vec<_>>());
+    let ran = place.run(PERCEPTUAL);
+    assert_eq!(ran.counts("duplicate"), (144, 72, 72));
+    for [key, _, detail] in ran.quarantine() {
+        let large = key.replace("small", "large");
+        assert!(key.starts_with("small/") && detail.starts_with(&format!("looks like {large},")), "{key}: {detail}");
+    }
+}
+
+#[test]
+fn a_recorded_perceptual_hash_is_believed_and_images_are_read_only_of_what_it_leaves_open() {
+    let place = Place::new();
+    let page = |key: &str, seed: u32, phash: Option<u64>| Sample {
+        phash: phash.map(|hash| format!("{hash:016x}")),
+        ..sample(key, &scene(seed, 48, 36), ImageFormat::Png)
+    };
+    let recorded = gradient(&sample("", &scene(5, 48, 36), ImageFormat::Png).image);
+    let unread = |key: &str, phash: &str| Sample {
+        phash: Some(phash.to_owned()),
+        ..Sample::new(key, b"no picture".to_vec(), (48, 36))
+    };
+    place.write_all(&[
+        vec![
+            page("a/1", 5, Some(recorded)),
+            // The same picture, said to be another.
+            page("a/2", 5, Some(!recorded)),
+            unread("a/3", "00ff00ff00ff00ff"),
+            unread("a/4", "0f0f0f0f0f0f0f0f"),
+        ],
+        // One without a record, in a shard with and in one without the column; and what is no hash.
+        vec![page("b/1", 5, None), page("b/2", 6, Some(0)), unread("b/3", "0123")],
+        vec![page("c/1", 5, None)],
+    ]);
+    let ran = place.run(PERCEPTUAL);
+    assert_eq!(ran.keys(), [vec!["a/1", "a/2", "a/3", "a/4"], vec!["b/2", "b/3"], vec![]]);
+    assert_eq!(ran.survey().observed["not compared"], 2, "b/2, whose hash says nothing, and b/3");
 }
 
 #[test]

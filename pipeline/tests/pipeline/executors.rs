@@ -211,6 +211,27 @@ fn a_cluster_that_fails_or_a_run_that_is_interrupted_ends_it() {
     assert_eq!(ended, RunOutcome::Interrupted);
 }
 
+/// Stops by itself, as a training does when another of its ranks is told to.
+struct Stops;
+impl Executor for Stops {
+    fn at_a_time(&self) -> usize {
+        3
+    }
+
+    fn make(&self, _: &str, _: &[Order], _: &Cancel) -> Result<(), NotMade> {
+        Err(NotMade::Interrupted)
+    }
+}
+
+#[test]
+fn a_run_whose_work_is_stopped_from_elsewhere_says_that_it_was_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut plan = dag().plan(folder.path());
+    let options = Options::default();
+    let ended = run_with(Some(&Stops), &mut plan, &options, &EventSink::silent(), &Cancel::default()).unwrap();
+    assert_eq!(ended, RunOutcome::Interrupted);
+}
+
 #[test]
 fn a_workshop_makes_what_it_sees_itself_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();

@@ -316,6 +316,19 @@ fn what_cannot_be_used_is_refused_with_its_reason() {
 }
 
 #[test]
+fn a_sample_without_an_image_is_refused_with_the_endings_that_it_has() {
+    let place = Place::new();
+    place.write("a.tar", &of(&[("1.image.jpg", &tile(1)), ("1.txt", b"one"), ("2.txt", b"two")]));
+    let done = place.run("");
+    assert_eq!(done.dropped(), BTreeMap::from([("no_image".to_owned(), 2)]));
+    let said: Vec<String> = done.ran.quarantine().into_iter().map(|[_, _, message]| message).collect();
+    let is_told = |n: usize, endings: &str| {
+        said[n].contains(&format!("its members end in {endings}, and an image's name is the key and one of .jpg,"))
+    };
+    assert!(is_told(0, ".txt, .image.jpg") && is_told(1, ".txt"), "{said:?}");
+}
+
+#[test]
 fn hostile_names_and_sizes_are_only_data() {
     let place = Place::new();
     let mut tar = Builder::new(Vec::new());

@@ -6,8 +6,9 @@ mod joined;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
@@ -23,7 +24,7 @@ use pipeline::plan::Plan;
 use pipeline::run::{Options, run};
 use pipeline::stage::Cancel;
 use shards::columns;
-use shards::event::EventSink;
+use shards::event::{Event, EventSink};
 
 use crate::samples::{Ran, encoded, starts, tile, with_causes};
 
@@ -318,6 +319,21 @@ fn fields_between_commas_or_tabs_and_arrays_of_json_are_tables_too() {
 }
 
 #[test]
+fn quotation_marks_of_tsv_are_undone_where_that_is_asked_for_and_else_counted_where_they_were_doubled() {
+    let place = Place::new();
+    place.write("data/a.tsv", "Key\tText\nx\t\"He said \"\"hello\"\"\"\ny\ta \"red\" fox\n");
+    let table = "files = \"FOLDER/data\"\ncolumns = { key = \"Key\", caption = \"Text\" }\n";
+    let plain = place.import(table).unwrap();
+    assert_eq!(texts(&plain, "caption"), some(&["\"He said \"\"hello\"\"\"", "a \"red\" fox"]));
+    let noted = BTreeMap::from([("doubled quotation marks; quotes = true undoes them".to_owned(), 1)]);
+    assert_eq!(observed(&plain), noted);
+    place.write("data/a.tsv", "Key\tText\nx\t\"He said \"\"hello\"\"\"\ny\ta \"red\" fox\nz\t\"two\nlines\"\n");
+    let quoted = place.import(&format!("{table}quotes = true")).unwrap();
+    assert_eq!(texts(&quoted, "caption"), some(&["He said \"hello\"", "a \"red\" fox", "two\nlines"]));
+    assert_eq!(observed(&quoted), BTreeMap::new());
+}
+
+#[test]
 fn a_table_that_does_not_fit_is_named_with_what_it_has() {
     let place = Place::new();
     write_parquet(&place.path("hub/a.parquet"), &[row(1)]);
@@ -397,6 +413,49 @@ fn labelled_pictures_get_their_classes_from_names_and_folders() {
     assert_eq!(same.records()[0].fingerprint, ran.records()[0].fingerprint);
     place.write("classes.json", r#"{"n01440764": "tench", "n01443537": "goldfish"}"#);
     assert_eq!(texts(&place.import(table).unwrap(), "class"), some(&["tench", "goldfish"]));
+}
+
+#[test]
+fn pictures_are_found_through_links_and_by_every_name_of_jpeg_and_other_kinds_are_told_of() {
+    let place = Place::new();
+    for (n, name) in ["data/a.JFIF", "data/b.jpe", "elsewhere/c.png"].iter().enumerate() {
+        place.write(name, tile(n as u8));
+    }
+    for name in ["data/d.heic", "data/e.TIFF", "data/more/f.tiff", "data/notes.txt"] {
+        place.write(name, "not looked at");
+    }
+    symlink(place.path("elsewhere"), place.path("data/linked")).unwrap();
+    symlink(place.path("data"), place.path("data/more/back")).unwrap();
+    let stage = "[stage.out]\nuses = \"import\"\nfolder = \"FOLDER/data\"\ncaption = \"none\"\nrows_per_shard = 1";
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink = EventSink::new({
+        let told = Arc::clone(&told);
+        move |event| {
+            if let Event::Note { text, .. } = event {
+                told.lock().unwrap().push(text);
+            }
+        }
+    });
+    let options = Options { cores: 2, ..Options::default() };
+    run(&mut place.plan(stage).unwrap(), &options, &sink, &Cancel::default()).unwrap();
+    assert_eq!(place.try_run(stage).unwrap().keys(), [["data/a"], ["data/b"], ["data/linked/c"]]);
+    let told = told.lock().unwrap();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("left out: 1 .heic, 2 .tiff; pictures that can be imported end in .jpg, "), "{told:?}");
+}
+
+#[test]
+fn a_folder_without_a_picture_is_an_error_that_says_what_is_there() {
+    let place = Place::new();
+    let table = "folder = \"FOLDER/data\"\ncaption = \"none\"";
+    std::fs::create_dir(place.path("data")).unwrap();
+    let words = place.refusal(table);
+    assert!(words.contains("data or a folder below it: pictures are files that end in .jpg, "), "{words}");
+    assert!(words.ends_with("there is nothing"), "{words}");
+    for name in ["data/a.HEIC", "data/more/b.heic", "data/LICENSE"] {
+        place.write(name, "");
+    }
+    assert!(place.refusal(table).ends_with("there is 1 without an ending, 2 .heic"), "{}", place.refusal(table));
 }
 
 #[test]

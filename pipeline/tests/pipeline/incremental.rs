@@ -147,6 +147,36 @@ fn three() -> Dag {
     ])
 }
 
+#[test]
+fn partitions_whose_rows_may_be_in_others_now_are_those_that_their_source_divides_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = |numbers: std::ops::Range<usize>| -> Vec<String> { numbers.map(|n| format!("part-{n:05}")).collect() };
+    let former = |dag: &Dag| -> Vec<Vec<String>> {
+        dag.plan(folder.path()).stages.iter().map(|stage| stage.former().to_vec()).collect()
+    };
+    let none = vec![Vec::<String>::new(); 3];
+    let mut dag = three();
+    assert_eq!(former(&dag), none);
+    drive(&mut dag.plan(folder.path()));
+    assert_eq!(former(&dag), none);
+    // Other parameters move no row, nor do more partitions behind those that are there.
+    dag.0[1] = Kind::Map { from: vec![0], add: 2, drop: 0 };
+    dag.0[0] = Kind::Numbers { partitions: 4, rows: 4, start: 0 };
+    assert_eq!(former(&dag), none);
+    drive(&mut dag.plan(folder.path()));
+    assert_eq!(former(&dag), none);
+    dag.0[0] = Kind::Numbers { partitions: 3, rows: 4, start: 0 };
+    assert_eq!(former(&dag), [names(3..4), names(3..4), Vec::new()]);
+    // Rows that come first move all others: whoever begins when that is half done, or done, knows it too.
+    dag.0[0] = Kind::Numbers { partitions: 3, rows: 4, start: 2 };
+    let moved = [names(0..4), names(0..4), Vec::new()];
+    assert_eq!(former(&dag), moved);
+    drive(&mut select(&dag, folder.path(), &Selection { stages: vec!["s0".to_owned()], ..Selection::default() }));
+    assert_eq!(former(&dag), moved);
+    drive(&mut dag.plan(folder.path()));
+    assert_eq!(former(&dag), moved);
+}
+
 fn select(dag: &Dag, workdir: &std::path::Path, selection: &Selection) -> Plan {
     Plan::select(&dag.manifest(workdir, 0), &registry(), selection).unwrap()
 }

@@ -167,6 +167,9 @@ const DOWNLOAD: &[Case] = &[
     Change("urls = \"FOLDER/pets.tsv\"", "urls = \"FOLDER/pets.tsv\"\nallow_networks = [\"home\"]"),
     Change("urls = \"FOLDER/pets.tsv\"", "urls = \"FOLDER/pets.tsv\"\nallow_networks = \"10.0.0.0/8\""),
     Change("urls = \"FOLDER/pets.tsv\"", "urls = \"FOLDER/pets.tsv\"\nallow_networks = [\n  \"10.0.0.0/8\",\n  10,\n]"),
+    Change("urls = \"FOLDER/pets.tsv\"", "urls = \"FOLDER/pets.tsv\"\nadditional_columns = { score = \"float\" }"),
+    Change("urls = \"FOLDER/pets.tsv\"", "urls = \"FOLDER/pets.tsv\"\nadditional_columns = { score = \"number\" }"),
+    Change("urls = \"FOLDER/pets.tsv\"", "urls = \"FOLDER/pets.tsv\"\nquotes = \"yes\""),
 ];
 
 const OTHERS: &[Case] = &[
@@ -261,6 +264,7 @@ const IMPORT: &[Case] = &[
     Change(URLS, "uses = \"import\"\nfiles = \"FOLDER\"\nkeep = [\"class\"]\nconstants = { class = \"pet\" }"),
     Change(FILTER, "uses = \"import\"\nfrom = \"download\"\nkeep = [\"url\"]\nlimit = 5"),
     Change(FILTER, "uses = \"import\"\nfrom = \"download\"\nfiles = \"FOLDER\"\nkeep = [\"url\"]"),
+    Change(URLS, "uses = \"import\"\nfolder = \"FOLDER\"\nquotes = true"),
 ];
 
 /// What reads from outside in the good manifest.
@@ -518,7 +522,7 @@ fn a_manifest_or_list_that_cannot_be_read_is_named() {
     let Err(PlanError::Stage { stage, source }) = Plan::new(&manifest, &registry()) else {
         panic!("it has a ragged list")
     };
-    insta::assert_snapshot!(redacted(&format!("{stage}: {source}"), folder.path()), @"download: line 3 of the list [folder]/ragged.csv has 3 fields instead of 2; does a text hold the separator? In a .csv file quotation marks protect it");
+    insta::assert_snapshot!(redacted(&format!("{stage}: {source}"), folder.path()), @"download: line 3 of the list [folder]/ragged.csv has 3 fields instead of 2; does a text hold the separator? In a .csv file quotation marks protect it, and with quotes = true in a .tsv file");
 }
 
 /// Lines of our sources that raise a diagnostic: (file below src, line).

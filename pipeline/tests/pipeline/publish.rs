@@ -133,17 +133,23 @@ fn what_a_bucket_has_is_not_put_again_and_what_is_no_longer_part_of_it_goes() {
     let name = "pets/data/train-00001-of-00003.parquet";
     let length = content(&store, name).len();
     block_on(store.put(&ObjectPath::from(name), PutPayload::from(vec![0; length]))).unwrap();
-    // A shard that changes, and one that is gone: the others take new names, under which they are not there.
+    // And a shard that changes.
     place.write(0, &rows(20, 3), Columns::All);
     let ran = place.run(&table);
     assert_eq!(detail(&ran, "files_sent"), 2);
     let published = |of: usize| (0..of).map(move |n| format!("pets/data/train-{n:05}-of-{of:05}.parquet"));
     assert_eq!(published(3).map(|name| content(&store, &name)).collect::<Vec<_>>(), shards(&ran, "in"));
+    // With another number of shards all have other names: the store copies what it has, and only the new one is sent.
     place.remove(2);
     let ran = place.run(&table);
-    assert_eq!((detail(&ran, "files_sent"), detail(&ran, "files_removed")), (2, 3));
+    assert_eq!((detail(&ran, "files_sent"), detail(&ran, "files_copied"), detail(&ran, "files_removed")), (0, 2, 3));
     let names: Vec<String> = objects(&store).into_keys().filter(|name| name.contains("train-")).collect();
     assert_eq!(names, published(2).collect::<Vec<_>>());
+    place.write(2, &rows(30, 1), Columns::All);
+    let ran = place.run(&table);
+    let now = shards(&ran, "in");
+    assert_eq!(published(3).map(|name| content(&store, &name)).collect::<Vec<_>>(), now);
+    assert_eq!((detail(&ran, "files_copied"), detail(&ran, "bytes_sent")), (2, now[2].len() as u64));
     assert_eq!(
         [content(&store, "pets/notes.txt"), content(&store, "pets/data/test-00000-of-00001.parquet")],
         [b"x", b"x"]

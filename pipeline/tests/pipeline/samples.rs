@@ -32,12 +32,13 @@ pub(crate) struct Sample {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) sha256: Option<String>,
+    pub(crate) phash: Option<String>,
 }
 
 impl Sample {
     pub(crate) fn new(key: &str, image: Vec<u8>, (width, height): (u32, u32)) -> Self {
         let caption = format!("a picture of {key}");
-        Self { key: key.to_owned(), image, caption, width, height, sha256: None }
+        Self { key: key.to_owned(), image, caption, width, height, sha256: None, phash: None }
     }
 }
 
@@ -57,7 +58,7 @@ pub(crate) fn encoded(image: &RgbImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Which columns the shards have beside key, image and caption.
+/// Which columns the shards have beside key, image and caption; phash where a row has one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Columns {
     All,
@@ -100,6 +101,9 @@ impl Place {
         if which != Columns::WithoutSha256 {
             fields.push(Field::new(columns::SHA256, DataType::Utf8, true));
         }
+        if rows.iter().any(|row| row.phash.is_some()) {
+            fields.push(Field::new(columns::PHASH, DataType::Utf8, true));
+        }
         let schema = Arc::new(columns::schema_of_samples(fields));
         let array = |field: &Field| -> Arc<dyn Array> {
             match field.name().as_str() {
@@ -108,6 +112,7 @@ impl Place {
                 columns::CAPTION => Arc::new(StringArray::from_iter_values(rows.iter().map(|r| &r.caption))),
                 columns::WIDTH => Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.width))),
                 columns::HEIGHT => Arc::new(UInt32Array::from_iter_values(rows.iter().map(|r| r.height))),
+                columns::PHASH => Arc::new(rows.iter().map(|r| r.phash.clone()).collect::<StringArray>()),
                 _ => Arc::new(rows.iter().map(|r| r.sha256.clone()).collect::<StringArray>()),
             }
         };

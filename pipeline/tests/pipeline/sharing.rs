@@ -21,16 +21,17 @@ fn dag() -> Dag {
     ])
 }
 
-/// Runs at once: as many plans of one workdir as asked for. Returns what each started.
-fn together(workdir: &Workdir, runs: usize, wait: u64) -> Vec<Ran> {
+/// Runs at once: as many plans of one workdir as asked for, each of which opens it for itself. Returns what each started.
+fn together(open: &(dyn Fn() -> Workdir + Sync), runs: usize, wait: u64) -> Vec<Ran> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..runs).map(|_| scope.spawn(|| drive(&mut dag().plan_in(workdir, wait)))).collect();
+        let threads: Vec<_> = (0..runs).map(|_| scope.spawn(|| drive(&mut dag().plan_in(&open(), wait)))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 
-fn share(workdir: &Workdir) {
-    let ran = together(workdir, 3, 10);
+fn share(open: &(dyn Fn() -> Workdir + Sync)) {
+    let ran = together(open, 3, 10);
+    let workdir = &open();
     let mut started: Vec<_> = ran.iter().flat_map(|ran| ran.started.clone()).collect();
     started.sort();
     let all = started.len();
@@ -54,14 +55,14 @@ fn share(workdir: &Workdir) {
 #[test]
 fn runs_share_a_local_workdir() {
     let folder = tempfile::tempdir().unwrap();
-    share(&Workdir::local(folder.path()));
+    share(&|| Workdir::local(folder.path()));
 }
 
 #[test]
 fn runs_share_an_object_store() {
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(InMemory::new());
-    share(&Workdir::on_store(store, "a/b", "memory://a/b", folder.path()).unwrap());
+    share(&|| Workdir::on_store(Arc::clone(&store) as _, "a/b", "memory://a/b", folder.path()).unwrap());
 }
 
 #[test]

@@ -28,6 +28,7 @@ pub(crate) fn worlds(size: usize) -> Vec<World> {
         rank,
         size,
         local_rank: rank,
+        local_size: size,
         master_address: "127.0.0.1".to_owned(),
         master_port: port,
         secret: Some("of this test".to_owned()),

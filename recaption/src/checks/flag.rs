@@ -120,7 +120,7 @@ pub enum Policy {
     Quarantine,
 }
 
-/// What is done about each flag, where it is not [`Policies::DEFAULT`].
+/// What is done about each flag, by the check's name; `retry` where it is not named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Policies(pub BTreeMap<Flag, Policy>);
@@ -151,6 +151,7 @@ impl Policies {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checks::Checks;
 
     #[test]
     fn names_are_the_same_everywhere() {
@@ -159,6 +160,11 @@ mod tests {
             assert_eq!(flag.name().parse(), Ok(flag));
         }
         assert!(Flag::ALL.is_sorted(), "the order of flags is that of their declaration");
+        let about = serde_json::to_value(schemars::schema_for!(Checks)).unwrap();
+        let about = about["properties"]["policies"]["description"].as_str().unwrap();
+        for flag in Flag::ALL {
+            assert!(about.contains(flag.name()), "{flag} is no key of policies by its description: {about}");
+        }
         let error = "refusals".parse::<Flag>().unwrap_err().to_string();
         assert!(error.starts_with("`refusals` is no check; known are empty, cut, refusal,"), "{error}");
     }

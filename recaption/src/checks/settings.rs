@@ -40,7 +40,8 @@ pub struct Checks {
     /// The largest share of letters that may be of another script, outside of quotation marks [0.2].
     pub language_drift: f64,
     /// What is done about a flag: accept, retry, fall_back or quarantine [retry for each; when there are no more attempts, fall
-    /// back].
+    /// back]. Keys are the checks: empty, cut, refusal, preamble, echo_alt, echo_prompt, repeated_phrases, repeated_suffix,
+    /// ngram_repetition, compression, few_words, too_short, too_many_words, many_sentences, language_drift.
     pub policies: Policies,
 }
 

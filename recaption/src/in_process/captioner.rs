@@ -178,7 +178,12 @@ impl Captioner for InProcessCaptioner {
         let Some(queue) = &self.queue else { return Err(Failure::Cancelled) };
         let question = Question { ids, picture, sampling, reply };
         queue.send(question).await.map_err(|_closed| self.stopped())?;
-        let answer = answer.await.map_err(|_dropped| self.stopped())??;
+        let Ok(answer) = answer.await else {
+            // The question is let go before the thread ends, and why it does is said in between.
+            queue.closed().await;
+            return Err(self.stopped());
+        };
+        let answer = answer?;
         let text = self.preparation.chat.text(&answer.ids);
         let text = text.map_err(|error| Failure::Refused { reason: "bad_answer", detail: said(&error) })?;
         let usage = Usage {

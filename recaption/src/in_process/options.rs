@@ -20,7 +20,8 @@ const LEAST_TOKENS: usize = 16;
 /// Tokens of a prompt and its answer, where nothing is written: the published LLaVA-NeXT's largest image has 2,928.
 pub(super) const USUAL_TOKENS: i64 = 4096;
 
-/// A model in this process. Only [`Semantics`] may be part of a fingerprint.
+/// A model in this process.
+// Only `semantics` may be part of a fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InProcessOptions {

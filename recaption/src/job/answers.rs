@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::OnceCell;
 
 use super::tally::Meter;
-use super::{JobError, Step};
+use super::{Caption, JobError, Step};
 use crate::captioner::{Failure, Request};
-use crate::checks::{Flag, Kind};
-use crate::journal::{Cache, CacheKey, Entry, Journal, Question};
+use crate::checks::Kind;
+use crate::journal::{Cache, CacheKey, Entry, Journal, Others, Question};
 
 /// A partition's answers: those of earlier attempts, and those of this one.
 pub struct Answers {
     known: Mutex<HashMap<CacheKey, Entry>>,
+    /// Those of other partitions, which may have had its rows.
+    others: Option<Others>,
     asking: Asking,
     /// Who counts what is asked.
     meter: Arc<Meter>,
@@ -58,6 +60,12 @@ impl Known {
     pub fn new(cache: Cache) -> Self {
         Self(Answers::over(cache, Asking::Never, Arc::default()))
     }
+
+    /// As [`Answers::with_others`].
+    #[must_use]
+    pub fn with_others(self, others: Option<Others>) -> Self {
+        Self(self.0.with_others(others))
+    }
 }
 
 impl Answers {
@@ -72,7 +80,13 @@ impl Answers {
     }
 
     fn over(cache: Cache, asking: Asking, meter: Arc<Meter>) -> Self {
-        Self { known: Mutex::new(cache.entries), asking, meter }
+        Self { known: Mutex::new(cache.entries), others: None, asking, meter }
+    }
+
+    /// With what other partitions have answered: it is not asked again either, and goes into this partition's journal.
+    #[must_use]
+    pub fn with_others(self, others: Option<Others>) -> Self {
+        Self { others, ..self }
     }
 
     /// Makes everything durable. Blocks on the disk.
@@ -97,6 +111,10 @@ impl Answers {
         }
         match &self.asking {
             Asking::Never => {
+                if let Some(entry) = self.look_elsewhere(&key).await? {
+                    locked(&self.known).insert(key, entry.clone());
+                    return Ok((entry, true));
+                }
                 let unanswered = Unanswered { kind: step.kind, key, request: request() };
                 Err(JobError::Unanswered(Box::new(unanswered)))
             }
@@ -109,8 +127,12 @@ impl Answers {
                     if let Some(entry) = self.look_up(&key) {
                         return Ok(entry);
                     }
-                    was_known = false;
-                    let entry = self.ask(step, request()).await?;
+                    let found = self.look_elsewhere(&key).await?;
+                    was_known = found.is_some();
+                    let entry = match found {
+                        Some(entry) => entry,
+                        None => self.ask(step, request()).await?,
+                    };
                     if lasts(&entry) {
                         journal.append(&key, &entry).await?;
                         locked(&self.known).insert(key, entry.clone());
@@ -125,9 +147,9 @@ impl Answers {
     }
 
     /// The last answer for a caption passed its checks, or did not; see [`Meter::judged`].
-    pub(super) fn judged(&self, kind: Kind, passes: bool, flags: &[Flag]) -> Result<(), JobError> {
+    pub(super) fn judged(&self, kind: Kind, passes: bool, caption: &Caption) -> Result<(), JobError> {
         match self.asking {
-            Asking::Journal { .. } => self.meter.judged(kind, passes, flags).map_err(JobError::Unavailable),
+            Asking::Journal { .. } => self.meter.judged(kind, passes, caption).map_err(JobError::Unavailable),
             Asking::Unkept | Asking::Never => Ok(()),
         }
     }
@@ -135,6 +157,12 @@ impl Answers {
     /// What is known already. The lock is not held when this returns: it must not be while anyone is asked.
     fn look_up(&self, key: &CacheKey) -> Option<Entry> {
         locked(&self.known).get(key).filter(|entry| lasts(entry)).cloned()
+    }
+
+    /// What other partitions know.
+    async fn look_elsewhere(&self, key: &CacheKey) -> Result<Option<Entry>, JobError> {
+        let Some(others) = &self.others else { return Ok(None) };
+        Ok(others.find(key).await?.filter(lasts))
     }
 
     async fn ask(&self, step: &Step, request: Request) -> Result<Entry, JobError> {
@@ -158,6 +186,8 @@ fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use shards::storage::Workdir;
 
     use super::super::{Answering, Job, Row, RowEnd, StepSettings};
     use super::*;
@@ -190,12 +220,12 @@ mod tests {
         }
     }
 
-    /// A job of long captions that are asked of one who counts, and answers that go into a journal.
-    fn counted(finish: Option<Finish>, folder: &Path) -> (Job, Answers, Arc<Counting>) {
+    /// A job of long captions that are asked of one who counts, and answers that go into the journal of an attempt.
+    fn counted(finish: Option<Finish>, folder: &Path, attempt: &str) -> (Job, Answers, Arc<Counting>) {
         let captioner = Arc::new(Counting { asked: AtomicUsize::new(0), finish });
         let step = StepSettings::default().step(Kind::Long, &Answering::Nobody);
         let step = Step { captioner: Arc::clone(&captioner) as _, passes_on: false, ..step };
-        let (journal, cache) = Journal::open(folder, "a").unwrap();
+        let (journal, cache) = Journal::open(folder, attempt).unwrap();
         (Job { long: Some(step), short: None }, Answers::new(journal, cache, Arc::default()), captioner)
     }
 
@@ -207,7 +237,7 @@ mod tests {
     async fn rows_that_ask_the_same_at_the_same_time_pay_for_one_answer() {
         for finish in [Some(Finish::Stop), None] {
             let folder = tempfile::tempdir().unwrap();
-            let (job, answers, captioner) = counted(finish, folder.path());
+            let (job, answers, captioner) = counted(finish, folder.path(), "a");
             let (same, other) = (row("dogs"), row("a beach"));
             let ends = tokio::join!(
                 job.caption(&same, &answers),
@@ -234,7 +264,7 @@ mod tests {
     #[tokio::test]
     async fn a_job_of_which_no_caption_passes_its_checks_ends_before_it_puts_other_texts_in_their_place() {
         let folder = tempfile::tempdir().unwrap();
-        let (job, answers, captioner) = counted(Some(Finish::Length), folder.path());
+        let (job, answers, captioner) = counted(Some(Finish::Length), folder.path(), "a");
         for number in 0..127 {
             let end = job.caption(&row(&format!("dog {number}")), &answers).await.unwrap();
             assert!(matches!(end, RowEnd::Captioned(_)), "{end:?}");
@@ -242,8 +272,57 @@ mod tests {
         let error = job.caption(&row("the last dog"), &answers).await.unwrap_err().to_string();
         assert!(error.contains("of 128 long captions not one") && error.contains("cut 128"), "{error}");
         assert_eq!(captioner.asked.load(Ordering::Relaxed), 3 * 128);
-        // One that passes is enough to go on.
-        answers.judged(Kind::Long, true, &[]).unwrap();
+        // One that has passed is enough to go on.
+        answers.meter.passed_before(Kind::Long);
         job.caption(&row("one more dog"), &answers).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_another_partition_has_answered_is_not_asked_and_is_known_here_from_then_on() {
+        let place = tempfile::tempdir().unwrap();
+        let journals = |partition: &str| place.path().join("captions").join(partition);
+        let (job, answers, _) = counted(Some(Finish::Stop), &journals("part-00000"), "a");
+        job.caption(&row("dogs"), &answers).await.unwrap();
+        answers.close().unwrap();
+
+        let before = vec!["part-00000".to_owned()];
+        let others = Others::new(&Workdir::local(place.path()), "captions".to_owned(), before);
+        let (job, answers, captioner) = counted(Some(Finish::Stop), &journals("part-00001"), "b");
+        // Who only looks finds it, too.
+        let known = Known::new(Cache::default()).with_others(Some(others.clone()));
+        assert!(job.next_question(&row("dogs"), &known).await.unwrap().is_none());
+        assert!(job.next_question(&row("cats"), &known).await.unwrap().is_some());
+
+        let answers = answers.with_others(Some(others));
+        for alt in ["dogs", "cats", "dogs"] {
+            let end = job.caption(&row(alt), &answers).await.unwrap();
+            let RowEnd::Captioned(captioned) = end else { panic!("{end:?}") };
+            assert_eq!(captioned.long.unwrap().known, u32::from(alt == "dogs"));
+        }
+        assert_eq!(captioner.asked.load(Ordering::Relaxed), 1);
+        answers.close().unwrap();
+        let (job, answers, captioner) = counted(Some(Finish::Stop), &journals("part-00001"), "c");
+        job.caption(&row("dogs"), &answers).await.unwrap();
+        assert_eq!(captioner.asked.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_fails_its_checks_counts_once_and_not_again_when_it_is_met_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (job, answers, captioner) = counted(Some(Finish::Length), folder.path(), "a");
+        for _ in 0..130 {
+            job.caption(&row("the same dog"), &answers).await.unwrap();
+        }
+        assert_eq!(captioner.asked.load(Ordering::Relaxed), 3);
+        for number in 0..70 {
+            job.caption(&row(&format!("dog {number}")), &answers).await.unwrap();
+        }
+        answers.close().unwrap();
+        // Of the next attempt these are known, and there are fewer others than it takes.
+        let (job, answers, captioner) = counted(Some(Finish::Length), folder.path(), "b");
+        for number in 0..140 {
+            job.caption(&row(&format!("dog {number}")), &answers).await.unwrap();
+        }
+        assert_eq!(captioner.asked.load(Ordering::Relaxed), 3 * 70);
     }
 }

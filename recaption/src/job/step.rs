@@ -133,7 +133,7 @@ impl Step {
             (caption.attempts, caption.usage, caption.known) = (attempt + 1, usage, known);
             match self.checks.policies.decide(&caption.flags) {
                 Policy::Accept => {
-                    answers.judged(self.kind, true, &caption.flags)?;
+                    answers.judged(self.kind, true, &caption)?;
                     return Ok(Ok(caption));
                 }
                 Policy::Retry => last = Some(caption),
@@ -146,7 +146,7 @@ impl Step {
         // There is one: of the last attempt, or what was there before.
         let Some(caption) = last else { return Err(JobError::Lost) };
         if caption.source == Source::Model {
-            answers.judged(self.kind, false, &caption.flags)?;
+            answers.judged(self.kind, false, &caption)?;
         }
         if self.checks.policies.decide_finally(&caption.flags) == Policy::Quarantine
             || texts.fall_back.trim().is_empty()

@@ -11,9 +11,9 @@ use super::settings::Price;
 use super::step::Source;
 use super::{Caption, Captioned};
 use crate::captioner::Usage;
-use crate::checks::{Flag, Kind};
+use crate::checks::Kind;
 
-/// Captions of a kind that all fail their checks, until that is taken for a fault of what is asked, or of whom.
+/// Captions of a kind that all fail their checks, each by answers of its own, until that is taken for a fault of what is asked, or of whom.
 const ALL_FAIL: u64 = 128;
 
 /// What became of a partition's rows: the same, however often its making was interrupted.
@@ -76,6 +76,11 @@ impl Tally {
 }
 
 impl StepTally {
+    /// Captions that a model made and that passed their checks.
+    pub fn passed(&self) -> u64 {
+        [self.ready, self.fell_back, self.passed_on].into_iter().fold(self.captions, u64::saturating_sub)
+    }
+
     fn add(&mut self, caption: &Caption) {
         self.captions += u64::from(caption.source != Source::Refused);
         self.attempts += u64::from(caption.attempts);
@@ -107,12 +112,15 @@ pub struct Meter {
     judged: Mutex<[Judged; 2]>,
 }
 
-/// What the checks have said of the captions that models made, by their last answers.
+/// What the checks have said of the captions that models made, by their last answers. Those are counted whose answers were all asked for
+/// here and now, once for all rows that ask the same.
 #[derive(Clone, Debug, Default)]
 struct Judged {
     passed: u64,
     failed: u64,
     flags: BTreeMap<&'static str, u64>,
+    /// Whether any has passed, whoever asked for it and when.
+    has_passed: bool,
 }
 
 impl Default for Meter {
@@ -130,6 +138,13 @@ impl Default for Meter {
     }
 }
 
+fn of_kind([long, short]: &mut [Judged; 2], kind: Kind) -> &mut Judged {
+    match kind {
+        Kind::Long => long,
+        Kind::Short => short,
+    }
+}
+
 impl Meter {
     pub(super) fn answered(&self, usage: Usage, price: Option<Price>) {
         let cost = price.map_or(0.0, |price| price.of(usage));
@@ -139,26 +154,36 @@ impl Meter {
         self.completion_tokens.fetch_add(usage.completion_tokens, Ordering::Relaxed);
     }
 
+    /// What is committed already has captions of this kind that passed their checks: those that all fail are no more than a part of the job.
+    pub fn passed_before(&self, kind: Kind) {
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        of_kind(&mut judged, kind).has_passed = true;
+    }
+
     /// The last answer for a caption passed its checks, or did not. Why the job is to stop, if not one has passed: what is in the place of
     /// captions then is none of the model's, and is paid for all the same.
-    pub(super) fn judged(&self, kind: Kind, passes: bool, flags: &[Flag]) -> Result<(), String> {
+    pub(super) fn judged(&self, kind: Kind, passes: bool, caption: &Caption) -> Result<(), String> {
         let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
-        let [long, short] = &mut *judged;
-        let (of, name) = match kind {
-            Kind::Long => (long, "long"),
-            Kind::Short => (short, "short"),
-        };
+        let of = of_kind(&mut judged, kind);
+        of.has_passed |= passes;
+        if caption.known > 0 {
+            return Ok(());
+        }
         if passes {
             of.passed += 1;
             return Ok(());
         }
         of.failed += 1;
-        for flag in flags {
+        for flag in &caption.flags {
             *of.flags.entry(flag.name()).or_default() += 1;
         }
-        if of.passed > 0 || of.failed < ALL_FAIL {
+        if of.has_passed || of.failed < ALL_FAIL {
             return Ok(());
         }
+        let name = match kind {
+            Kind::Long => "long",
+            Kind::Short => "short",
+        };
         let flags: Vec<String> = of.flags.iter().map(|(flag, n)| format!("{flag} {n}")).collect();
         Err(format!(
             "of {} {name} captions not one has passed its checks ({}). Is `max_tokens` enough, does the server take a thinking model's \

@@ -56,6 +56,13 @@ impl CacheKey {
     }
 }
 
+impl CacheKey {
+    /// Its first bytes: enough to look for it by.
+    pub(super) fn prefix(&self) -> u64 {
+        self.0.seed().first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    }
+}
+
 impl fmt::Display for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -98,6 +105,9 @@ struct Answer<E> {
 
 const BEFORE_CHECKSUM: &[u8] = b"{\"crc\":\"";
 const BEFORE_ANSWER: &[u8] = b"\",\"answer\":";
+const BEFORE_KEY: &[u8] = b"{\"key\":\"";
+/// Digits of a key.
+const KEY: usize = 64;
 
 /// The line of an answer, with its end.
 pub(super) fn line(key: &CacheKey, entry: &Entry) -> Vec<u8> {
@@ -123,6 +133,13 @@ pub(super) fn parse(line: &[u8]) -> Option<(CacheKey, Entry)> {
     }
     let Answer { key, entry } = serde_json::from_slice(answer).ok()?;
     Some((key, entry))
+}
+
+/// The key in a line, of which nothing else is looked at: whether it is whole says [`parse`].
+pub(super) fn key_of(line: &[u8]) -> Option<CacheKey> {
+    let (_checksum, line) = line.strip_prefix(BEFORE_CHECKSUM)?.split_at_checked(8)?;
+    let key = line.strip_prefix(BEFORE_ANSWER)?.strip_prefix(BEFORE_KEY)?.get(..KEY)?;
+    std::str::from_utf8(key).ok()?.parse().ok()
 }
 
 #[cfg(test)]

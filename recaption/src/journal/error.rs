@@ -13,7 +13,7 @@ pub enum JournalError {
     /// last durable answer is unknown, so nothing more goes there. A new attempt begins a new segment.
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: Arc<io::Error> },
-    /// A folder or a file could not be made, or not be made durable.
+    /// A folder or a file could not be made, or not be made durable, or a store does not say what it has.
     #[error(transparent)]
     Disk(Arc<ShardError>),
     /// An attempt cannot be a file's name.

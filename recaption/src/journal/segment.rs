@@ -11,7 +11,8 @@ use super::JournalError;
 use super::entry::{CacheKey, Entry, LONGEST_LINE, line, parse};
 use crate::lines::Lines;
 
-const ENDING: &str = ".jsonl";
+/// What the names of segments end with.
+pub(super) const ENDING: &str = ".jsonl";
 
 /// What a journal's segments hold.
 #[derive(Clone, Debug, Default)]

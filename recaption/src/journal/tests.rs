@@ -1,14 +1,17 @@
-//! What survives: kills, cuts, flipped bytes, full disks, and two workers at one partition.
+//! What survives: kills, cuts, flipped bytes, full disks, and two workers at one partition; and what another partition finds.
 
 use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::AtomicUsize;
 
+use object_store::memory::InMemory;
 use proptest::prelude::*;
 use shards::digest::Digest;
+use shards::storage::Workdir;
 
 use super::*;
 use crate::captioner::{Completion, Finish, Sampling, Usage};
+use crate::journal::Others;
 use crate::journal::entry::{Question, parse};
 use crate::journal::segment::{Compacted, compact, read_segment, segment_of};
 
@@ -260,6 +263,40 @@ fn merging_keeps_what_is_wanted_and_leaves_those_at_work() {
     assert_eq!(compact(workdir.path(), "merged", |_| false, |_| true).unwrap().kept, 3);
     assert_eq!(compact(workdir.path(), "merged", |_| false, |_| false).unwrap().dropped, 3);
     assert_eq!(fs::read_dir(workdir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_other_partitions_have_answered_is_found_wherever_the_workdir_lies() {
+    let (place, runtime) = (tempfile::tempdir().unwrap(), runtime());
+    let scratch = place.path().join("scratch");
+    let on_store = Workdir::on_store(Arc::new(InMemory::new()), "a", "memory://a", &scratch).unwrap();
+    for workdir in [Workdir::local(&place.path().join("work")), on_store] {
+        let put =
+            |name: &str, lines: &[Vec<u8>]| workdir.replace(&format!("captions/{name}"), &lines.concat()).unwrap();
+        let mut damaged = line(&key(5), &caption("five"));
+        *damaged.iter_mut().rev().nth(10).unwrap() ^= 1;
+        let torn = line(&key(6), &caption("six"));
+        put("part-00000/a.jsonl", &[line(&key(1), &refused()), damaged, line(&key(2), &caption("two"))]);
+        put("part-00000/b.jsonl", &[line(&key(1), &caption("one")), torn[..torn.len() / 2].to_vec()]);
+        put("part-00001/a-000001.jsonl", &[line(&key(3), &refused())]);
+        put("part-00001/.c.jsonl", &[line(&key(7), &caption("seven"))]);
+        put("part-00002/a.jsonl", &[line(&key(4), &caption("four"))]);
+        // By a listing of each, and by one of all.
+        for (partitions, fourth) in [(2, None), (100, Some(caption("four")))] {
+            let names: Vec<String> = (0..partitions).map(|n| format!("part-{n:05}")).collect();
+            let others = Others::new(&workdir, "captions".to_owned(), names);
+            // Who gives up in the middle leaves nothing half done.
+            let given_up = async { tokio::time::timeout(Duration::ZERO, others.find(&key(1))).await.is_err() };
+            runtime.block_on(given_up);
+            let found: Vec<Option<Entry>> = (1..8).map(|n| runtime.block_on(others.find(&key(n))).unwrap()).collect();
+            let expected = [Some(caption("one")), Some(caption("two")), Some(refused()), fourth, None, None, None];
+            assert_eq!(found, expected, "{workdir}");
+            // They are looked through once.
+            put("part-00001/d.jsonl", &[line(&key(8), &caption("eight"))]);
+            assert_eq!(runtime.block_on(others.clone().find(&key(8))).unwrap(), None);
+            workdir.remove("captions/part-00001/d.jsonl").unwrap();
+        }
+    }
 }
 
 #[test]

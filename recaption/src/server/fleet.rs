@@ -309,6 +309,7 @@ impl Fleet {
                 .cooling
                 .map(|cooling| cooling.pause)
                 .or(endpoint.quiet_until().map(|at| at.duration_since(Instant::now()))),
+            is_resting: endpoint.cooling.is_some(),
             last_failure: endpoint.words.clone(),
         })
         .collect()

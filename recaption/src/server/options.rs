@@ -15,7 +15,8 @@ const MOST_ENDPOINTS: usize = 1024;
 /// Requests that one endpoint may have at a time, whatever is written.
 const MOST_IN_FLIGHT: usize = 4096;
 
-/// A fleet of servers with one model. Only [`Semantics`] may be part of a fingerprint.
+/// A fleet of servers with one model.
+// Only `semantics` may be part of a fingerprint.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServerOptions {

@@ -18,8 +18,10 @@ pub struct EndpointStatus {
     pub failed: u64,
     /// Of its answers, smoothed.
     pub latency: Duration,
-    /// For how long it is left alone, if it is, from one look at it to the next.
+    /// For how long it is left alone, if it is, from one look at it to the next, or because it was asked too much.
     pub cooling: Option<Duration>,
+    /// Whether that is until it works again. One that was only asked too much works.
+    pub is_resting: bool,
     /// What its last failure was, in words; "" when there was none.
     pub last_failure: String,
 }

@@ -1,8 +1,10 @@
 //! The fields of an order: each checked, all faults told at once.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
-use crate::description::{Description, Size};
+use crate::description::{Description, MOST_SHIFT, Size};
 use crate::error::{ApiError, Fault};
 use crate::generator::PictureRequest;
 use crate::options::Limits;
@@ -10,7 +12,6 @@ use crate::store;
 
 /// Whole numbers from here on are not exact in JavaScript.
 const MOST_SEED: u64 = (1 << 53) - 1;
-const MOST_SHIFT: f64 = 1000.0;
 
 /// How a client wants its pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(crate) struct Asked {
     pub(crate) format: Format,
     /// Names of fields that have no effect here, among them misspelt ones.
     pub(crate) ignored: Vec<String>,
+    /// By field, the end of a text that is longer than the generator takes.
+    pub(crate) truncated: BTreeMap<&'static str, String>,
 }
 
 /// Reads the fields one by one, and collects what is wrong with them.
@@ -124,7 +127,12 @@ impl Reader {
 }
 
 /// Reads an order. Null is as good as left out, as at OpenAI.
-pub(crate) fn read(fields: Map<String, Value>, description: &Description, limits: &Limits) -> Result<Asked, ApiError> {
+pub(crate) fn read(
+    fields: Map<String, Value>,
+    description: &Description,
+    limits: &Limits,
+    truncation: &dyn Fn(&str) -> Option<String>,
+) -> Result<Asked, ApiError> {
     let defaults = &description.defaults;
     let mut reader = Reader { fields, faults: Vec::new() };
 
@@ -139,6 +147,7 @@ pub(crate) fn read(fields: Map<String, Value>, description: &Description, limits
     let steps = reader.whole("steps", 1, u64::from(limits.steps)).map_or(defaults.steps, |steps| steps as u32);
     let most = limits.guidance;
     let guidance = reader.number("guidance", &format!("from 0 to {most}"), |x| (0.0..=most).contains(&x));
+    let guidance = guidance.unwrap_or(defaults.guidance);
     let names: Vec<&str> = description.samplers.iter().map(String::as_str).collect();
     let sampler = reader.name("sampler", &names).unwrap_or_else(|| defaults.sampler.clone());
     let shift = reader.number("shift", &format!("above 0 and up to {MOST_SHIFT}"), |x| x > 0.0 && x <= MOST_SHIFT);
@@ -168,7 +177,13 @@ pub(crate) fn read(fields: Map<String, Value>, description: &Description, limits
     }
     let mut ignored: Vec<String> =
         fields.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| shortened(&name)).collect();
+    // At this scale the prompt's branch alone is run.
+    if guidance == 1.0 && !negative_prompt.is_empty() {
+        ignored.push("negative_prompt".to_owned());
+    }
     ignored.sort();
+    let texts = [("prompt", &prompt), ("negative_prompt", &negative_prompt)];
+    let truncated = texts.into_iter().filter_map(|(name, text)| Some((name, truncation(text)?))).collect();
     let pictures = (0..count)
         .map(|i| PictureRequest {
             prompt: prompt.clone(),
@@ -176,13 +191,13 @@ pub(crate) fn read(fields: Map<String, Value>, description: &Description, limits
             width: size.width,
             height: size.height,
             steps,
-            guidance: guidance.unwrap_or(defaults.guidance),
+            guidance,
             sampler: sampler.clone(),
             shift: shift.unwrap_or(defaults.shift),
             seed: seed + i,
         })
         .collect();
-    Ok(Asked { pictures, format, ignored })
+    Ok(Asked { pictures, format, ignored, truncated })
 }
 
 fn sort_of(value: &Value) -> &'static str {

@@ -1,5 +1,6 @@
 //! `POST /v1/images/generations`: OpenAI's images API.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,6 +28,8 @@ struct Images {
     /// Of the request; left out where there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ignored: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    truncated: BTreeMap<&'static str, String>,
 }
 
 #[derive(Serialize)]
@@ -43,7 +46,7 @@ pub(super) async fn generate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let Asked { pictures: requests, format, ignored } = studio.read(&headers, body).await?;
+    let Asked { pictures: requests, format, ignored, truncated } = studio.read(&headers, body).await?;
     // While this waits for the pictures, the client's leaving drops it, and with it the ticket.
     let pictures = studio.order(requests.clone())?.pictures().await?;
     let mut data = Vec::with_capacity(pictures.len());
@@ -57,14 +60,15 @@ pub(super) async fn generate(
     }
     // A clock before 1970 is no reason to fail.
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    answer(&Images { created, data, ignored })
+    answer(&Images { created, data, ignored, truncated })
 }
 
 impl Studio {
     /// Reads and checks an order.
     pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Asked, ApiError> {
         let limits = &self.options.limits;
-        fields::read(body::object(headers, body, limits.body, limits.receive).await?, &self.description, limits)
+        let object = body::object(headers, body, limits.body, limits.receive).await?;
+        fields::read(object, &self.description, limits, &self.truncation)
     }
 
     /// Puts it into the queue.

@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::description::Description;
 use crate::error::ApiError;
+use crate::generator::Truncation;
 use crate::host;
 use crate::options::Options;
 use crate::page::Page;
@@ -30,9 +31,9 @@ use crate::queue::Queue;
 use crate::store::Store;
 
 /// What all requests share.
-#[derive(Debug)]
 pub(crate) struct Studio {
     pub(crate) description: Description,
+    pub(crate) truncation: Truncation,
     pub(crate) options: Arc<Options>,
     /// Where the server listens.
     pub(crate) address: SocketAddr,

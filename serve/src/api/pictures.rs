@@ -1,7 +1,7 @@
 //! `POST /api/pictures`: an order answered by server-sent events, for the page.
 //!
 //! ```text
-//! accepted  {"pictures": [settings, …], "ignored": [name, …]}   first
+//! accepted  {"pictures": [settings, …], "ignored": [name, …], "truncated": {name: end, …}}   first
 //! queued    {"picture": 0, "ahead": 3}                          pictures that are made before it
 //! progress  {"picture": 0, "step": 7, "of": 25}
 //! done      {"picture": 0, "url": …, "settings": …}             last of each picture
@@ -36,10 +36,10 @@ pub(super) async fn generate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<impl IntoResponse, ApiError> {
-    let Asked { pictures, ignored, .. } = studio.read(&headers, body).await?;
+    let Asked { pictures, ignored, truncated, .. } = studio.read(&headers, body).await?;
     let settings: Vec<Settings> = pictures.iter().map(|picture| Settings::new(picture, &studio.description)).collect();
     let ticket = studio.order(pictures)?;
-    let accepted = event("accepted", &json!({ "pictures": settings, "ignored": ignored }));
+    let accepted = event("accepted", &json!({ "pictures": settings, "ignored": ignored, "truncated": truncated }));
     let told = vec![None; settings.len()];
     let news = News { studio, headers, ticket, settings, told, ready: VecDeque::from([accepted]) };
     let events = stream::unfold(news, |mut news| async move { Some((Ok::<_, Infallible>(news.next().await?), news)) });

@@ -47,6 +47,10 @@ async function sendOrder(order, place, done) {
       steps = plates.map(() => 0);
       open = plates.length;
       byId('empty').hidden = true;
+      for (const [name, end] of Object.entries(data.truncated)) {
+        byId(`${name}-fault`).textContent = `Longer than the model takes. It does not see the end: ${end}`;
+      }
+      if (data.ignored.includes('negative_prompt')) byId('negative_prompt-fault').textContent = 'Has no effect at guidance 1.';
     } else if (name === 'queued') {
       const words = data.ahead === 0 ? 'next in the queue' : `${data.ahead} before it`;
       plates[i].set(words, 0);

@@ -86,8 +86,8 @@ async fn openais_own_client_is_served() {
     for (i, settings) in found["settings"].as_array().unwrap().iter().enumerate() {
         let expected = json!({
             "prompt": "a tin lantern", "negative_prompt": "fog", "width": 48, "height": 32, "steps": 6, "guidance": 3.5,
-            "sampler": "euler", "shift": 2.0, "seed": 77 + i, "model": "pattern/landscapes",
-            "checkpoint": "5bd9e7c2a1f04d6883b0",
+            "sampler": "euler", "shift": 2.0, "seed": 77 + i, "guidance_interval": [0.1, 0.9], "guidance_rescale": 0.7,
+            "model": "pattern/landscapes", "checkpoint": "5bd9e7c2a1f04d6883b0",
         });
         assert_eq!(*settings, expected);
     }
@@ -177,6 +177,7 @@ async fn a_browser_shows_the_page_and_makes_pictures() {
     let used = &seen["used"];
     assert_eq!([&used["prompt"], &used["seed"], &used["n"]], [&copied["prompt"], &json!(seed), &json!("1")]);
     assert_eq!(used["size"], format!("{}x{}", copied["width"], copied["height"]));
+    assert_eq!(seen["refused_key"], json!([true, true, null]));
     for what in ["repeated", "kept", "made_again", "made_with_key"] {
         assert_eq!(seen[what], true, "{what}");
     }

@@ -7,11 +7,11 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use serve::{Limits, Options, Server};
+use serve::{Defaults, Description, Limits, Options, Server, Size};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 
-use crate::support::{Pace, Running, decode, description, json_of, options, request_of, start, start_with};
+use crate::support::{Pace, Running, SEEN, decode, description, json_of, options, request_of, start, start_with};
 
 #[tokio::test]
 async fn a_picture_comes_as_base64_with_its_settings() {
@@ -33,6 +33,9 @@ async fn a_picture_comes_as_base64_with_its_settings() {
             "sampler": "euler", "shift": 3.0, "seed": 41 + i,
         });
         assert_eq!(request_of(&decode(image)), expected);
+        // Neither asked for nor left out of what makes it again.
+        expected["guidance_interval"] = json!([0.1, 0.9]);
+        expected["guidance_rescale"] = json!(0.7);
         expected["model"] = json!("pattern/landscapes");
         expected["checkpoint"] = json!("5bd9e7c2a1f04d6883b0");
         assert_eq!(image["settings"], expected);
@@ -75,6 +78,21 @@ async fn a_picture_comes_by_url_with_the_defaults() {
     // As at OpenAI, these models know no URLs.
     let (_, answer) = server.generate(json!({ "prompt": "a fern", "model": "gpt-image-1" })).await;
     assert!(answer["data"][0]["b64_json"].is_string());
+}
+
+#[tokio::test]
+async fn what_has_no_effect_of_a_prompt_is_told() {
+    let server = start(Limits::default(), Pace::Free).await;
+    let long = "x".repeat(SEEN);
+    let order = json!({ "prompt": long.clone() + ", größe", "negative_prompt": long });
+    let (status, answer) = server.generate(order).await;
+    assert_eq!((status, &answer["truncated"]), (200, &json!({ "prompt": ", größe" })), "{answer}");
+    // The negative prompt's branch is not run at this scale.
+    for (guidance, ignored) in [(json!(1), json!(["negative_prompt"])), (json!(1.5), Value::Null)] {
+        let order = json!({ "prompt": "a fern", "negative_prompt": "fog", "guidance": guidance });
+        let (status, answer) = server.generate(order).await;
+        assert_eq!((status, &answer["ignored"], &answer["truncated"]), (200, &ignored, &Value::Null), "{answer}");
+    }
 }
 
 #[tokio::test]
@@ -250,11 +268,19 @@ async fn a_server_that_cannot_be_is_not_started() {
     let server = start(Limits::default(), Pace::Free).await;
     let taken = Options { address: server.address, ..Options::default() };
     assert_eq!(Server::bind(taken).await.unwrap_err().to_string(), format!("cannot listen on {}", server.address));
-    let mut wrong = description();
-    wrong.defaults.sampler = "none".to_owned();
-    let server = start_with(options(Limits::default()), wrong, Pace::Free, 0).await;
-    let error = server.stop().await.unwrap_err().to_string();
-    assert!(error.contains("the default sampler \"none\""), "{error}");
+    let own = description().defaults;
+    for (defaults, words) in [
+        (Defaults { sampler: "none".to_owned(), ..own.clone() }, "the default sampler \"none\""),
+        (Defaults { size: Size { width: 2048, height: 2048 }, ..own.clone() }, "has more than 1048576 pixels"),
+        (Defaults { steps: 501, ..own.clone() }, "the default steps are 501, not from 1 to 500"),
+        (Defaults { guidance: 100.5, ..own.clone() }, "the default guidance is 100.5, not from 0 to 100"),
+        (Defaults { shift: 2000.0, ..own.clone() }, "the default shift is 2000, not above 0 and up to 1000"),
+    ] {
+        let wrong = Description { defaults, ..description() };
+        let server = start_with(options(Limits::default()), wrong, Pace::Free, 0).await;
+        let error = server.stop().await.unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
     assert!(
         format!("{:?}", Options { api_key: Some("sk-tin".into()), ..Options::default() }).contains("has_api_key: true")
     );

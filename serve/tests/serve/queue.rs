@@ -1,5 +1,7 @@
 //! Bounds, batches, progress, and failures of the generator.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use serve::{Limits, Options};
 
@@ -123,6 +125,24 @@ async fn a_failure_is_of_one_picture_only() {
     assert_eq!(batches, [1, 7, 1, 1, 1, 1, 1, 1, 1]);
 }
 
+#[tokio::test]
+async fn a_server_whose_generator_is_lost_says_so_and_keeps_nobody_waiting() {
+    let observer = Box::new(|event: serve::Event| {
+        if matches!(event, serve::Event::Batch { .. }) {
+            std::panic::resume_unwind(Box::new("as asked"));
+        }
+    });
+    let lost = Options { observer, ..options(Limits { batch: 1, ..Limits::default() }) };
+    let server = start_with(lost, description(), Pace::Free, 0).await;
+    let order = server.generate(json!({ "prompt": "in hand" }));
+    let (status, answer) = tokio::time::timeout(Duration::from_secs(10), order).await.expect("an answer");
+    assert_eq!((status, &answer["error"]["code"]), (500, &json!("generation_failed")), "{answer}");
+    let health = server.until("closed", |health| health["status"] == "shutting down").await;
+    assert_eq!((server.get("/health").await.status().as_u16(), &health["sampling"]), (503, &json!(0)));
+    assert_eq!(server.generate(json!({ "prompt": "next" })).await.0, 503);
+    server.stop().await.unwrap();
+}
+
 /// The events of an order as `(name, data)`.
 pub(crate) fn events(text: &str) -> Vec<(String, Value)> {
     text.split("\n\n")
@@ -149,9 +169,11 @@ async fn events_tell_how_a_picture_comes_along() {
 
     let settings = json!({
         "prompt": "shown", "negative_prompt": "", "width": 32, "height": 32, "steps": 3, "guidance": 4.0, "sampler": "heun",
-        "shift": 1.0, "seed": 5, "model": "pattern/landscapes", "checkpoint": "5bd9e7c2a1f04d6883b0",
+        "shift": 1.0, "seed": 5, "guidance_interval": [0.1, 0.9], "guidance_rescale": 0.7, "model": "pattern/landscapes",
+        "checkpoint": "5bd9e7c2a1f04d6883b0",
     });
-    assert_eq!(events[0], ("accepted".to_owned(), json!({ "pictures": [settings], "ignored": ["colour"] })));
+    let accepted = json!({ "pictures": [settings], "ignored": ["colour"], "truncated": {} });
+    assert_eq!(events[0], ("accepted".to_owned(), accepted));
     // Only the newest news is told, so some may be missing; what is there moves forwards.
     let ahead: Vec<i64> =
         events.iter().filter(|(name, _)| name == "queued").map(|(_, d)| d["ahead"].as_i64().unwrap()).collect();

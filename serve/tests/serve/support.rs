@@ -13,6 +13,7 @@ use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::{Value, json};
 use serve::{
     Defaults, Description, GenerateError, Generator, Limits, Options, PictureRequest, ServeError, Server, Size,
+    Truncation,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -43,6 +44,9 @@ pub(crate) struct Log {
     pub(crate) is_dropped: bool,
 }
 
+/// Characters that a [`Pattern`] sees of a prompt.
+pub(crate) const SEEN: usize = 200;
+
 /// Makes landscapes in colours of their prompt and seed, with the request in a text chunk.
 pub(crate) struct Pattern {
     description: Description,
@@ -61,6 +65,10 @@ impl Drop for Pattern {
 impl Generator for Pattern {
     fn describe(&self) -> &Description {
         &self.description
+    }
+
+    fn truncation(&self) -> Truncation {
+        Box::new(|text| text.char_indices().nth(SEEN).map(|(end, _)| text[end..].to_owned()))
     }
 
     fn generate(
@@ -201,6 +209,8 @@ pub(crate) fn description() -> Description {
             sampler: "heun".to_owned(),
             shift: 1.0,
         },
+        guidance_interval: [0.1, 0.9],
+        guidance_rescale: 0.7,
     }
 }
 

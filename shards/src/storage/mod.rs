@@ -135,16 +135,22 @@ impl Workdir {
         remote::Remote::new(store, prefix, location, scratch).map(|remote| Self(Arc::new(remote)))
     }
 
-    /// A cache beside the copies of what lies elsewhere, of at most `limit` bytes; of several processes each has one of its own. `None` where
-    /// everything is here.
-    pub fn range_cache(&self, limit: u64) -> Option<Arc<RangeCache>> {
+    /// A cache beside the copies of what lies elsewhere, for one of so many `processes` of this machine, each of which has one of its own:
+    /// all of them together keep at most `limit` bytes. Those that more processes have left go after a week. `None` where everything is here.
+    pub fn range_cache(&self, limit: u64, processes: usize) -> Option<Arc<RangeCache>> {
         /// More than there are ranks on one machine.
-        const MOST: usize = 64;
+        const MOST: usize = 256;
         if !self.is_remote() || limit == 0 {
             return None;
         }
-        let folder = |number: usize| if number == 0 { "ranges".to_owned() } else { format!("ranges-{number}") };
-        (0..MOST).find_map(|number| RangeCache::open(&self.path(&folder(number)), limit)).map(Arc::new)
+        let folder =
+            |number: usize| self.path(&if number == 0 { "ranges".to_owned() } else { format!("ranges-{number}") });
+        let processes = processes.clamp(1, MOST);
+        for number in processes..MOST {
+            RangeCache::remove_if_left(&folder(number));
+        }
+        let limit = limit / processes as u64;
+        (0..MOST).find_map(|number| RangeCache::open(&folder(number), limit)).map(Arc::new)
     }
 
     /// Where `name` lies on this machine while it is worked on.
@@ -169,10 +175,13 @@ impl fmt::Display for Workdir {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use object_store::memory::InMemory;
 
     use super::*;
     use crate::digest::Digest;
+    use crate::range_cache::key;
 
     /// Both kinds keep the same contract.
     fn both(check: impl Fn(&Workdir)) {
@@ -232,6 +241,78 @@ mod tests {
             assert_eq!(fetched, path);
             assert_eq!(std::fs::read(fetched).unwrap(), b"data");
         });
+    }
+
+    #[test]
+    fn copies_stay_while_anybody_uses_the_scratch_folder_and_what_a_dead_process_left_holds_none() {
+        let scratch = tempfile::tempdir().unwrap();
+        let workdir = Workdir::on_store(Arc::new(InMemory::new()), "a/b", "memory://a/b", scratch.path()).unwrap();
+        let names = ["stages/x/part.parquet".to_owned()];
+        let path = workdir.path(&names[0]);
+        let write = || {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, b"data").unwrap();
+        };
+        write();
+        workdir.publish(&names[0]).unwrap();
+        // As of a container, none of whose processes can be seen from here.
+        let mark = scratch.path().join(".in-use.4294967295.1");
+        let held = std::fs::File::create(&mark).unwrap();
+        held.lock().unwrap();
+        workdir.let_go(&names);
+        assert!(path.exists() && mark.exists());
+        drop(held);
+        workdir.let_go(&names);
+        assert!(!path.exists() && !mark.exists());
+
+        write();
+        let other = Workdir::on_store(Arc::new(InMemory::new()), "a/b", "memory://a/b", scratch.path()).unwrap();
+        other.publish(&names[0]).unwrap();
+        workdir.let_go(&names);
+        assert!(path.exists());
+        drop(other);
+        workdir.let_go(&names);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn processes_of_one_machine_share_the_limit_of_what_is_kept_and_what_more_of_them_kept_goes_in_time() {
+        let scratch = tempfile::tempdir().unwrap();
+        let workdir = Workdir::on_store(Arc::new(InMemory::new()), "a/b", "memory://a/b", scratch.path()).unwrap();
+        let limit = 80_000;
+        let opened = |processes: usize| -> Vec<Arc<RangeCache>> {
+            (0..processes).map(|_| workdir.range_cache(limit, processes).unwrap()).collect()
+        };
+        // How much each folder holds.
+        let held = || -> BTreeMap<String, u64> {
+            let folders = std::fs::read_dir(scratch.path()).unwrap().map(Result::unwrap);
+            let of = |folder: &Path| -> u64 {
+                std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum()
+            };
+            folders.map(|folder| (folder.file_name().into_string().unwrap(), of(&folder.path()))).collect()
+        };
+        for cache in opened(4) {
+            (0..200).for_each(|n| cache.put(&key(&Digest::of(b"file"), n, n + 1), &[n as u8; 1000]));
+        }
+        let names = ["ranges", "ranges-1", "ranges-2", "ranges-3"];
+        let full = held();
+        assert!(full.keys().eq(names) && (limit / 2..=limit).contains(&full.values().sum::<u64>()), "{full:?}");
+        // Others leave them to those who come back, and work that has nothing to do with theirs has a cache too.
+        let both = [opened(1), opened(1)];
+        assert_eq!(held(), full);
+        drop(both);
+        // Nobody has come back to the last two for long; the last is in use.
+        let used = RangeCache::open(&workdir.path("ranges-3"), limit).unwrap();
+        let long_ago = SystemTime::now() - std::time::Duration::from_hours(8 * 24);
+        for name in ["ranges-2", "ranges-3"] {
+            for file in std::fs::read_dir(workdir.path(name)).unwrap() {
+                let file = std::fs::File::options().append(true).open(file.unwrap().path()).unwrap();
+                file.set_modified(long_ago).unwrap();
+            }
+        }
+        drop(opened(1));
+        assert!(held().keys().eq(["ranges", "ranges-1", "ranges-3"]), "{:?}", held());
+        drop(used);
     }
 
     #[test]

@@ -35,17 +35,45 @@ pub(super) struct Remote {
     scratch: PathBuf,
     runtime: Runtime,
     /// Says to other processes that the scratch folder is in use here; created with the first copy.
-    in_use: OnceLock<PathBuf>,
+    in_use: OnceLock<Mark>,
 }
 
-/// Begins the names of the files that [`Remote::in_use`] speaks of: `.in-use.<process>.<unique>`.
+/// A file in a scratch folder that is locked for as long as its process uses the folder. The lock ends with the process, whatever ends
+/// that, and is seen where the process is not: from another container, or over NFS.
+struct Mark {
+    path: PathBuf,
+    _lock: fs::File,
+}
+
+/// Begins the names of marks: `.in-use.<unique>`.
 const IN_USE: &str = ".in-use.";
 
-impl Drop for Remote {
-    fn drop(&mut self) {
-        if let Some(mark) = self.in_use.get() {
-            let _ = fs::remove_file(mark);
+impl Mark {
+    fn create(folder: &Path) -> Result<Self, ShardError> {
+        let path = folder.join(format!("{IN_USE}{}", disk::unique()));
+        // It has that name only once it is locked: one that is not is taken for a dead process's.
+        let staged = disk::staging_name(&path);
+        let lock = fs::File::create_new(&staged).map_err(ShardError::io("create", &staged))?;
+        // Where files cannot be locked, nobody can tell that it is not.
+        let _ = lock.try_lock();
+        fs::rename(&staged, &path).map_err(ShardError::io("create", &path))?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Whether a mark is held, as far as can be told. One that is left of a dead process is removed.
+    fn is_held(path: &Path) -> bool {
+        let Ok(mark) = fs::File::options().write(true).open(path) else { return path.exists() };
+        let is_left = mark.try_lock().is_ok();
+        if is_left {
+            let _ = fs::remove_file(path);
         }
+        !is_left
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -100,25 +128,18 @@ impl Remote {
     fn mark_in_use(&self) -> Result<(), ShardError> {
         if self.in_use.get().is_none() {
             disk::create_folder(&self.scratch)?;
-            let mark = self.scratch.join(format!("{IN_USE}{}.{}", std::process::id(), disk::unique()));
-            fs::write(&mark, b"").map_err(ShardError::io("create", &mark))?;
-            if let Err(mark) = self.in_use.set(mark) {
-                let _ = fs::remove_file(mark);
-            }
+            // If another thread was faster, this one's goes.
+            let _ = self.in_use.set(Mark::create(&self.scratch)?);
         }
         Ok(())
     }
 
     /// Whether another process, or another part of this one, uses the scratch folder.
     fn is_shared(&self) -> bool {
+        let own = self.in_use.get().map(|mark| mark.path.as_path());
         let entries = fs::read_dir(&self.scratch).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).any(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let process = name.strip_prefix(IN_USE).and_then(|rest| rest.split('.').next());
-            let is_alive =
-                |process: &str| !Path::new("/proc/self").exists() || Path::new("/proc").join(process).exists();
-            Some(&path) != self.in_use.get() && process.is_some_and(is_alive)
-        })
+        let marks = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(IN_USE));
+        marks.map(|entry| entry.path()).any(|path| Some(path.as_path()) != own && Mark::is_held(&path))
     }
 
     fn object_path(&self, name: &str) -> ObjectPath {

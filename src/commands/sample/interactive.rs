@@ -4,10 +4,12 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
+use models::text::Truncation;
 use sampler::text_to_image::{Picture, Settings, TextToImage, unwatched};
 
 use super::settings::solver;
 use super::terminal::Terminal;
+use super::{free, numbered, tell_lost};
 use crate::settings::size;
 use crate::watch::say;
 
@@ -22,11 +24,14 @@ A line is a prompt. Lines that begin with a slash change how pictures are made:
 /// What is set.
 pub(super) struct Session<'a> {
     pub(super) model: &'a TextToImage,
+    /// Made once: to spare memory, the model would read its tokenizers for each line.
+    pub(super) truncation: Truncation,
     pub(super) settings: Settings,
     /// Of the next picture; its prompt is that of the last.
     pub(super) next: Picture,
     pub(super) out: PathBuf,
-    pub(super) made: usize,
+    /// From which on a free one is looked for.
+    pub(super) number: usize,
 }
 
 /// What a line asks for.
@@ -70,15 +75,12 @@ impl Session<'_> {
 
     fn make(&mut self, prompt: String, terminal: Option<Terminal>) -> Result<()> {
         self.next.prompt = prompt;
+        tell_lost(&self.truncation, std::slice::from_ref(&self.next), &self.settings)?;
         let pictures = self.model.generate(std::slice::from_ref(&self.next), &self.settings, 1, &mut unwatched)?;
         for picture in &pictures {
             let png = sampler::recipe::png(picture, Some(&self.model.recipe(&self.next, &self.settings)))?;
-            let named = |number: usize| self.out.join(format!("{number:04}.png"));
-            // What an earlier session made stays.
-            while named(self.made).exists() {
-                self.made += 1;
-            }
-            let path = named(self.made);
+            self.number = free(&self.out, self.number);
+            let path = numbered(&self.out, self.number, ".png");
             shards::disk::replace(&path, &png)?;
             if let Some(terminal) = terminal {
                 terminal.show(picture, &png, &mut io::stdout().lock())?;

@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
+use models::text::{Truncated, Truncation};
 use sampler::SampleError;
 use sampler::animation::{Animation, MOST_FRAMES};
 use sampler::grid;
@@ -58,7 +59,7 @@ pub(crate) struct Sample {
     /// Read prompts and settings line by line; the model is loaded once.
     #[arg(long, conflicts_with_all = ["prompt", "prompts", "like", "grid", "gif", "apng", "format"])]
     interactive: bool,
-    /// Folder for the pictures.
+    /// Folder for the pictures, whose numbers go on after those that are there.
     #[arg(long, default_value = "samples")]
     out: PathBuf,
     /// One sheet of all pictures and their prompts, grid.png, besides.
@@ -88,23 +89,23 @@ impl Sample {
         let model = self.source.load(self.source.open()?)?;
         let base = like.as_ref().map_or_else(|| defaults(&model), |recipe| recipe.settings.clone());
         let settings = self.how.over(&base);
-        if let Some(recipe) = like.filter(|recipe| recipe.checkpoint != model.digest) {
-            let short = |digest: &str| digest.chars().take(10).collect::<String>();
-            let (made, now) = (short(&recipe.checkpoint), short(&model.digest));
-            eprintln!(
-                "warning: that picture was made by other weights ({made}, these are {now}): it will be another picture"
-            );
+        if let Some(recipe) = like {
+            for difference in recipe.differences(&model.recipe(&recipe.picture, &settings)) {
+                watch::aside(format_args!("warning: that picture was made {difference}: it will be another picture"));
+            }
         }
         shards::disk::create_folder(&self.out)?;
+        let truncation = model.truncation()?;
         if self.interactive {
             let next = Picture {
                 negative_prompt: self.negative.unwrap_or_default(),
                 seed: self.seed.unwrap_or(0),
                 ..Picture::default()
             };
-            Session { model: &model, settings, next, out: self.out, made: 0 }.run()?;
+            Session { model: &model, truncation, settings, next, out: self.out, number: 0 }.run()?;
             return Ok(OK);
         }
+        tell_lost(&truncation, &wanted, &settings)?;
         match self.make(&model, &wanted, &settings) {
             Err(error) if matches!(error.downcast_ref(), Some(SampleError::Stopped)) => Ok(INTERRUPTED),
             made => made.map(|()| OK),
@@ -145,7 +146,7 @@ impl Sample {
         // To spare memory the models take turns, once for all pictures.
         let at_once = if self.source.loading.low_memory { wanted.len() } else { self.batch.max(1) };
         let mut all = Vec::new();
-        let mut written = 0;
+        let (mut written, mut number) = (0usize, 0);
         for of_batch in wanted.chunks(at_once.max(1)) {
             let mut frames: Vec<Vec<RgbImage>> = vec![Vec::new(); of_batch.len()];
             let mut failed = None;
@@ -180,7 +181,8 @@ impl Sample {
                 return Err(error.into());
             }
             for ((picture, made), frames) in of_batch.iter().zip(made?).zip(frames) {
-                self.write(written, &made, &model.recipe(picture, settings), &frames)?;
+                number = free(&self.out, number);
+                self.write(number, &made, &model.recipe(picture, settings), &frames)?;
                 written += 1;
                 if self.grid {
                     all.push(made);
@@ -198,7 +200,7 @@ impl Sample {
 
     /// Writes a picture and its animations, and says where.
     fn write(&self, number: usize, picture: &RgbImage, recipe: &Recipe, frames: &[RgbImage]) -> Result<()> {
-        let named = |ending: &str| self.out.join(format!("{number:04}{ending}"));
+        let named = |ending: &str| numbered(&self.out, number, ending);
         for (_, animation) in [(self.gif, Animation::Gif), (self.apng, Animation::Apng)].into_iter().filter(|of| of.0) {
             shards::disk::replace(&named(&format!("-steps.{}", animation.ending())), &animation.encode(frames)?)?;
         }
@@ -211,6 +213,39 @@ impl Sample {
         say(path.display())?;
         Ok(())
     }
+}
+
+/// A file of a picture.
+fn numbered(folder: &Path, number: usize, ending: &str) -> PathBuf {
+    folder.join(format!("{number:04}{ending}"))
+}
+
+/// The first number from `from` on that no picture in a folder has: what was made earlier stays.
+fn free(folder: &Path, from: usize) -> usize {
+    const ENDINGS: [&str; 5] = [".png", ".jpg", ".webp", "-steps.gif", "-steps.png"];
+    let is_taken = |number: usize| ENDINGS.iter().any(|ending| numbered(folder, number, ending).exists());
+    let mut number = from;
+    while is_taken(number) {
+        number += 1;
+    }
+    number
+}
+
+/// Says what of the texts has no effect. All pictures have the same negative prompt.
+fn tell_lost(truncation: &Truncation, pictures: &[Picture], settings: &Settings) -> Result<()> {
+    let negative = pictures.first().map_or("", |first| first.negative_prompt.as_str());
+    if !negative.is_empty() && !settings.guidance.is_needed() {
+        watch::aside("warning: the negative prompt has no effect: a guidance of 1 leads away from nothing");
+    }
+    let prompts = pictures.iter().map(|picture| ("prompt", picture.prompt.as_str()));
+    for (what, text) in prompts.chain([("negative prompt", negative)]) {
+        if let Some(Truncated { limit, rest }) = truncation.of(text)? {
+            watch::aside(format_args!(
+                "warning: a {what} is longer than the {limit} that its encoders take; they do not see its end: {rest}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a step is shown in animations: all of them where they are few, and the last.

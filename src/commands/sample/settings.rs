@@ -59,8 +59,13 @@ impl How {
 
 /// What is used where nothing is said.
 pub(crate) fn defaults(model: &TextToImage) -> Settings {
+    usual(model.state.max_resolution, model.side_multiple())
+}
+
+/// What is used of a model that was trained on pictures with a longest side of `max_resolution`, where nothing is said.
+pub(crate) fn usual(max_resolution: u32, side_multiple: u32) -> Settings {
     // Any checkpoint of a few steps has seen a picture; one that has not is sampled from in its smallest size.
-    let side = model.state.max_resolution.max(model.side_multiple());
+    let side = max_resolution.max(side_multiple);
     let guidance = Guidance::of(4.0);
     Settings { width: side, height: side, steps: 25, guidance, sampler: Solver::Heun, shift: 1.0 }
 }

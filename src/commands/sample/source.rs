@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use models::checkpoint::Checkpoint;
 use models::device;
 use models::text::PretrainedText;
 use sampler::opened::{Companions, Moved, Opened, Parameters};
@@ -11,6 +12,7 @@ use sampler::text_to_image::{Loading, TextToImage};
 use tch::{Device, Kind};
 
 use crate::errors::Usage;
+use crate::watch;
 
 /// Where pictures come from.
 #[derive(Clone, Debug, Args)]
@@ -126,10 +128,11 @@ impl Source {
                 let words = "--model-params and --padding are for weights of the reference system: a checkpoint says itself how it was trained";
                 return Err(Usage(words.to_owned()).into());
             }
+            check_place(checkpoint)?;
             Opened::checkpoint(checkpoint, parameters)?.with_moved(&loading.moved())?
         };
         for sentence in &opened.conventions {
-            eprintln!("{sentence}");
+            watch::aside(sentence);
         }
         Ok(opened)
     }
@@ -143,6 +146,21 @@ impl Source {
         };
         Ok(TextToImage::load(opened, Loading { kind, low_memory: self.loading.low_memory, ..usual })?)
     }
+}
+
+/// Refuses the folder of a stage, whose trainings lie below it, and names them.
+fn check_place(folder: &Path) -> Result<(), Usage> {
+    if Checkpoint::is_at(folder) {
+        return Ok(());
+    }
+    let below = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut trainings: Vec<String> =
+        below.filter(|path| Checkpoint::is_at(path)).map(|path| path.display().to_string()).collect();
+    trainings.sort();
+    if trainings.is_empty() {
+        return Ok(());
+    }
+    Err(Usage(format!("{} is no checkpoint: name one that is in it, {}", folder.display(), trainings.join(" or "))))
 }
 
 #[cfg(test)]

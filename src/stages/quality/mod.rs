@@ -12,20 +12,20 @@ pub(super) mod stage;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use evaluation::{
     BootstrapSettings, FeatureStore, FrechetReference, KernelSubsets, Measured, Networks, Reference, Report,
     ReportSettings, SCORED_BY,
 };
 use sampler::SampleError;
-use sampler::text_to_image::{Progress, Settings, TextToImage, Watch};
+use sampler::text_to_image::{Progress, Watch};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shards::digest::Digest;
 use tch::Device;
 
-use self::sources::{Bucketed, Files, Made, Pictures, Prompts};
+use self::sources::{Bucketed, Files, Made, Maker, Pictures, Prompts};
 use crate::errors::Usage;
 
 /// What is measured, and by which networks.
@@ -47,7 +47,7 @@ pub(crate) struct Quality {
     pub(crate) seed: u64,
     /// Pictures in each subset of the kernel distance [1000].
     pub(crate) subset_size: Option<usize>,
-    /// Resamples behind the interval of the Fréchet distance; 0 for none [40].
+    /// Resamples behind the interval of the Fréchet distance and the error of the kernel distance; 0 for neither [40].
     pub(crate) resamples: Option<usize>,
 }
 
@@ -55,13 +55,35 @@ pub(crate) struct Quality {
 const COUNT: u64 = 10_000;
 
 impl Quality {
-    /// Refuses what contradicts itself, before anything is loaded.
-    pub(crate) fn check(&self) -> Result<(), Usage> {
+    /// Refuses what contradicts itself or makes no number, before anything is loaded; with the setting that it is about.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, Usage)> {
+        let refuse = |setting: &'static str, words: String| Err((setting, Usage(words)));
         if self.inception.is_none() && self.clip_score.is_none() {
-            return Err(Usage("nothing to measure by: give inception, clip_score or both".to_owned()));
+            return refuse("inception", "nothing to measure by: give inception, clip_score or both".to_owned());
         }
         if self.inception.is_some() && self.reference.is_none() {
-            return Err(Usage("inception makes distances to real pictures: give a reference".to_owned()));
+            return refuse("inception", "inception makes distances to real pictures: give a reference".to_owned());
+        }
+        let ReportSettings { subsets, bootstrap, .. } = self.settings();
+        if let Err(error) = subsets.check() {
+            return refuse("subset_size", error.to_string());
+        }
+        match bootstrap.check() {
+            Err(error) if bootstrap.resamples > 0 => refuse("resamples", format!("{error}; 0 is for none")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses files that are not there, with the setting that names them: a run comes to them only after the training.
+    #[cfg(feature = "pipeline")]
+    pub(super) fn check_files(&self) -> Result<(), (&'static str, String)> {
+        let Self { inception, clip_score, reference, .. } = self;
+        for (setting, path) in [("inception", inception), ("clip_score", clip_score), ("reference", reference)] {
+            if let Some(path) = path
+                && let Err(error) = std::fs::metadata(path)
+            {
+                return Err((setting, format!("{setting}: cannot open {}: {error}", path.display())));
+            }
         }
         Ok(())
     }
@@ -82,8 +104,7 @@ impl Quality {
     /// Numbers about what a model makes. What was seen is kept in `folder`, from which a later call goes on.
     pub(crate) fn of_model(
         &self,
-        model: &TextToImage,
-        settings: &Settings,
+        maker: &Maker,
         networks: &Networks,
         folder: &Path,
         watch: &mut dyn FnMut(&str, u64) -> ControlFlow<()>,
@@ -99,11 +120,7 @@ impl Quality {
                 return Err(Usage(words.to_owned()).into());
             }
         };
-        // Weights of the reference system do not say themselves with which encoders they are used, nor how texts are padded.
-        let source = json!({
-            "checkpoint": model.digest, "latents": model.state.latents, "text": model.state.text, "settings": settings,
-            "seed": self.seed, "count": count, "prompts": prompted,
-        });
+        let source = json!({"made_by": maker.identity(), "seed": self.seed, "count": count, "prompts": prompted});
         // Asked at every step too, so that nobody waits for a whole batch to stop.
         let looked = std::cell::Cell::new(0);
         let watch = std::cell::RefCell::new(watch);
@@ -117,8 +134,7 @@ impl Quality {
                 _ => Prompts::Listed { prompts: self.prompts.clone(), next: skip },
             };
             let watch: Box<Watch> = Box::new(each_step);
-            let (settings, seed) = (settings.clone(), self.seed);
-            Ok(Box::new(Made { model, prompts, settings, seed, done: skip, count, watch }) as Box<dyn Pictures>)
+            Ok(Box::new(Made { maker, prompts, seed: self.seed, done: skip, count, watch }) as Box<dyn Pictures>)
         };
         let generated = look(networks, &folder.join("generated"), scored(source, networks), open, &mut |seen| {
             looked.set(seen);
@@ -136,7 +152,7 @@ impl Quality {
         watch: &mut dyn FnMut(&str, u64) -> ControlFlow<()>,
     ) -> Result<Report> {
         let reference = self.reference(networks, folder, watch)?;
-        let mut files = Files::in_folder(images, self.count)?;
+        let mut files = Files::in_folder(images, self.count)?.with_captions(networks.scored_by().is_some());
         let source = scored(files.source(), networks);
         let open = move |skip| {
             files.skip(skip);
@@ -178,7 +194,7 @@ impl Quality {
         }
     }
 
-    /// What there is to compare with. Features of pictures are kept in `folder`.
+    /// What there is to compare with, where it can be compared. Features of pictures are kept in `folder`.
     fn reference(
         &self,
         networks: &Networks,
@@ -192,11 +208,12 @@ impl Quality {
                 let words = "holds features of a part of its pictures: end the evaluation that was stopped there first";
                 return Err(Usage(format!("{} {words}", path.display())).into());
             }
+            kept.check_network(networks.name())?;
             return Ok(Some(Reference::Features(kept)));
         }
         if ends_in(path, "npz") {
             let name = path.display().to_string();
-            return Ok(Some(Reference::Moments { of: moments(path)?, name }));
+            return Ok(Some(Reference::Moments { of: FrechetReference::from_npz(path, networks.name())?, name }));
         }
         let kept = folder.join("reference");
         let mut seen = |seen| told(watch("reference", seen));
@@ -230,8 +247,8 @@ fn told(flow: ControlFlow<()>) -> Result<()> {
 }
 
 fn scored(mut source: Value, networks: &Networks) -> Value {
-    if let Some(digest) = networks.scored_by() {
-        source[SCORED_BY] = digest.into();
+    if let Some(clip) = networks.scored_by() {
+        source[SCORED_BY] = clip.into();
     }
     source
 }
@@ -262,19 +279,6 @@ fn look<'a>(
     }
     store.complete()?;
     Ok(store)
-}
-
-/// `mu` and `sigma`, as pytorch-fid and others publish them.
-fn moments(path: &Path) -> Result<FrechetReference> {
-    let arrays = tch::Tensor::read_npz(path).with_context(|| format!("{} is not a readable .npz", path.display()))?;
-    let array = |name: &str| -> Result<Vec<f64>> {
-        let found = arrays.iter().find(|(found, _)| found == name || *found == format!("{name}.npy"));
-        let (_, found) =
-            found.with_context(|| format!("{} has no array {name}: mu and sigma are needed", path.display()))?;
-        let flat = found.to_kind(tch::Kind::Double).reshape([-1]);
-        Vec::try_from(&flat).with_context(|| format!("{name} in {} cannot be read", path.display()))
-    };
-    FrechetReference::of(&array("mu")?, &array("sigma")?).with_context(|| format!("in {}", path.display()))
 }
 
 /// The numbers as rows: metric, value, error, interval, what it is; what was refused, with the reason.

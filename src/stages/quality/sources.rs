@@ -1,9 +1,11 @@
 //! Where pictures come from that are looked at: files, buckets, a checkpoint.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
+use models::device::usual_kind;
 use sampler::recipe::Recipe;
 use sampler::text_to_image::{Picture, Settings, TextToImage, Watch};
 use serde_json::{Value, json};
@@ -15,11 +17,14 @@ use trainer::order::Part;
 
 use crate::errors::Usage;
 
-/// Pictures that are looked at, or made, at a time.
+/// Pictures that are looked at at a time, and are made at once where nothing else is said.
 pub(crate) const BATCH: usize = 64;
 
-/// No file of a folder may hold more.
+/// No file of a folder may hold more, and of more no further file is read before they were looked at.
 const MOST_PIXELS: u64 = 1 << 26;
+
+/// The endings of files that are taken for pictures.
+const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// Pictures and what they are said to show.
 #[derive(Debug, Default)]
@@ -28,16 +33,47 @@ pub(crate) struct Shown {
     pub(crate) captions: Vec<Option<String>>,
 }
 
+impl Shown {
+    /// Whether they are as many as are looked at at a time, or as large.
+    fn is_full(&self) -> bool {
+        let pixels = |picture: &RgbImage| u64::from(picture.width()) * u64::from(picture.height());
+        self.pictures.len() >= BATCH || self.pictures.iter().map(pixels).sum::<u64>() >= MOST_PIXELS
+    }
+}
+
+/// A model, and how it is asked for pictures.
+pub(crate) struct Maker<'a> {
+    pub(crate) model: &'a TextToImage,
+    pub(crate) settings: Settings,
+    /// Pictures that are made at once, up to [`BATCH`].
+    pub(crate) batch: usize,
+}
+
+impl Maker<'_> {
+    /// What tells its pictures from others of the same prompts and seeds.
+    pub(super) fn identity(&self) -> Value {
+        let recipe = self.model.recipe(&Picture::default(), &self.settings);
+        let Recipe { settings, checkpoint, encoders, precision, .. } = recipe;
+        let of_encoders = evaluation::precision(usual_kind(self.model.device()));
+        json!({
+            "checkpoint": checkpoint, "encoders": encoders, "settings": settings, "precision": precision,
+            "precision_of_encoders": of_encoders,
+        })
+    }
+}
+
 /// Gives pictures in an order that is always the same.
 pub(crate) trait Pictures {
     /// The next pictures, at most [`BATCH`]; none at the end.
     fn next(&mut self) -> Result<Shown>;
 }
 
-/// The pictures of a folder and those in it, by name.
+/// The pictures of a folder and those in it, by name, but for what `sample` writes beside pictures.
 pub(crate) struct Files {
-    files: Vec<PathBuf>,
+    paths: Vec<PathBuf>,
     next: usize,
+    /// Whether captions are wanted.
+    captioned: bool,
 }
 
 impl Files {
@@ -52,27 +88,33 @@ impl Files {
                 let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
                 if path.is_dir() {
                     folders.push(path);
-                } else if ["png", "jpg", "jpeg", "webp"].contains(&ending.as_str()) {
+                } else if ENDINGS.contains(&ending.as_str()) {
                     files.push(path);
                 }
             }
         }
         files.sort();
+        let mut files: Vec<PathBuf> = files.iter().filter(|path| !is_beside_pictures(path, &files)).cloned().collect();
         files.truncate(most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX)));
         if files.is_empty() {
             bail!("{} holds no pictures (.png, .jpg, .jpeg or .webp)", folder.display());
         }
-        Ok(Self { files, next: 0 })
+        Ok(Self { paths: files, next: 0, captioned: false })
+    }
+
+    /// Says what they show, too, where that is wanted.
+    pub(crate) fn with_captions(self, captioned: bool) -> Self {
+        Self { captioned, ..self }
     }
 
     pub(crate) fn count(&self) -> u64 {
-        self.files.len() as u64
+        self.paths.len() as u64
     }
 
     /// What tells this set from others: names, sizes and times of its files.
     pub(crate) fn source(&self) -> Value {
         let mut digest = DigestBuilder::new();
-        for path in &self.files {
+        for path in &self.paths {
             let (length, changed) =
                 std::fs::metadata(path).map_or((0, None), |data| (data.len(), data.modified().ok()));
             let since = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
@@ -86,6 +128,18 @@ impl Files {
     }
 }
 
+/// Whether a file is the sheet of all pictures or the steps to one, which `sample` writes beside those that it made: `grid.png` and
+/// `0007-steps.png`. `files` are in order.
+fn is_beside_pictures(path: &Path, files: &[PathBuf]) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_suffix(".png"));
+    let number = name.and_then(|name| if name == "grid" { Some("0000") } else { name.strip_suffix("-steps") });
+    let number = number.filter(|number| number.len() >= 4 && number.bytes().all(|byte| byte.is_ascii_digit()));
+    number.is_some_and(|number| {
+        let picture = |ending: &str| path.with_file_name(format!("{number}.{ending}"));
+        ENDINGS.iter().any(|ending| files.binary_search(&picture(ending)).is_ok())
+    })
+}
+
 /// What a file says that it shows: a picture of ours its prompt, others the text file of the same name.
 fn caption(path: &Path) -> Option<String> {
     let of_recipe = || Recipe::read(path).ok().map(|recipe| recipe.picture.prompt);
@@ -95,16 +149,15 @@ fn caption(path: &Path) -> Option<String> {
 
 impl Pictures for Files {
     fn next(&mut self) -> Result<Shown> {
-        let files = self.files.iter().skip(self.next).take(BATCH);
         let mut shown = Shown::default();
-        for path in files {
+        while let Some(path) = self.paths.get(self.next).filter(|_| !shown.is_full()) {
             let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             let picture = picture::decode(&bytes, MOST_PIXELS)
                 .map_err(|error| anyhow::anyhow!("{} is not a usable picture: {}", path.display(), error.reason()))?;
             shown.pictures.push(picture);
-            shown.captions.push(caption(path));
+            shown.captions.push(if self.captioned { caption(path) } else { None });
+            self.next += 1;
         }
-        self.next += shown.pictures.len();
         Ok(shown)
     }
 }
@@ -167,9 +220,8 @@ pub(crate) enum Prompts {
 
 /// Pictures that a checkpoint makes.
 pub(crate) struct Made<'a> {
-    pub(crate) model: &'a TextToImage,
+    pub(crate) maker: &'a Maker<'a>,
     pub(crate) prompts: Prompts,
-    pub(crate) settings: Settings,
     /// Of the first picture; the others follow.
     pub(crate) seed: u64,
     pub(crate) done: u64,
@@ -206,7 +258,8 @@ impl Pictures for Made<'_> {
             return Ok(Shown::default());
         }
         let (prompts, size) = self.ask()?;
-        let mut settings = self.settings.clone();
+        let Maker { model, settings, batch } = self.maker;
+        let mut settings = settings.clone();
         if let Some(BucketSize { width, height }) = size {
             (settings.width, settings.height) = (width, height);
         }
@@ -214,8 +267,41 @@ impl Pictures for Made<'_> {
         let wanted =
             seeds.zip(&prompts).map(|(seed, prompt)| Picture { prompt: prompt.clone(), seed, ..Picture::default() });
         let wanted: Vec<Picture> = wanted.collect();
-        let pictures = self.model.generate(&wanted, &settings, BATCH, self.watch.as_mut())?;
+        let pictures = model.generate(&wanted, &settings, *batch, self.watch.as_mut())?;
         self.done += pictures.len() as u64;
         Ok(Shown { pictures, captions: prompts.into_iter().map(Some).collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sample_writes_beside_pictures_is_none_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = |name: &str| std::fs::write(folder.path().join(name), "").unwrap();
+        let found = || -> Vec<String> {
+            let files = Files::in_folder(folder.path(), None).unwrap().paths;
+            files.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+        };
+        // Whatever the photographs of others are called.
+        let others = ["0002-steps.png", "grid.png", "stone-steps.png", "stone.png"];
+        others.into_iter().for_each(empty);
+        assert_eq!(found(), others);
+        for name in ["0000.jpg", "0000-steps.png", "0001.jpg", "0001-steps.gif", "12345.webp", "12345-steps.png"] {
+            empty(name);
+        }
+        assert_eq!(found(), ["0000.jpg", "0001.jpg", "0002-steps.png", "12345.webp", "stone-steps.png", "stone.png"]);
+    }
+
+    #[test]
+    fn few_large_pictures_are_looked_at_at_a_time_or_many_small_ones() {
+        let shown = |count: usize, side: u32| {
+            let pictures = (0..count).map(|_| RgbImage::new(side, side)).collect();
+            Shown { pictures, captions: vec![None; count] }
+        };
+        assert!(!shown(BATCH - 1, 8).is_full() && shown(BATCH, 8).is_full());
+        assert!(!shown(3, 4096).is_full() && shown(4, 4096).is_full());
     }
 }

@@ -9,12 +9,17 @@ use sampler::solver::Solver;
 use sampler::text_to_image::Settings;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use shards::bucket::BucketSize;
+use shards::digest::Digest;
 use shards::sidecar::Section;
 
+use super::sources::Maker;
 use super::{Quality, summary, table};
 use crate::stages::{checkpoint_of, in_a_line, load};
+
+/// Of the stage kind: raised when the same parameters come to mean other pictures or other numbers.
+pub(in super::super) const VERSION: u32 = 3;
 
 /// How the pictures are made.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -22,7 +27,9 @@ use crate::stages::{checkpoint_of, in_a_line, load};
 pub(in super::super) struct Making {
     /// WIDTHxHEIGHT in pixels [the training's longest side, square; of captions, as their pictures].
     size: Option<String>,
+    /// Steps from noise to picture [25].
     steps: u32,
+    /// Guidance scale; 1 is none [4].
     guidance: f64,
     sampler: Solver,
 }
@@ -37,6 +44,23 @@ impl Default for Making {
 pub(in super::super) struct Measure {
     pub(in super::super) quality: Quality,
     pub(in super::super) making: Making,
+    /// Pictures that are made at once.
+    pub(in super::super) batch: usize,
+}
+
+impl Measure {
+    /// The folder for features, by all that they depend on. How numbers are made of them is not in it, so that other numbers need no
+    /// other pictures.
+    fn features(&self, maker: &Maker) -> String {
+        let mut semantics = self.semantics();
+        if let Some(all) = semantics.as_object_mut() {
+            for of_numbers in ["subset_size", "resamples"] {
+                all.remove(of_numbers);
+            }
+        }
+        let all = json!({"version": VERSION, "semantics": semantics, "made_by": maker.identity()});
+        format!("features-{}", Digest::of(all.to_string().as_bytes()).short())
+    }
 }
 
 impl Making {
@@ -97,9 +121,10 @@ impl Stage for Measure {
             sampler: self.making.sampler,
             shift: 1.0,
         };
-        let folder = task.folder.path().join(format!("features-{}", task.fingerprint.short()));
+        let maker = Maker { model: &model, settings, batch: self.batch };
+        let folder = task.folder.path().join(self.features(&maker));
         let mut counted = 0;
-        let report = self.quality.of_model(&model, &settings, &networks, &folder, &mut |what, seen| {
+        let report = self.quality.of_model(&maker, &networks, &folder, &mut |what, seen| {
             if what == "generated" && seen > counted {
                 task.tally.good(seen - counted);
                 counted = seen;

@@ -120,6 +120,7 @@ impl Batches<'_> {
             short: step(self.recaption.short.as_ref(), Kind::Short, short.as_ref())?,
         };
         drop(entered);
+        let others = Journals::of_former(&self.stage.folder, self.stage.former());
         let mut exported = Exported::default();
         for (number, partition) in self.stage.partitions.iter().enumerate() {
             if let Some(sidecar) = partition.sidecar() {
@@ -135,6 +136,7 @@ impl Batches<'_> {
             let files = made.inputs.iter().flat_map(Input::files);
             let inputs = Inputs::open(files, self.recaption, &self.stage.folder)?;
             let known = Known::new(Journals::of(&self.stage.folder, &partition.name).read()?);
+            let known = known.with_others(others.clone());
             let mut asked = HashSet::new();
             for row in inputs.rows(self.recaption, &job) {
                 let row = row?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pipeline::stage::StageError;
-use recaption::journal::{Cache, Grouping, Hook, Journal, read_folder, read_segment};
+use recaption::journal::{Cache, Grouping, Hook, Journal, Others, read_folder, read_segment};
 use shards::commit::StageFolder;
 
 /// The folder of journals, in the stage's.
@@ -25,6 +25,16 @@ impl<'a> Journals<'a> {
     pub(super) fn of(folder: &'a StageFolder, partition: &str) -> Self {
         let path = folder.path().join(JOURNALS).join(partition);
         Self { folder, path, name: folder.name_of(&format!("{JOURNALS}/{partition}")) }
+    }
+
+    /// Those of `former` partitions, which may hold answers for rows of others; nothing where there are none.
+    ///
+    /// Each process that uses them looks through all of them once, so what is no such partition must not be among them: workers that begin
+    /// while others write would read each other's journals over and over. Records of this stage would not do to tell. One of an earlier
+    /// fingerprint is there after each change of a prompt or a filter, which moves no row; and none is there of what was under way when a run
+    /// was killed. So the engine goes by how the source divided its rows.
+    pub(super) fn of_former(folder: &StageFolder, former: &[String]) -> Option<Others> {
+        (!former.is_empty()).then(|| Others::new(folder.workdir(), folder.name_of(JOURNALS), former.to_vec()))
     }
 
     /// A segment for the answers of `attempt`, and those of all others.

@@ -3,7 +3,7 @@
 //! - in: shards with key, image and an alt text (`caption`), and whatever columns the prompts name
 //! - out: the same columns and recaption, recaption_short, for the rows whose captions are good; in the order of the input
 //! - stale when: a prompt, a model, a check, a setting of the sampling, or its input changed. What was answered before is in the
-//!   stage's folder (`captions/`), so that only what changed is asked again
+//!   stage's folder (`captions/`), so that only what changed is asked again, also where rows have come to other partitions
 //! - law: in = out + Σ dropped (a check's name, or why a captioner gave no answer)
 
 pub(crate) mod batch;
@@ -14,16 +14,22 @@ mod partition;
 mod rows;
 mod summary;
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Result, bail};
 use pipeline::manifest::{Diagnostics, Manifest, StageTable, property_names, schemas};
 use pipeline::stage::{Law, Load, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
+use recaption::checks::Kind;
+use recaption::journal::Others;
 use schemars::schema_for;
 use serde_json::Value;
+use shards::commit::StageFolder;
+use shards::event::EventSink;
 use shards::sidecar::Sidecar;
 
 use self::captioners::Captioners;
+use self::journals::Journals;
 use self::parameters::Parameters;
 pub(crate) use self::parameters::Recaption;
 use crate::errors::Usage;
@@ -41,7 +47,12 @@ pub(super) fn kind() -> StageKind {
         rehearse: as_it_is,
         build: |parameters| {
             let recaption = Recaption::read(parameters)?;
-            Ok(Box::new(RecaptionStage { recaption, captioners: Mutex::default() }))
+            Ok(Box::new(RecaptionStage {
+                recaption,
+                captioners: Mutex::default(),
+                passed: Mutex::default(),
+                others: OnceLock::new(),
+            }))
         },
     }
 }
@@ -69,6 +80,10 @@ struct RecaptionStage {
     recaption: Recaption,
     /// Shared by all partitions; there from the first one on.
     captioners: Mutex<Option<Captioners>>,
+    /// The captions of which some that a model made are committed.
+    passed: Mutex<HashSet<Kind>>,
+    /// Journals that may know rows which came to another partition; shared by all partitions.
+    others: OnceLock<Option<Others>>,
 }
 
 impl RecaptionStage {
@@ -78,6 +93,9 @@ impl RecaptionStage {
             return Ok(captioners.clone());
         }
         let new = Captioners::start(&self.recaption)?;
+        for kind in &*self.passed.lock().unwrap_or_else(PoisonError::into_inner) {
+            new.meter.passed_before(*kind);
+        }
         Ok(kept.insert(new).clone())
     }
 }
@@ -103,7 +121,13 @@ impl Stage for RecaptionStage {
         summary::origin(partition)
     }
 
+    fn committed(&self, _folder: &StageFolder, sidecar: &Sidecar, _events: &EventSink) -> Result<(), StageError> {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner).extend(summary::passed(sidecar));
+        Ok(())
+    }
+
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {
-        partition::make(&self.recaption, &self.captioners()?, task)
+        let others = self.others.get_or_init(|| Journals::of_former(task.folder, task.former));
+        partition::make(&self.recaption, &self.captioners()?, others.clone(), task)
     }
 }

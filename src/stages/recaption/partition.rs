@@ -11,6 +11,8 @@ use pipeline::quarantine::{BadRow, Quarantine};
 use pipeline::stage::{Outcome, StageError, Task};
 use recaption::Usage;
 use recaption::job::{Answers, Captioned, JobError, RowEnd, Tally, Watch, run};
+use recaption::journal::Others;
+use shards::event::Event;
 use shards::reader::Shard;
 use shards::writer::ShardWriter;
 use shards::{ShardError, columns};
@@ -21,10 +23,16 @@ use super::parameters::{Provenance, Recaption};
 use super::rows::Inputs;
 use super::summary;
 
-pub(super) fn make(recaption: &Recaption, captioners: &Captioners, task: &Task) -> Result<Outcome, StageError> {
+pub(super) fn make(
+    recaption: &Recaption,
+    captioners: &Captioners,
+    others: Option<Others>,
+    task: &Task,
+) -> Result<Outcome, StageError> {
     let inputs = Inputs::open(task.files(), recaption, task.folder)?;
     let (journal, cache) = Journals::of(task.folder, task.partition).open(task.attempt.id())?;
-    let answers = Arc::new(Answers::new(journal, cache, Arc::clone(&captioners.meter)));
+    let answers = Answers::new(journal, cache, Arc::clone(&captioners.meter));
+    let answers = Arc::new(answers.with_others(others));
     let mut watching = Watching { captioners, task, ends: HashMap::new() };
     let mut rows = inputs.rows(recaption, &captioners.job).map(|row| row.map_err(Stopped));
     // Some are asked, some wait for their turn, some for the disk.
@@ -78,6 +86,9 @@ impl Watch<Stopped> for Watching<'_> {
 
     fn look(&mut self) -> Result<(), Stopped> {
         self.task.tally.set_note(self.captioners.in_words());
+        for text in self.captioners.news() {
+            self.task.events.send(Event::Note { stage: self.task.stage.to_owned(), text });
+        }
         Ok(self.task.check_cancelled()?)
     }
 }

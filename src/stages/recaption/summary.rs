@@ -2,6 +2,7 @@
 
 use recaption::checks::Kind;
 use recaption::job::{Job, StepTally, Tally};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use shards::sidecar::Sidecar;
 
@@ -42,6 +43,15 @@ pub(super) fn origin(partition: &Sidecar) -> Vec<(String, String)> {
         Some((format!("{step} by"), how))
     });
     origin.collect()
+}
+
+/// The captions of which a partition has some that a model made and that passed their checks.
+pub(super) fn passed(partition: &Sidecar) -> impl Iterator<Item = Kind> {
+    let steps = partition.details.get(CAPTIONS);
+    [("long", Kind::Long), ("short", Kind::Short)].into_iter().filter_map(move |(name, kind)| {
+        let counts = StepTally::deserialize(steps?.get(name)?.get("counts")?).ok()?;
+        (counts.passed() > 0).then_some(kind)
+    })
 }
 
 /// What happened to rows that passed, as the report counts it: "long: refusal", "short: fell back".

@@ -200,7 +200,7 @@ pub(crate) fn host(site: Site, row: usize, main: usize) -> String {
         Site::Slow => ("slow", 8),
         Site::Busy => ("busy", 8),
         Site::Reset => ("reset", 8),
-        Site::Refused => ("refused", 16),
+        Site::Refused => ("refused", 4),
         Site::Robots => ("robots", 1),
         Site::RobotsDown => ("robotsdown", 1),
         Site::Tls => ("s", 8),

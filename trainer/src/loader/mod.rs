@@ -59,8 +59,10 @@ pub struct LoaderOptions {
     pub prefetch_bytes: u64,
     /// Threads that read and decode. Of shards on a store there are [`WAITING`] times as many, for most of them wait for answers.
     pub threads: usize,
-    /// Of shards on a store: bytes of them that are kept on this machine's disk.
+    /// Of shards on a store: bytes of them that are kept on this machine's disk, by all processes that load here.
     pub cache_bytes: u64,
+    /// So many processes of this machine load.
+    pub processes: usize,
     /// After how long a shard that could not be opened is tried again: its store may have been out of reach for a while.
     pub reopen_after: Duration,
 }
@@ -83,6 +85,7 @@ impl Default for LoaderOptions {
             prefetch_bytes: 512 << 20,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             cache_bytes: 16 << 30,
+            processes: 1,
             reopen_after: Duration::from_mins(1),
         }
     }

@@ -65,7 +65,7 @@ impl Reader {
             path: path.to_owned(),
             shards: index.shards().iter().map(|_| Opened::default()).collect(),
             reopen_after: options.reopen_after,
-            cache: index.range_cache(options.cache_bytes),
+            cache: index.range_cache(options.cache_bytes, options.processes),
             index,
             order,
             on_bad_image: options.on_bad_image,

@@ -7,19 +7,21 @@ mod watched;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use models::checkpoint::{MODEL, folder_name};
+use models::checkpoint::{EMA, MODEL, OPTIMIZER, STATE, folder_name};
 use shards::bucket::BucketSize;
 use shards::digest::Digest;
-use shards::event::{Event, EventSink};
 use shards::index::{Part, write};
 use shards::storage::Workdir;
-use support::{Case, assert_same, assert_same_losses, case, config, dataset, difference, losses, operations, tensors};
+use support::{
+    Case, assert_same, assert_same_losses, case, config, dataset, difference, grids, losses, operations, tensors,
+    together,
+};
 use tch::Tensor;
 use trainer::config::{TrainConfig, TrainOperations};
 use trainer::start::Start;
-use trainer::{Job, train};
+use trainer::train;
 
 #[test]
 fn any_number_of_ranks_loaders_and_parts_of_a_batch_comes_to_the_same() {
@@ -83,6 +85,7 @@ fn a_training_on_a_store_goes_on_on_another_machine_to_the_same_bits() {
     };
     let elsewhere = copied_to(there.path());
     let (config, operations) = (config(), TrainOperations { checkpoint_every: 2, keep_last: 1, ..operations() });
+    let operations = TrainOperations { sample_grids: Some(grids()), ..operations };
     let whole = case(&config, &operations, &index, "whole").alone();
 
     let mut run = Case { workdir: Some(&first), stop_after: 5, ..case(&config, &operations, &index, "run-1") };
@@ -93,19 +96,39 @@ fn a_training_on_a_store_goes_on_on_another_machine_to_the_same_bits() {
     assert_same_losses(&whole, &last, 1e-12, "records of both machines");
     let mut left: Vec<String> = second.list("run-1", true).unwrap().into_iter().map(|entry| entry.name).collect();
     left.retain(|name| name.starts_with("step-"));
+    let shown = |workdir: &Workdir| {
+        let run = workdir.path("run-1");
+        let sheets = [3, 6, 8].map(|step| run.join(format!("samples/step-{step:09}.png")).exists());
+        let files = std::fs::read_dir(run).unwrap().map(|entry| entry.unwrap().file_name());
+        (sheets, files.filter(|name| name.to_string_lossy().starts_with("events.out")).count())
+    };
+    assert_eq!(shown(&second), ([true; 3], 2), "sheets and curves of both machines");
     let files = ["ema.safetensors", "files.json", "model.safetensors", "optimizer.safetensors", "state.json"];
     assert_eq!(left, files.map(|file| format!("step-000000008/{file}")));
     // The first machine has an older one, which is not what counts.
     assert_eq!(difference(&whole, &run.alone()), 0.0);
+    assert_eq!(shown(&first).0, [true; 3]);
 
-    // What came over the network damaged is no checkpoint.
+    // Made again, it begins anew here and there.
+    let again = Case { workdir: Some(&first), again: true, ..case(&config, &operations, &index, "run-1") }.alone();
+    assert_eq!((difference(&whole, &again), again.samples), (0.0, 8 * config.batch_size));
+
+    // What came over the network damaged is no checkpoint. There is no other: it begins anew.
     let third = tempfile::tempdir().unwrap();
     let workdir = on(third.path());
     let elsewhere = copied_to(third.path());
     workdir.replace("run-1/step-000000008/ema.safetensors", b"not what it was").unwrap();
     let damaged = Case { workdir: Some(&workdir), ..case(&config, &operations, &elsewhere, "run-1") };
-    let error = damaged.job(train).unwrap_err().to_string();
-    assert!(error.contains("step-000000008/ema.safetensors"), "{error}");
+    let (anew, notes) = damaged.noted();
+    assert!(notes.contains("step-000000008/ema.safetensors is not what was committed"), "{notes}");
+    assert!(notes.contains("it begins anew"), "{notes}");
+    assert_eq!((difference(&whole, &anew), anew.samples), (0.0, 8 * config.batch_size));
+
+    // A machine whose last checkpoint could not be taken to the store is not set back by it.
+    first.remove("run-1/step-000000008/files.json").unwrap();
+    first.replace("run-1/latest", b"step-000000005\n").unwrap();
+    let ahead = run.alone();
+    assert_eq!((ahead.checkpoint.state.step, ahead.samples), (8, 0));
 }
 
 #[test]
@@ -126,16 +149,8 @@ fn a_training_begins_from_a_checkpoint_with_or_without_its_moments() {
     // A fine-tuning begins its schedule, moments and data anew, with positions for larger pictures.
     let fine = TrainConfig { start: start(false), position_scale: 0.5, steps: 2, ..config.clone() };
     let fine_case = case(&fine, &operations, &index, "fine");
-    let notes = Arc::new(Mutex::new(String::new()));
-    let said = Arc::clone(&notes);
-    let events = EventSink::new(move |event| {
-        if let Event::Note { text, .. } = event {
-            *said.lock().unwrap() += &text;
-        }
-    });
-    let tuned = fine_case.job(|job| train(&Job { events: &events, ..*job })).unwrap();
+    let (tuned, words) = fine_case.noted();
     assert_eq!(losses(&tuned).iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 2]);
-    let words = notes.lock().unwrap();
     assert!(words.contains("position_scale 1.0 → 0.5") && words.contains("steps 8 → 2"), "{words}");
     // Once begun, it goes on from its own checkpoints.
     assert_eq!(difference(&tuned, &fine_case.alone()), 0.0);
@@ -162,6 +177,85 @@ fn a_training_that_was_set_back_keeps_what_it_writes() {
     assert!(whole.iter().all(|(name, tensor)| again[name] == *tensor), "to the bit");
     let left = [3, 4, 6, 8].map(|step| case.folder.join(folder_name(step)).exists());
     assert_eq!(left, [true, false, true, true], "once it is as far, all is as ever");
+}
+
+#[test]
+fn a_checkpoint_of_which_a_file_is_gone_or_damaged_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, config, operations) = (dataset(folder.path()), config(), operations());
+    let case = case(&config, &operations, &index, "damaged");
+    let whole = tensors(&case.alone());
+    let path = |step, file: &str| case.folder.join(folder_name(step)).join(file);
+    let assert_made_good = |updates: u64, said: &str| {
+        let (finished, notes) = case.noted();
+        assert_eq!(finished.samples, updates * config.batch_size, "{notes}");
+        assert!(notes.contains(said), "{notes}");
+        let made = tensors(&finished);
+        assert!(whole.iter().all(|(name, tensor)| made[name] == *tensor), "to the bit: {notes}");
+    };
+    // There are those of steps 3, 6 and 8.
+    std::fs::remove_file(path(8, MODEL)).unwrap();
+    assert_made_good(2, "the checkpoint of step 8 is passed over: cannot read ");
+    std::fs::write(path(8, OPTIMIZER), "cut short").unwrap();
+    std::fs::remove_file(path(6, STATE)).unwrap();
+    assert_made_good(5, "going on from step 3");
+    for step in [3, 6, 8] {
+        std::fs::remove_file(path(step, EMA)).unwrap();
+    }
+    assert_made_good(8, "it begins anew");
+    // Of one that is not finished all would be lost.
+    let stopped = Case { stop_after: 2, ..support::case(&config, &operations, &index, "stopped") };
+    stopped.alone();
+    std::fs::remove_file(stopped.folder.join(folder_name(2)).join(EMA)).unwrap();
+    let error = stopped.job(train).unwrap_err().to_string();
+    assert!(error.contains("the checkpoint of step 2 in ") && error.contains("none before it"), "{error}");
+
+    // Of a description that cannot be read nothing is known: it may be that of a newer version.
+    std::fs::write(path(8, STATE), "{}").unwrap();
+    let error = case.job(train).unwrap_err().to_string();
+    assert!(error.contains("state.json is not a readable checkpoint state"), "{error}");
+}
+
+#[test]
+fn a_finished_training_is_made_again_when_it_is_asked_for_and_an_unfinished_one_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, config, operations) = (dataset(folder.path()), config(), operations());
+    let mut case = case(&config, &operations, &index, "again");
+    let whole = tensors(&case.alone());
+    case.again = true;
+    case.stop_after = 2;
+    let begun = case.alone();
+    assert_eq!((begun.checkpoint.state.step, begun.samples), (2, 2 * config.batch_size));
+    assert!(case.folder.join(folder_name(8)).join(MODEL).exists(), "a record may name it");
+    case.stop_after = u64::MAX;
+    let again = case.alone();
+    assert_eq!(again.samples, 6 * config.batch_size);
+    assert_eq!(losses(&again).iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8]);
+    let made = tensors(&again);
+    assert!(whole.iter().all(|(name, tensor)| made[name] == *tensor), "to the bit");
+}
+
+#[test]
+fn ranks_that_were_told_different_things_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, config, operations) = (dataset(folder.path()), config(), operations());
+    let other_index = index.with_file_name("other.parquet");
+    let (bucket, shard) = (BucketSize { width: 8, height: 8 }, "8.parquet".to_owned());
+    write(&other_index, &[Part { bucket, shard, digest: Digest::of(b""), runs: (0..12).collect() }]).unwrap();
+    let larger = TrainConfig { batch_size: 16, seed: 9, ..config.clone() };
+    let seldom = TrainOperations { log_every: 2, ..operations.clone() };
+    let first = case(&config, &operations, &index, "run");
+    for (other, difference) in [
+        (case(&larger, &operations, &index, "run"), "batch_size 8 → 16, seed 0 → 9;"),
+        (case(&config, &seldom, &index, "run"), "log_every 1 → 2;"),
+        (case(&config, &operations, &other_index, "run"), "the index's digest "),
+    ] {
+        for error in together(&[&first, &first, &other]) {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("rank 2 was started with other settings") && error.contains(difference), "{error}");
+        }
+    }
+    assert!(!first.folder.exists(), "nothing was begun");
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field};
@@ -14,12 +14,12 @@ use models::weights;
 use ranks::World;
 use shards::bucket::BucketSize;
 use shards::columns;
-use shards::event::EventSink;
+use shards::event::{Event, EventSink};
 use shards::index::{Part, write};
 use shards::storage::Workdir;
 use shards::writer::ShardWriter;
 use tch::Tensor;
-use trainer::config::{TrainConfig, TrainOperations};
+use trainer::config::{SampleGrids, TrainConfig, TrainOperations};
 use trainer::metrics::Record;
 use trainer::{Finished, Job, TrainError, train, train_together};
 
@@ -76,6 +76,20 @@ pub(crate) fn operations() -> TrainOperations {
     TrainOperations { log_every: 1, checkpoint_every: 3, device: Some("cpu".to_owned()), ..TrainOperations::default() }
 }
 
+/// Sheets of two small pictures, every third update.
+pub(crate) fn grids() -> SampleGrids {
+    SampleGrids {
+        prompts: (0..2).map(|n| format!("shade {n} in 8")).collect(),
+        every: 3,
+        size: Some("8x4".to_owned()),
+        steps: 2,
+        guidance: 2.0,
+        sampler: sampler::solver::Solver::Euler,
+        shift: 1.0,
+        seed: 3,
+    }
+}
+
 pub(crate) struct Case<'a> {
     pub(crate) config: &'a TrainConfig,
     pub(crate) operations: &'a TrainOperations,
@@ -84,6 +98,8 @@ pub(crate) struct Case<'a> {
     pub(crate) folder: PathBuf,
     /// The number of updates after which it is to stop.
     pub(crate) stop_after: u64,
+    /// Whether it is made again where it is finished.
+    pub(crate) again: bool,
 }
 
 impl Case<'_> {
@@ -98,6 +114,7 @@ impl Case<'_> {
             stage: "train",
             events: &EventSink::silent(),
             cancelled: &|| asked.fetch_add(1, Ordering::Relaxed) + 1 >= self.stop_after,
+            again: self.again,
         })
     }
 
@@ -107,22 +124,21 @@ impl Case<'_> {
 
     /// With so many ranks, each on a thread of this process.
     pub(crate) fn by(&self, size: usize) -> Vec<Result<Option<Finished>, TrainError>> {
-        let master_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        std::thread::scope(|scope| {
-            let rank = |rank| {
-                let world = World {
-                    rank,
-                    size,
-                    local_rank: rank,
-                    master_address: "127.0.0.1".to_owned(),
-                    master_port,
-                    secret: Some("of this test".to_owned()),
-                };
-                scope.spawn(move || self.job(|job| train_together(job, &world)))
-            };
-            let all: Vec<_> = (0..size).map(rank).collect();
-            all.into_iter().map(|rank| rank.join().unwrap()).collect()
-        })
+        together(&vec![self; size])
+    }
+
+    /// Alone, with what is noted on the way.
+    pub(crate) fn noted(&self) -> (Finished, String) {
+        let notes = Arc::new(Mutex::new(String::new()));
+        let said = Arc::clone(&notes);
+        let events = EventSink::new(move |event| {
+            if let Event::Note { text, .. } = event {
+                *said.lock().unwrap() += &(text + "\n");
+            }
+        });
+        let finished = self.job(|job| train(&Job { events: &events, ..*job })).unwrap();
+        let notes = notes.lock().unwrap().clone();
+        (finished, notes)
     }
 
     /// What the rank that tells it has to tell.
@@ -135,13 +151,39 @@ impl Case<'_> {
     }
 }
 
+/// Ranks on threads of this process, each of which was told what its case says.
+pub(crate) fn together(ranks: &[&Case]) -> Vec<Result<Option<Finished>, TrainError>> {
+    let master_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let size = ranks.len();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = ranks
+            .iter()
+            .enumerate()
+            .map(|(rank, case)| {
+                let world = World {
+                    rank,
+                    size,
+                    local_rank: rank,
+                    local_size: size,
+                    master_address: "127.0.0.1".to_owned(),
+                    master_port,
+                    secret: Some("of this test".to_owned()),
+                };
+                scope.spawn(move || case.job(|job| train_together(job, &world)))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
 pub(crate) fn case<'a>(
     config: &'a TrainConfig,
     operations: &'a TrainOperations,
     index: &'a Path,
     name: &str,
 ) -> Case<'a> {
-    Case { config, operations, index, workdir: None, folder: index.with_file_name(name), stop_after: u64::MAX }
+    let folder = index.with_file_name(name);
+    Case { config, operations, index, workdir: None, folder, stop_after: u64::MAX, again: false }
 }
 
 /// Every tensor of a checkpoint, of all its files.

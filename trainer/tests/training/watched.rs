@@ -18,7 +18,7 @@ use trainer::config::{SampleGrids, TrainConfig, TrainOperations};
 use trainer::metrics::Validated;
 use trainer::{Finished, train};
 
-use crate::support::{case, config, dataset, difference, operations};
+use crate::support::{case, config, dataset, difference, grids, operations};
 
 fn validated(finished: &Finished) -> Vec<(u64, Validated)> {
     finished.records.iter().filter_map(|record| Some((record.step, record.validation.clone()?))).collect()
@@ -157,16 +157,7 @@ fn replaced_images_of_all_ranks_and_of_before_a_stop_are_counted_and_the_longest
 fn sheets_of_pictures_are_made_while_it_trains_and_change_nothing_about_it() {
     let folder = tempfile::tempdir().unwrap();
     let (index, config) = (dataset(folder.path()), config());
-    let grids = SampleGrids {
-        prompts: (0..18).map(|n| format!("shade {n} in 8")).collect(),
-        every: 3,
-        size: Some("8x4".to_owned()),
-        steps: 2,
-        guidance: 2.0,
-        sampler: sampler::solver::Solver::Euler,
-        shift: 1.0,
-        seed: 3,
-    };
+    let grids = SampleGrids { prompts: (0..18).map(|n| format!("shade {n} in 8")).collect(), ..grids() };
     let with = |grids| TrainOperations { sample_grids: Some(grids), ..operations() };
     let plain = case(&config, &operations(), &index, "plain").alone();
     let sheets = |name: &str| -> BTreeMap<String, Vec<u8>> {

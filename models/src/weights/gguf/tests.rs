@@ -178,6 +178,11 @@ fn absurd_counts_and_places_are_errors_before_anything_is_allocated() {
         (one(&[1], 99, 0), "unknown type 99"),
         (file(3, &[value("general.alignment", 4, &[0; 4])], &[line("it", &[1], 0, 0)], 32, &[0; 4]), "alignment"),
         (file(3, &[], &[line("it", &[1], 0, 0), line("it", &[1], 0, 0)], 32, &[0; 4]), "called it"),
+        (
+            file(3, &[], &[line("late", &[1], 0, 32), line("long", &[9], 0, 0)], 32, &[0; 64]),
+            "its tensors long and late overlap",
+        ),
+        (file(3, &[], &[line("one", &[1], 0, 0), line("same", &[1], 0, 0)], 32, &[0; 4]), "overlap"),
         (b"GGML".to_vec(), "begin"),
     ];
     for (bytes, words) in cases {

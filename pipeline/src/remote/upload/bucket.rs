@@ -24,6 +24,8 @@ const PART: u64 = 8 << 20;
 const MOST_PARTS: u64 = 9000;
 /// Parts of one file on their way, and in memory, at a time.
 const AT_A_TIME: usize = 4;
+/// Larger objects are not copied in one request.
+const LARGEST_COPY: u64 = 5 << 30;
 /// Among an object's metadata: the digest of its content.
 const DIGEST: &str = "ferrotype-digest";
 /// What a watcher who wants no more of it waits for, so that the store keeps no parts of a file.
@@ -94,6 +96,21 @@ impl<'a> Bucket<'a> {
             }
         })
         .await
+    }
+
+    /// Puts under the name `to` what the object `from` holds, whose content has this digest, without sending it; says whether it is there.
+    /// A store that does not copy is no error: the file can still be put.
+    pub(crate) async fn copy(&self, from: &str, to: &str, bytes: u64, digest: Digest) -> Result<bool, RemoteError> {
+        if bytes > LARGEST_COPY {
+            return Ok(false);
+        }
+        let (source, target) = (self.object(from), self.object(to));
+        match unless_cancelled(self.watch, self.store.copy(&source, &target)).await {
+            // Somebody may have written over it meanwhile, and a store may leave an object's metadata behind.
+            Ok(Ok(())) => Ok(self.digest(to).await? == Some(digest)),
+            Ok(Err(_)) => Ok(false),
+            Err(failure) => Err(failure.into_error_of_sending(self.shown)),
+        }
     }
 
     /// Puts a file of this machine, whose content has this digest.

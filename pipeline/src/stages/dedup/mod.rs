@@ -9,15 +9,19 @@
 //! `exact` compares digests: the sha256 column where it is there (images are not read then), else that of the image's bytes.
 //!
 //! `perceptual` compares 64-bit gradient hashes (8 rows of 8 comparisons between neighbours in a grey 9×8 thumbnail; see
-//! [`pictures`] for why) by the number of bits in which they differ. The pictures are looked at from the largest to the
-//! smallest, those of equal size in the order of their keys; one that lies within `distance` of a kept one is dropped for the
-//! largest such, else it is kept. So every dropped picture is close to its kept one itself: no chain of small steps leads from
-//! one picture to another. Pictures that cannot be decoded, or whose hash says nothing (a blank page), are kept.
+//! [`picture::perceptual_hash`] for why) by the number of bits in which they differ: the phash column where it is there, else
+//! that of the image ([`pictures`]). Many pictures have nearly the same hash that show nothing alike, above all those of one thing
+//! on a plain background; so the images of those that are near to another are looked at, and [`picture::Look`] says whether they are.
+//! The pictures are looked at from the largest to the smallest, those of equal size in the order of their keys; one that lies
+//! within `distance` of a kept one and looks like it is dropped for the largest such, else it is kept. So every dropped picture
+//! is close to its kept one itself: no chain of small steps leads from one picture to another. Pictures that cannot be decoded,
+//! or whose hash says nothing (a blank page), are kept.
 //!
 //! With a cluster, exact duplicates are found by one query that it answers ([`distributed`]), where every row has its sha256 recorded.
 //! Otherwise the survey reads all partitions in parallel and remembers about 40 bytes a row (digest or hash, size, where the key ends,
-//! and its place in the order of comparison) and the text of its key; `perceptual` another 32 bytes for each different hash,
-//! and 16 for each kept one and band, of which there are distance + 1.
+//! and its place in the order of comparison) and the text of its key; `perceptual` another 16 bytes for each different hash
+//! and band, of which there are distance + 1, and half a kilobyte for each picture that is near to another. Of pictures whose
+//! hashes are near while none looks like another, each is compared with each.
 
 mod distributed;
 mod near;
@@ -28,6 +32,7 @@ use std::sync::Arc;
 
 use arrow::array::{BooleanArray, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use picture::Look;
 use rayon::prelude::*;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
@@ -38,7 +43,7 @@ use self::pictures::{Pictures, Place};
 use super::rows;
 use super::survey_file::{ROWS, SurveyFile};
 use crate::quarantine::{BadRow, Quarantine};
-use crate::stage::{Cancel, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
+use crate::stage::{Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
 /// More than a quarter of the bits says nothing any more: two random hashes differ in 32 ± 4.
 const MOST_DISTANCE: u32 = 16;
@@ -48,7 +53,8 @@ struct Dedup {
     /// How pictures are compared [exact].
     #[serde(default)]
     by: By,
-    /// For perceptual: the most bits, of 64, in which near-duplicates differ, from 0 to 16 [4].
+    /// For perceptual: the most bits, of 64, in which the hashes of near-duplicates differ, from 0 to 16; the more, the less
+    /// need they look alike from afar as well [4].
     #[serde(default = "default_distance")]
     distance: u32,
     /// Which of several is kept [largest].
@@ -62,7 +68,7 @@ enum By {
     /// By SHA-256: the same bytes.
     #[default]
     Exact,
-    /// By a 64-bit hash of what they show: also other sizes and encodings of one picture.
+    /// By a 64-bit hash of what they show, and a look at those with nearly the same: also other sizes and encodings of one picture.
     Perceptual,
 }
 
@@ -82,7 +88,7 @@ fn default_distance() -> u32 {
 pub fn kind() -> StageKind {
     StageKind {
         name: "dedup",
-        version: 1,
+        version: 2,
         about: "Keeps the largest of equal, or nearly equal, pictures.",
         inputs: (1, 1),
         schemas: || vec![schema_for!(Dedup)],
@@ -143,7 +149,7 @@ impl Stage for Dedup {
             }
             By::Perceptual => {
                 let (pictures, not_compared) = pictures::hashes(task.inputs, task.cancel)?;
-                let found = perceptual(&pictures, self.distance, task.cancel)?;
+                let found = perceptual(&pictures, self.distance, task)?;
                 leave(&pictures, found, not_compared, task)
             }
         }
@@ -199,36 +205,35 @@ fn exact(pictures: &Pictures<u128>) -> Vec<Duplicate> {
         pictures.mark(*a).cmp(&pictures.mark(*b)).then_with(|| pictures.preference(*a, *b))
     });
     let groups = places.chunk_by(|a, b| pictures.mark(*a) == pictures.mark(*b));
-    groups.flat_map(|group| dropped_for(group, group.first().copied(), |_| 0)).collect()
+    let dropped = |group: &[Place]| {
+        let kept = group.first().copied().unwrap_or_default();
+        group.iter().skip(1).map(move |row| Duplicate { row: *row, kept, distance: 0 }).collect::<Vec<_>>()
+    };
+    groups.flat_map(dropped).collect()
 }
 
-/// The rows of `group` but `kept`, as its duplicates.
-fn dropped_for(group: &[Place], kept: Option<Place>, distance: impl Fn(Place) -> u32) -> Vec<Duplicate> {
-    let Some(kept) = kept else { return Vec::new() };
-    let others = group.iter().filter(|row| **row != kept);
-    others.map(|row| Duplicate { row: *row, kept, distance: distance(*row) }).collect()
-}
-
-/// Rows whose hash lies within `distance` of that of a row that is kept before them.
-fn perceptual(pictures: &Pictures<u64>, distance: u32, cancel: &Cancel) -> Result<Vec<Duplicate>, StageError> {
+/// Rows whose hash lies within `distance` of that of a row that is kept before them and looks like them.
+fn perceptual(pictures: &Pictures<u64>, distance: u32, task: &Task) -> Result<Vec<Duplicate>, StageError> {
     let mut places = pictures.places();
     places.retain(|place| pictures.mark(*place) != picture::NOTHING);
-    places.par_sort_unstable_by(|a, b| {
-        pictures.mark(*a).cmp(&pictures.mark(*b)).then_with(|| pictures.preference(*a, *b))
-    });
-    // Rows of one hash share their fate: what is kept or dropped is the first of them, and the others with it.
-    let mut groups: Vec<&[Place]> = places.chunk_by(|a, b| pictures.mark(*a) == pictures.mark(*b)).collect();
-    let first = |group: &[Place]| group.first().copied().unwrap_or_default();
-    groups.par_sort_unstable_by(|a, b| pictures.preference(first(a), first(b)));
-    let hashes: Vec<u64> = groups.iter().map(|group| pictures.mark(first(group))).collect();
-    let kept_for = near::greedy(&hashes, distance, cancel)?;
-    let mut found = Vec::new();
-    for (group, kept) in groups.iter().zip(kept_for) {
-        let kept = kept.and_then(|kept| groups.get(kept as usize)).map_or_else(|| first(group), |kept| first(kept));
-        let apart = |row| (pictures.mark(row) ^ pictures.mark(kept)).count_ones();
-        found.extend(dropped_for(group, Some(kept), apart));
-    }
-    Ok(found)
+    let mut hashes: Vec<u64> = places.iter().map(|place| pictures.mark(*place)).collect();
+    hashes.par_sort_unstable();
+    let crowded = near::crowded(&hashes, distance, task.cancel)?;
+    drop(hashes);
+    places.retain(|place| crowded.binary_search(&pictures.mark(*place)).is_ok());
+    let looks = pictures::looks(task.inputs, &places, task.cancel)?;
+    let mut rows: Vec<(Place, Option<Box<Look>>)> = places.into_iter().zip(looks).collect();
+    rows.par_sort_unstable_by(|(a, _), (b, _)| pictures.preference(*a, *b));
+    let hashes: Vec<u64> = rows.iter().map(|(place, _)| pictures.mark(*place)).collect();
+    let look = |row: u32| rows.get(row as usize)?.1.as_deref();
+    let is_like = |a, b| look(a).zip(look(b)).is_some_and(|(a, b)| a.is_like(b, distance));
+    let kept_for = near::greedy(&hashes, distance, is_like, task.cancel)?;
+    let duplicate = |((row, _), kept): (&(Place, Option<Box<Look>>), Option<u32>)| {
+        let (kept, _) = rows.get(kept? as usize)?;
+        let distance = (pictures.mark(*row) ^ pictures.mark(*kept)).count_ones();
+        Some(Duplicate { row: *row, kept: *kept, distance })
+    };
+    Ok(rows.iter().zip(kept_for).filter_map(duplicate).collect())
 }
 
 /// In the survey's files: the key of the row that is kept.

@@ -1,4 +1,4 @@
-//! Which of many hashes to keep, so that every other one is near to a kept one.
+//! Which of many hashes are near to each other, and which to keep, so that every other one is near to a kept one.
 //!
 //! Multi-index hashing: two hashes that differ in at most `d` bits agree in at least one of `d + 1` bands of bits, so only
 //! those that share a band need be compared. Hashes are looked up a block at a time, in parallel; within a block each is
@@ -13,24 +13,56 @@ const BLOCK: usize = 4096;
 /// Bits of a band that tell its buckets apart: more would make empty buckets.
 const MOST_BITS: u32 = 18;
 
-/// For each of `hashes`, which are distinct and in the order of preference: the first that is kept and differs from it in at
-/// most `distance` bits; `None` for those that are kept themselves.
-pub(super) fn greedy(hashes: &[u64], distance: u32, cancel: &Cancel) -> Result<Vec<Option<u32>>, StageError> {
-    if u32::try_from(hashes.len()).is_err() {
-        return Err(StageError::failed("there are more than four billion different hashes to compare"));
+/// Those of `hashes`, which ascend, that are there more than once, or differ from another in at most `distance` bits; each
+/// once, and in their order.
+pub(super) fn crowded(hashes: &[u64], distance: u32, cancel: &Cancel) -> Result<Vec<u64>, StageError> {
+    let with_times = |same: &[u64]| Some((*same.first()?, same.len() as u32));
+    let distinct: Vec<(u64, u32)> = hashes.chunk_by(|a, b| a == b).filter_map(with_times).collect();
+    let mut bands = Bands::new(distance);
+    bands.add(&distinct);
+    let is_near_another = |hash: u64| bands.near(hash).flatten().any(|(other, _)| other != hash);
+    let if_crowded = |(hash, times): &(u64, u32)| -> Result<Option<u64>, StageError> {
+        cancel.check()?;
+        Ok((*times > 1 || is_near_another(*hash)).then_some(*hash))
+    };
+    let mut crowded = Vec::new();
+    for block in distinct.chunks(BLOCK) {
+        let found = block.par_iter().map(if_crowded).collect::<Result<Vec<_>, _>>()?;
+        crowded.extend(found.into_iter().flatten());
     }
-    let mut kept = Kept::new(distance);
+    Ok(crowded)
+}
+
+/// For each of `hashes`, which are in the order of preference: the first that is kept, differs from it in at most `distance`
+/// bits, and is like it, as `is_like` says of two by their places; `None` for those that are kept themselves.
+pub(super) fn greedy(
+    hashes: &[u64],
+    distance: u32,
+    is_like: impl Fn(u32, u32) -> bool + Sync,
+    cancel: &Cancel,
+) -> Result<Vec<Option<u32>>, StageError> {
+    if u32::try_from(hashes.len()).is_err() {
+        return Err(StageError::failed("there are more than four billion hashes that are near to another"));
+    }
+    let mut kept = Bands::new(distance);
     let mut result: Vec<Option<u32>> = Vec::with_capacity(hashes.len());
     for block in hashes.chunks(BLOCK) {
-        if cancel.is_cancelled() {
-            return Err(StageError::Cancelled);
-        }
-        let known: Vec<Option<u32>> = block.par_iter().map(|hash| kept.first_near(*hash)).collect();
+        let start = result.len() as u32;
+        // Where many are near and few alike, a block takes long.
+        let known = block.par_iter().enumerate().map(|(at, hash)| -> Result<Option<u32>, StageError> {
+            cancel.check()?;
+            let position = start + at as u32;
+            Ok(kept.first_near(*hash, |other| is_like(other, position)))
+        });
+        let known = known.collect::<Result<Vec<_>, _>>()?;
         let mut new: Vec<(u64, u32)> = Vec::new();
-        for (hash, known) in block.iter().zip(known) {
-            let position = result.len() as u32;
+        for ((position, hash), known) in (start..).zip(block).zip(known) {
+            cancel.check()?;
             // What was kept before the block comes before what is kept in it.
-            let near = known.or_else(|| first_near(&new, *hash, distance));
+            let near = known.or_else(|| {
+                let near = |(other, at): &&(u64, u32)| is_near(*other, *hash, distance) && is_like(*at, position);
+                new.iter().find(near).map(|(_, at)| *at)
+            });
             if near.is_none() {
                 new.push((*hash, position));
             }
@@ -41,12 +73,12 @@ pub(super) fn greedy(hashes: &[u64], distance: u32, cancel: &Cancel) -> Result<V
     Ok(result)
 }
 
-fn first_near(hashes: &[(u64, u32)], hash: u64, distance: u32) -> Option<u32> {
-    hashes.iter().find(|(other, _)| (other ^ hash).count_ones() <= distance).map(|(_, position)| *position)
+fn is_near(a: u64, b: u64, distance: u32) -> bool {
+    (a ^ b).count_ones() <= distance
 }
 
-/// The hashes that are kept so far, with their positions, once in each band.
-struct Kept {
+/// Hashes, each with a number, once in each band.
+struct Bands {
     distance: u32,
     bands: Vec<Band>,
 }
@@ -54,11 +86,11 @@ struct Kept {
 struct Band {
     shift: u32,
     mask: u64,
-    /// By the bits of the band; positions ascend.
+    /// By the bits of the band; in the order in which they came.
     buckets: Vec<Vec<(u64, u32)>>,
 }
 
-impl Kept {
+impl Bands {
     fn new(distance: u32) -> Self {
         let count = distance + 1;
         let mut shift = 0;
@@ -74,22 +106,33 @@ impl Kept {
 
     fn add(&mut self, hashes: &[(u64, u32)]) {
         self.bands.par_iter_mut().for_each(|band| {
-            for &(hash, position) in hashes {
+            for &(hash, number) in hashes {
                 let bucket = band.bucket(hash);
                 if let Some(bucket) = band.buckets.get_mut(bucket) {
-                    bucket.push((hash, position));
+                    bucket.push((hash, number));
                 }
             }
         });
     }
 
-    fn first_near(&self, hash: u64) -> Option<u32> {
-        let in_band = |band: &Band| first_near(band.buckets.get(band.bucket(hash))?, hash, self.distance);
-        self.bands.iter().filter_map(in_band).min()
+    /// What is near to a hash, by bands: each once, in the first band that it shares.
+    fn near(&self, hash: u64) -> impl Iterator<Item = impl Iterator<Item = (u64, u32)>> {
+        self.bands.iter().enumerate().map(move |(number, band)| {
+            let before = self.bands.get(..number).unwrap_or_default();
+            let shares_one_before = move |other: u64| before.iter().any(|band| band.bucket(other ^ hash) == 0);
+            let bucket = band.buckets.get(band.bucket(hash)).into_iter().flatten().copied();
+            bucket.filter(move |(other, _)| is_near(*other, hash, self.distance) && !shares_one_before(*other))
+        })
+    }
+
+    /// The smallest number of what is near to a hash and passes, where numbers were added in their order.
+    fn first_near(&self, hash: u64, passes: impl Fn(u32) -> bool) -> Option<u32> {
+        self.near(hash).filter_map(|band| band.map(|(_, number)| number).find(|number| passes(*number))).min()
     }
 }
 
 impl Band {
+    /// Two hashes are in one bucket where that of the bits in which they differ is 0.
     fn bucket(&self, hash: u64) -> usize {
         (hash >> self.shift & self.mask) as usize
     }
@@ -98,19 +141,30 @@ impl Band {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
 
     use super::*;
 
     /// One after the other, each with all before it.
-    fn brute_force(hashes: &[u64], distance: u32) -> Vec<Option<u32>> {
+    fn brute_force(hashes: &[u64], distance: u32, is_like: fn(u32, u32) -> bool) -> Vec<Option<u32>> {
         let mut result: Vec<Option<u32>> = Vec::new();
         for (i, hash) in hashes.iter().enumerate() {
-            let near = (0..i).find(|&j| result[j].is_none() && (hashes[j] ^ hash).count_ones() <= distance);
-            result.push(near.map(|j| j as u32));
+            let near = |j: usize| (hashes[j] ^ hash).count_ones() <= distance && is_like(j as u32, i as u32);
+            let first = (0..i).find(|&j| result[j].is_none() && near(j));
+            result.push(first.map(|j| j as u32));
         }
         result
+    }
+
+    /// Some are like each other, and others are not.
+    fn some(a: u32, b: u32) -> bool {
+        !(a ^ b).is_multiple_of(3)
+    }
+
+    fn all(_: u32, _: u32) -> bool {
+        true
     }
 
     fn distinct(hashes: impl IntoIterator<Item = u64>) -> Vec<u64> {
@@ -128,9 +182,29 @@ mod tests {
             distance in 0..=16u32,
         ) {
             let near = steps.iter().map(|(centre, flips)| flips.iter().fold(*centre.get(&centres), |h, bit| h ^ 1 << bit));
-            let hashes = distinct(near);
-            prop_assert_eq!(greedy(&hashes, distance, &Cancel::default()).unwrap(), brute_force(&hashes, distance));
+            let mut hashes: Vec<u64> = near.collect();
+            for is_like in [all, some] {
+                let found = greedy(&hashes, distance, is_like, &Cancel::default()).unwrap();
+                prop_assert_eq!(found, brute_force(&hashes, distance, is_like));
+            }
+            hashes.sort_unstable();
+            let others = |hash: &u64| hashes.iter().filter(|other| (*other ^ hash).count_ones() <= distance).count() - 1;
+            let mut expected: Vec<u64> = hashes.iter().copied().filter(|hash| others(hash) > 0).collect();
+            expected.dedup();
+            prop_assert_eq!(crowded(&hashes, distance, &Cancel::default()).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn what_is_cancelled_ends_within_a_block() {
+        let (cancel, compared) = (Cancel::default(), AtomicUsize::new(0));
+        let is_like = |_, _| {
+            compared.fetch_add(1, Ordering::Relaxed);
+            cancel.cancel();
+            false
+        };
+        assert!(matches!(greedy(&[7; 1000], 4, is_like, &cancel), Err(StageError::Cancelled)));
+        assert_eq!(compared.into_inner(), 1, "and not each with each");
     }
 
     #[test]
@@ -145,6 +219,6 @@ mod tests {
             .take(30_000),
         );
         assert!(hashes.len() > 2 * BLOCK, "{}", hashes.len());
-        assert_eq!(greedy(&hashes, 1, &Cancel::default()).unwrap(), brute_force(&hashes, 1));
+        assert_eq!(greedy(&hashes, 1, all, &Cancel::default()).unwrap(), brute_force(&hashes, 1, all));
     }
 }

@@ -11,6 +11,7 @@ use shards::columns;
 
 use super::url_list::{self, ColumnNames, Format, UrlList};
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
+use crate::stages::fields::NamedColumns;
 use picture::{Check, Resize};
 
 /// What determines the result.
@@ -20,12 +21,18 @@ pub(super) struct Semantics {
     /// Which columns of the list hold what.
     #[serde(default)]
     columns: Columns,
-    /// Further columns of the list, passed on as they are.
+    /// Further columns of the list: names of them, to be passed on as they are (of csv and tsv as text), or each with its type:
+    /// { WIDTH = "integer", similarity = "number" }. Types are number, integer, boolean and text; a field that is empty, or of
+    /// another type, is null.
     #[serde(default)]
-    additional_columns: Vec<String>,
+    additional_columns: NamedColumns,
     /// The names of all columns, in their order, of a csv or tsv list that does not begin with them [its first line].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     header: Vec<String>,
+    /// Of a tsv list: fields that hold tabs, line breaks or quotation marks stand in quotation marks, as in csv; pandas and Python's
+    /// csv write them so [false].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    quotes: bool,
     /// First part of every key [the list's file name without its ending].
     #[serde(default)]
     source: String,
@@ -75,9 +82,10 @@ pub(super) struct Semantics {
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Columns {
+    /// The column of addresses.
     #[serde(default = "url_column")]
     url: String,
-    /// "" where the list has no captions.
+    /// That of captions; "" where the list has none.
     #[serde(default = "caption_column")]
     caption: String,
 }
@@ -172,7 +180,7 @@ pub(super) struct Operations {
     /// Memory for images under way; what waits for an earlier row goes to disk above a share of it [256 MB].
     #[serde(default = "default_buffer")]
     pub(super) buffer_bytes: u64,
-    /// Further tries after a failure that may pass [2].
+    /// Further tries after a failure that may pass; a 429 is none of them while its host answers others [2].
     #[serde(default = "default_retries")]
     pub(super) retries: u32,
     /// Stop, blaming no row, when so many tries in a row have reached no host; 0 is never [100].
@@ -201,7 +209,7 @@ pub(super) struct PerHost {
     /// Requests at a time [16].
     #[serde(default = "default_per_host")]
     pub(super) in_flight: usize,
-    /// Requests begun in a second; 0 is without limit [50].
+    /// Requests begun in a second, fewer where the host says 429; 0 is without limit [50].
     #[serde(default = "default_per_second")]
     pub(super) per_second: f64,
 }
@@ -330,13 +338,16 @@ impl Wanted {
 impl Semantics {
     fn list(&self, operations: &Operations, locations: Vec<String>) -> UrlList {
         let verify = self.verify_hash.as_ref();
+        let additional = self.additional_columns.all();
         let names = ColumnNames {
             url: self.columns.url.clone(),
             caption: Some(self.columns.caption.clone()).filter(|name| !name.is_empty()),
             hash: verify.map(|verify| verify.column.clone()),
             phash: verify.and_then(|verify| verify.phash_column.clone()),
-            extra: self.additional_columns.clone(),
+            extra: additional.iter().map(|(name, _)| name.clone()).collect(),
+            types: additional.into_iter().filter_map(|(name, kind)| Some((name, kind?))).collect(),
             header: self.header.clone(),
+            quotes: self.quotes,
         };
         let limit = operations.limit.unwrap_or(u64::MAX);
         UrlList::new(locations, operations.input_format, names, &self.source, self.rows_per_shard, limit)

@@ -41,7 +41,7 @@ impl Partition<'_> {
     pub(super) fn make(&self, rows: &Rows, mut output: Output, task: &Task) -> Result<Outcome, StageError> {
         let texts = Texts::of(&rows.batch)?;
         let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
-        let mut observed: BTreeMap<String, u64> = BTreeMap::new();
+        let mut observed: BTreeMap<String, u64> = rows.noted.clone();
         let mut in_order = InOrder::new(self.most_waiting, task.folder.path());
         let write = |row: usize, result: RowResult| -> Result<(), StageError> {
             let key = rows.keys.get(row).cloned().unwrap_or_default();
@@ -74,6 +74,8 @@ impl Partition<'_> {
         task: &Task<'_>,
     ) -> Result<(), StageError> {
         let folder = task.folder.path();
+        // What is tried again was refused before: a list of hosts that are gone for good is to come to its end.
+        let may_stop = task.retry.is_none();
         let (send, mut ended) = mpsc::channel::<Ended>(ENDED);
         // Dropped, it stops what is under way.
         let mut fetching = JoinSet::new();
@@ -81,7 +83,7 @@ impl Partition<'_> {
             let (network, semantics) = (Arc::clone(self.network), Arc::clone(self.semantics));
             let (url, expected, send) = (texts.url.value(row).to_owned(), texts.expected(row), send.clone());
             fetching.spawn(async move {
-                let (result, share) = fetch(&network, &semantics, &url, expected).await;
+                let (result, share) = fetch(&network, &semantics, &url, expected, may_stop).await;
                 // Nobody listens any more when the partition has failed.
                 let _ = send.send((row, result, share)).await;
             });
@@ -94,7 +96,7 @@ impl Partition<'_> {
         while left > 0 {
             tokio::select! {
                 biased;
-                gone = &mut gone => return Err(StageError::failed(gone)),
+                gone = &mut gone, if may_stop => return Err(StageError::failed(gone)),
                 _ = look.tick() => {
                     check(task.cancel)?;
                     self.live.tell(self.network, task);
@@ -117,7 +119,7 @@ impl Partition<'_> {
                 }
             }
         }
-        match self.network.is_gone_at_the_end().await {
+        match self.network.is_gone_at_the_end().await.filter(|_| may_stop) {
             Some(gone) => Err(StageError::failed(gone)),
             None => Ok(()),
         }
@@ -134,8 +136,9 @@ async fn fetch(
     semantics: &Arc<Semantics>,
     url: &str,
     expected: Expected,
+    is_held: bool,
 ) -> (RowResult, Option<Share>) {
-    let answer = match network.fetch(url).await {
+    let answer = match network.fetch(url, is_held).await {
         Ok(answer) => answer,
         Err(refusal) => return (Err(refusal), None),
     };

@@ -46,6 +46,7 @@ pub(super) struct Semantics {
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Columns {
+    /// The field with an image's address.
     #[serde(default = "url_column")]
     pub(super) url: String,
     /// Of samples without a .txt.

@@ -19,6 +19,9 @@ const TEXT: &str = "txt";
 const JSON: &str = "json";
 /// The most bytes of a caption or a JSON; img2dataset's have a few hundred.
 const MOST_TEXT: u64 = 4 << 20;
+/// Endings of others that are shown of a sample without an image, and how much of each, in letters.
+const SHOWN: usize = 6;
+const SHOWN_LETTERS: usize = 40;
 
 /// Key and ending of a member; `None` when it belongs to no sample.
 pub(super) fn split(name: &str) -> Option<(&str, &str)> {
@@ -43,6 +46,8 @@ pub(super) struct Gathered {
     json: Option<Vec<u8>>,
     /// Endings that it has.
     seen: Vec<&'static str>,
+    /// The first of its endings that say nothing to us.
+    others: Vec<String>,
     more_images: bool,
     refused: Option<(&'static str, String)>,
 }
@@ -92,6 +97,7 @@ impl Gathered {
             caption: None,
             json: None,
             seen: Vec::new(),
+            others: Vec::new(),
             more_images: false,
             refused: None,
         }
@@ -106,7 +112,12 @@ impl Gathered {
         semantics: &Semantics,
     ) -> Result<(), Fault> {
         let endings = IMAGES.iter().chain(&[TEXT, JSON]);
-        let Some(ending) = endings.copied().find(|known| known.eq_ignore_ascii_case(ending)) else { return Ok(()) };
+        let Some(ending) = endings.copied().find(|known| known.eq_ignore_ascii_case(ending)) else {
+            if self.others.len() < SHOWN {
+                self.others.push(ending.chars().take(SHOWN_LETTERS).collect());
+            }
+            return Ok(());
+        };
         if self.refused.is_some() {
             return Ok(());
         }
@@ -171,7 +182,11 @@ impl Gathered {
             return Err(known.because(reason, detail));
         }
         let Some(bytes) = self.image else {
-            return Err(known.because("no_image", format!("no member of it ends in .{}", IMAGES.join(", ."))));
+            let endings = self.seen.iter().copied().chain(self.others.iter().map(String::as_str));
+            let endings = endings.map(|ending| format!(".{ending}")).collect::<Vec<_>>().join(", ");
+            let images = IMAGES.join(", .");
+            let detail = format!("its members end in {endings}, and an image's name is the key and one of .{images}");
+            return Err(known.because("no_image", detail));
         };
         let (width, height) = match size(&bytes, semantics.check, semantics.max_pixels) {
             Ok(size) => size,

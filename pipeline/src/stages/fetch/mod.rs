@@ -9,7 +9,7 @@
 //! Each plan asks the place what it holds; where it cannot be reached, it is taken to hold what it did. A branch of the Hub is
 //! followed: it means one commit for a whole run, and files that a newer commit did not change stay. What came is held to the
 //! digest that the Hub lists. A transfer that breaks off, or whose process ends, goes on where it was; a file that came whole
-//! waits for its place and does not come again.
+//! waits for its place and does not come again, unless it proves damaged and its place lists no digest that it could be held to.
 
 mod listing;
 mod transfer;
@@ -21,16 +21,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use shards::ShardError;
 use shards::commit::StageFolder;
 use shards::digest::Digest;
 use shards::sidecar::Sidecar;
 
 use self::listing::{Listed, Listing};
 pub use self::transfer::fetch_into;
-use self::transfer::{Progress, Transfer};
+use self::transfer::{Partial, Progress, Transfer};
+use self::unpack::UnpackError;
 use crate::ledger::Ledger;
 use crate::manifest::{Diagnostic, OneOrMore, Parameters};
-use crate::remote::{Access, Location, without_secrets};
+use crate::remote::{self, Access, Location, without_secrets};
 use crate::stage::{
     FILES, Facts, Law, Load, NAMES, NOT_SHARDS, Outcome, Partitioning, Source, Stage, StageError, StageKind, Task,
 };
@@ -213,16 +215,32 @@ impl Fetch {
     fn bring(&self, file: &Listed, task: &Task) -> Result<Brought, StageError> {
         let transfer = Transfer { access: &self.access, tries: self.operations.tries, progress: &self.progress, task };
         let partial = transfer.bring(file)?;
-        if self.semantics.unpack
-            && let Some(unpacked) = unpack::unpack(&partial, file.name(), task)?
-        {
+        let placed = self.place(&partial, file.name(), task);
+        // Where the place lists its digest, a damaged file is just what the place has; else it may come whole another time.
+        if placed.as_ref().err().is_none_or(|error| is_damage(error) && !remote::is_digested(&file.entry)) {
             partial.remove();
+        }
+        placed
+    }
+
+    /// Makes a file that came what the partition consists of.
+    fn place(&self, partial: &Partial, name: &str, task: &Task) -> Result<Brought, StageError> {
+        if self.semantics.unpack
+            && let Some(unpacked) = unpack::unpack(partial, name, task)?
+        {
             return Ok(unpacked);
         }
-        let path = task.attempt.with_ending(0, &ending(file.name()));
-        let adopted = shards::data_file::adopt(partial.path(), &path)?;
-        partial.remove();
-        Ok((vec![adopted], vec![file.name().to_owned()]))
+        let adopted = shards::data_file::adopt(partial.path(), &task.attempt.with_ending(0, &ending(name)))?;
+        Ok((vec![adopted], vec![name.to_owned()]))
+    }
+}
+
+/// Whether it says that a file that came, or what is packed in it, cannot be read as what its name says.
+fn is_damage(error: &StageError) -> bool {
+    match error {
+        StageError::Shard(ShardError::Parquet { .. } | ShardError::Io { action: "read", .. }) => true,
+        StageError::Failed(error) => matches!(error.downcast_ref(), Some(UnpackError::Damaged { .. })),
+        _ => false,
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn unpack(partial: &Partial, name: &str, task: &Task) -> Result<Optio
 }
 
 #[derive(Debug, thiserror::Error)]
-enum UnpackError {
+pub(super) enum UnpackError {
     #[error("{name} cannot be unpacked: {error}; leave `unpack` away, or fetch it again")]
     Damaged { name: String, error: io::Error },
     #[error(

@@ -1,20 +1,21 @@
 //! A folder of your own pictures to shards.
 //!
-//! - in: every .jpg, .jpeg, .png, .webp and .gif in a folder and those below it; with `caption = "text_file"`, the text file
-//!   of the same name beside each
+//! - in: every .jpg, .jpeg, .jpe, .jfif, .png, .webp and .gif in a folder and those below it, links followed, each folder once; with
+//!   `caption = "text_file"`, the text file of the same name beside each. Pictures of other kinds are left out, which a note says
 //! - out: key (`{source}/{path without its ending}`), image (bytes as they are), caption, url (empty), width, height (upright),
 //!   sha256; with `classes` also class, class_id and id (the file's name without its ending); in the order of their paths
-//! - stale when: a file of its partition was added, removed, or changed in size or time, or became the first of its name or ceased to
-//!   be; or a parameter or a class's name changed
+//! - stale when: a file of its partition, or a caption's beside it, was added, removed, or changed in size or time, or became the first
+//!   of its name or ceased to be; or a parameter or a class's name changed
 //! - law: in = out + Σ dropped (`duplicate_key`, `damaged_image`, `not_an_image`, `too_many_pixels`, `no_caption`, `unknown_class`,
 //!   `unreadable_file`)
 //!
 //! Pictures whose names differ in their endings only (`cat.jpg`, `cat.png`) would have the same key: all but the first are refused,
 //! in whichever partitions they are.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
@@ -25,6 +26,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shards::digest::DigestBuilder;
+use shards::event::Event;
 use shards::{ShardError, columns};
 
 use super::Fault;
@@ -32,11 +34,26 @@ use crate::manifest::Parameters;
 use crate::quarantine::{BadRow, Quarantine};
 use crate::stage::{Law, Outcome, Partitioning, Source, Stage, StageError, Task};
 use crate::stages::classes::{CLASS, CLASS_ID, Classes, UNKNOWN};
-use crate::stages::outside::{State, look};
+use crate::stages::outside::{State, file_name, in_a_row, look, not_listed, walk};
 use crate::stages::samples::{Columns, Sample, SampleWriter, sha256};
 use picture::decode;
 
-const ENDINGS: [&str; 5] = ["jpg", "jpeg", "png", "webp", "gif"];
+const ENDINGS: [&str; 7] = [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif"];
+/// Ending of a caption's file.
+const TEXT: &str = ".txt";
+/// Endings of pictures that cannot be decoded here.
+const UNREADABLE: [&str; 9] = [".avif", ".bmp", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff"];
+
+/// Nothing is to be imported.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no picture is in {folder} or a folder below it: pictures are files that end in {}, and there is {found}",
+    in_a_row(&ENDINGS)
+)]
+struct NoPictures {
+    folder: String,
+    found: String,
+}
 
 /// What determines the result.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -120,15 +137,26 @@ pub(super) fn build(mut semantics: Semantics, operations: Operations) -> Result<
         return Err(("caption", message.to_owned()));
     }
     let classes = operations.classes.as_deref().map(Classes::read).transpose().map_err(|fault| ("classes", fault))?;
-    Ok(Box::new(Import { semantics, operations, classes, planned: Mutex::default() }))
+    let (planned, has_told) = (Mutex::default(), AtomicBool::default());
+    Ok(Box::new(Import { semantics, operations, classes, planned, has_told }))
 }
 
 struct Import {
     semantics: Semantics,
     operations: Operations,
     classes: Option<Classes>,
-    /// The files that the last plan found, by their paths.
-    planned: Mutex<Option<Arc<Vec<Found>>>>,
+    /// What the last plan found.
+    planned: Mutex<Option<Arc<Planned>>>,
+    /// Whether it was said which pictures are left out.
+    has_told: AtomicBool,
+}
+
+#[derive(Default)]
+struct Planned {
+    /// By their paths.
+    pictures: Vec<Found>,
+    /// How many other files there are, by their endings in small letters.
+    others: BTreeMap<String, u64>,
 }
 
 /// A picture that passed.
@@ -143,6 +171,8 @@ struct Found {
     /// Relative to the folder, with `/` between folders.
     name: String,
     state: State,
+    /// Of the text file beside it, where captions come from those and there is one.
+    caption: Option<State>,
     /// Whether one before it has the same name but for its ending, and so the same key.
     is_twin: bool,
 }
@@ -155,16 +185,61 @@ impl Found {
 }
 
 impl Import {
-    fn files(&self) -> Result<Vec<Found>, StageError> {
-        let mut found = Vec::new();
-        walk(&self.operations.folder, "", &mut found)?;
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        let twins = are_twins(&found);
-        for (file, is_twin) in found.iter_mut().zip(twins) {
-            file.is_twin = is_twin;
+    fn find(&self) -> Result<Planned, StageError> {
+        let mut planned = Planned::default();
+        // By the names of their pictures without an ending.
+        let mut texts = HashMap::new();
+        let reads_texts = self.semantics.caption == Captions::TextFile;
+        let mut lost = None;
+        let walked = walk(&self.operations.folder, &mut |name, path, metadata| {
+            let ending = ending(name).to_ascii_lowercase();
+            match metadata {
+                Some(metadata) if metadata.is_dir() => {}
+                _ if !ENDINGS.contains(&ending.as_str()) => {
+                    *planned.others.entry(ending).or_default() += 1;
+                    let stem = name.strip_suffix(TEXT).filter(|_| reads_texts);
+                    if let Some((stem, metadata)) = stem.zip(metadata) {
+                        texts.insert(stem.to_owned(), State::of(metadata));
+                    }
+                }
+                Some(metadata) => {
+                    let (name, state) = (name.to_owned(), State::of(metadata));
+                    planned.pictures.push(Found { name, state, caption: None, is_twin: false });
+                }
+                None => lost = Some(path.to_owned()),
+            }
+            true
+        });
+        walked.map_err(not_listed)?;
+        if let Some(path) = lost {
+            look(&path).map_err(StageError::io("look at", &path))?;
+            return Err(StageError::Changed { path });
         }
-        found.truncate(self.operations.limit.map_or(usize::MAX, |limit| limit as usize));
-        Ok(found)
+        let Planned { pictures, others } = &mut planned;
+        if pictures.is_empty() {
+            let folder = self.operations.folder.display().to_string();
+            let found = if others.is_empty() { "nothing".to_owned() } else { in_words(others.iter()) };
+            return Err(StageError::failed(NoPictures { folder, found }));
+        }
+        pictures.sort_by(|a, b| a.name.cmp(&b.name));
+        let twins = are_twins(pictures);
+        for (file, is_twin) in pictures.iter_mut().zip(twins) {
+            file.is_twin = is_twin;
+            file.caption = texts.get(file.stem()).copied();
+        }
+        pictures.truncate(self.operations.limit.map_or(usize::MAX, |limit| limit as usize));
+        Ok(planned)
+    }
+
+    /// Says once which pictures there are besides those that are imported.
+    fn tell(&self, planned: &Planned, task: &Task) {
+        let unreadable = planned.others.iter().filter(|(ending, _)| UNREADABLE.contains(&ending.as_str()));
+        if unreadable.clone().next().is_none() || self.has_told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (left_out, read) = (in_words(unreadable), in_a_row(&ENDINGS));
+        let text = format!("left out: {left_out}; pictures that can be imported end in {read}");
+        task.events.send(Event::Note { stage: task.stage.to_owned(), text });
     }
 
     /// Its class, class id and id; empty without `classes`.
@@ -218,8 +293,13 @@ impl Import {
     fn unchanged_picture(&self, file: &Found) -> Result<Result<Picture, Box<BadRow>>, StageError> {
         let picture = self.picture(file);
         let path = self.operations.folder.join(&file.name);
-        let is_unchanged = look(&path).is_ok_and(|now| now == file.state);
-        if is_unchanged { Ok(picture) } else { Err(StageError::Changed { path }) }
+        if look(&path).is_ok_and(|now| now == file.state) {
+            let text = path.with_extension("txt");
+            let reads_text = self.semantics.caption == Captions::TextFile;
+            let is_unchanged = !reads_text || look(&text).ok() == file.caption;
+            return if is_unchanged { Ok(picture) } else { Err(StageError::Changed { path: text }) };
+        }
+        Err(StageError::Changed { path })
     }
 
     /// The columns of labels, where there are classes.
@@ -236,21 +316,21 @@ impl Import {
     }
 }
 
-fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) -> Result<(), StageError> {
-    for entry in fs::read_dir(folder).map_err(StageError::io("list", folder))? {
-        let entry = entry.map_err(StageError::io("list", folder))?;
-        let path = entry.path();
-        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        // Links are followed to files, never to folders: those may lead round in a circle.
-        let kind = entry.file_type().map_err(StageError::io("look at", &path))?;
-        if kind.is_dir() {
-            walk(&path, &format!("{name}/"), found)?;
-        } else if path.extension().is_some_and(|e| ENDINGS.iter().any(|ending| e.eq_ignore_ascii_case(ending))) {
-            let state = look(&path).map_err(StageError::io("look at", &path))?;
-            found.push(Found { name, state, is_twin: false });
-        }
-    }
-    Ok(())
+/// From the last dot of a file's name on; empty where nothing is before that, or there is none.
+fn ending(name: &str) -> &str {
+    let name = file_name(name);
+    name.rfind('.').filter(|dot| *dot > 0).and_then(|dot| name.get(dot..)).unwrap_or_default()
+}
+
+/// `3 .heic, 1 .txt`
+fn in_words<'a>(endings: impl Iterator<Item = (&'a String, &'a u64)>) -> String {
+    const SHOWN: usize = 12;
+    let words = endings.enumerate().take(SHOWN + 1).map(|(n, (ending, count))| match ending.as_str() {
+        _ if n == SHOWN => "…".to_owned(),
+        "" => format!("{count} without an ending"),
+        _ => format!("{count} {ending}"),
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 /// Of each file, whether one before it has the same key.
@@ -286,6 +366,11 @@ impl Stage for Import {
                 digest.add(file.state.bytes.to_le_bytes());
                 // As long as it is in the records of earlier versions.
                 digest.add(u128::from(file.state.modified).to_le_bytes());
+                if let Some(State { bytes, modified }) = file.caption {
+                    digest.add("caption");
+                    digest.add(bytes.to_le_bytes());
+                    digest.add(modified.to_le_bytes());
+                }
                 if file.is_twin {
                     digest.add("twin");
                 }
@@ -294,9 +379,9 @@ impl Stage for Import {
             let rows = files.len() as u64;
             Source { name: format!("pictures {first}..{}", first + rows), digest: digest.finish(), rows }
         };
-        let files = self.files()?;
-        let sources = files.chunks(per_shard as usize).enumerate().map(source).collect();
-        *self.planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(files));
+        let planned = self.find()?;
+        let sources = planned.pictures.chunks(per_shard as usize).enumerate().map(source).collect();
+        *self.planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(planned));
         Ok(sources)
     }
 
@@ -304,8 +389,10 @@ impl Stage for Import {
         let per_shard = self.semantics.rows_per_shard as usize;
         // As they were planned: one that came since would move those of all partitions behind it.
         let planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let files = planned.as_ref().and_then(|planned| planned.chunks(per_shard).nth(task.number));
-        let files = files.ok_or_else(|| StageError::NotPlanned { partition: task.partition.to_owned() })?;
+        let not_planned = || StageError::NotPlanned { partition: task.partition.to_owned() };
+        let planned = planned.ok_or_else(not_planned)?;
+        let files = planned.pictures.chunks(per_shard).nth(task.number).ok_or_else(not_planned)?;
+        self.tell(&planned, task);
         let mut quarantine = Quarantine::new(task.on_bad_row, task.stage, task.tally);
         let path = task.attempt.data();
         let additional = |pictures: &[Picture]| self.additional(pictures).map_err(ShardError::arrow(&path));
@@ -351,6 +438,7 @@ mod tests {
             operations: Operations { folder: folder.to_owned(), ..Operations::default() },
             classes: None,
             planned: Mutex::default(),
+            has_told: AtomicBool::default(),
         }
     }
 
@@ -369,7 +457,7 @@ mod tests {
         fs::write(folder.path().join("c.jpg"), "no picture").unwrap();
         fs::write(folder.path().join("notes.md"), "not looked at").unwrap();
         let stage = import(folder.path(), Captions::TextFile);
-        let files = stage.files().unwrap();
+        let files = stage.find().unwrap().pictures;
         assert_eq!(files.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["b.png", "c.jpg", "tabby_cat/a-1.PNG"]);
         let sample = stage.picture(&files[0]).unwrap().sample;
         assert_eq!((sample.key.as_str(), sample.caption.as_str(), sample.width), ("mine/b", "a black picture", 3));
@@ -383,6 +471,38 @@ mod tests {
         fs::write(folder.path().join("tabby_cat/a-1.PNG"), "other").unwrap();
         let after: Vec<_> = stage.sources(folder.path()).unwrap().into_iter().map(|s| (s.rows, s.digest)).collect();
         assert!(before[0] == after[0] && before[1] != after[1]);
+        // So with a caption that is written, changed or removed, where captions are in files.
+        let digests = |caption: Captions| -> Vec<_> {
+            let sources = import(folder.path(), caption).sources(folder.path()).unwrap();
+            sources.into_iter().map(|source| source.digest).collect()
+        };
+        let mut seen = vec![digests(Captions::TextFile)];
+        let of_names = digests(Captions::FileName);
+        let text = folder.path().join("tabby_cat/a-1.txt");
+        for content in ["a cat", "a black cat"] {
+            fs::write(&text, content).unwrap();
+            seen.push(digests(Captions::TextFile));
+        }
+        assert!(seen.iter().all(|digests| digests[0] == seen[0][0]), "{seen:?}");
+        let others: HashSet<_> = seen.iter().map(|digests| digests[1].to_string()).collect();
+        assert_eq!(others.len(), 3, "{seen:?}");
+        assert_eq!(digests(Captions::FileName), of_names);
+        let planned = stage.find().unwrap().pictures;
+        fs::remove_file(&text).unwrap();
+        let error = stage.unchanged_picture(&planned[2]).err().unwrap().to_string();
+        assert!(error.contains("a-1.txt"), "{error}");
+        assert_eq!(digests(Captions::TextFile), seen[0]);
+    }
+
+    #[test]
+    fn endings_are_what_follows_the_last_dot_of_a_name() {
+        for (name, expected) in [("a/b.c.JPG", ".JPG"), ("a.b/c", ""), (".jpg", ""), ("a/.jpg", ""), ("é.png", ".png")]
+        {
+            assert_eq!(ending(name), expected, "{name}");
+        }
+        let many: BTreeMap<String, u64> = (10..30).map(|n| (format!(".{n}"), n)).collect();
+        let words = in_words(many.iter());
+        assert!(words.starts_with("10 .10, 11 .11, ") && words.ends_with("21 .21, …"), "{words}");
     }
 
     #[test]
@@ -397,7 +517,7 @@ mod tests {
         fs::write(&map, r#"{"n01": "tench, Tinca tinca", "n02": "goldfish"}"#).unwrap();
         let plain = import(folder.path(), Captions::Class);
         let stage = Import { classes: Some(Classes::read(&map).unwrap()), ..import(folder.path(), Captions::Class) };
-        let files = stage.files().unwrap();
+        let files = stage.find().unwrap().pictures;
         let picture = |n: usize| stage.picture(&files[n]).unwrap();
         assert_eq!(picture(0).labels, ["tench, Tinca tinca", "n01", "n01_7"]);
         assert_eq!((picture(0).sample.caption, picture(1).sample.caption), ("tench".into(), "goldfish".into()));

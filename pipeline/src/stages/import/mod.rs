@@ -14,7 +14,8 @@ type Fault = (&'static str, String);
 
 /// Keys of one form only.
 const OF_FOLDERS: [&str; 3] = ["caption", "classes", "rows_per_shard"];
-const OF_TABLES: [&str; 7] = ["columns", "keep", "constants", "include", "check", "max_bytes", "rows_per_file"];
+const OF_TABLES: [&str; 8] =
+    ["columns", "keep", "constants", "include", "check", "max_bytes", "quotes", "rows_per_file"];
 
 /// The kind, for the registry.
 pub fn kind() -> StageKind {

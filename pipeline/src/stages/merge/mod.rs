@@ -19,15 +19,18 @@ mod join;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arrow::array::AsArray;
+use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema};
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shards::columns;
+use shards::event::Event;
 use shards::reader::Shard;
 
 use crate::manifest::{Diagnostic, Parameters};
-use crate::stage::{Input, Law, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
+use crate::stage::{Input, Law, MATCHED, Outcome, Partitioning, Stage, StageError, StageKind, Task, as_it_is};
 
 /// Bytes of memory for the join where the manifest does not say.
 const MEMORY: u64 = 1_000_000_000;
@@ -181,6 +184,35 @@ impl Merge {
     }
 }
 
+impl Joined {
+    /// A key of each side, for people who wonder why the table names no sample; `None` where one side has none.
+    fn strangers(&self, samples: &[Input], table: &[Input]) -> Result<Option<String>, StageError> {
+        let [of_samples, of_table] = &self.on;
+        let (Some(sample), Some(row)) = (first_key(samples, of_samples)?, first_key(table, of_table)?) else {
+            return Ok(None);
+        };
+        Ok(Some(format!(
+            "the table names none of the samples: their first {of_samples} is {sample}, and its first {of_table} is {row}. Keys begin with the \
+             `source` of the stage that made them, which has to be the same on both sides; to compare other columns, write \
+             on = {{ SAMPLES_COLUMN = \"TABLES_COLUMN\" }}"
+        )))
+    }
+}
+
+/// The first value of a column of some inputs, as it is compared.
+fn first_key(inputs: &[Input], column: &str) -> Result<Option<String>, StageError> {
+    for file in inputs.iter().filter(|input| input.sidecar.rows_out > 0).flat_map(Input::files) {
+        for batch in Shard::open(&file)?.batches(Some(&[column]), 64)? {
+            let values = cast(batch?.column(0), &DataType::Utf8).map_err(StageError::failed)?;
+            let first = values.as_string_opt::<i32>().and_then(|values| values.iter().flatten().next());
+            if let Some(first) = first {
+                return Ok(Some(first.to_owned()));
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// The schema of an input's first shard with rows, which the others are like, since one stage made them.
 fn schema_of(inputs: &[Input], what: &'static str) -> Result<Side, StageError> {
     let with_rows = inputs.iter().find(|input| input.sidecar.rows_out > 0);
@@ -250,7 +282,14 @@ impl Stage for Merge {
 
     fn survey(&self, task: &Task) -> Result<Outcome, StageError> {
         let (samples, table) = sides(task);
-        join::survey(&self.resolve(samples, table)?, samples, table, task)
+        let joined = self.resolve(samples, table)?;
+        let outcome = join::survey(&joined, samples, table, task)?;
+        if outcome.observed.get(MATCHED) == Some(&0)
+            && let Some(text) = joined.strangers(samples, table)?
+        {
+            task.events.send(Event::Note { stage: task.stage.to_owned(), text });
+        }
+        Ok(outcome)
     }
 
     fn process(&self, task: &Task) -> Result<Outcome, StageError> {

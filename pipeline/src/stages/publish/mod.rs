@@ -6,9 +6,9 @@
 //! - stale when: where to, anything that the card says, or the input changed
 //! - law: rows read
 //!
-//! Nothing of our own says how far it is: what is there already, by its digest, is not sent again. So a publication that was
-//! interrupted goes on, and one that is repeated does nothing. Files of an earlier publication that are no longer part of it go
-//! with the last commit; nothing else there is touched.
+//! Nothing of our own says how far it is: what is there already, by its digest, is not sent again, whichever of these names it has
+//! there. So a publication that was interrupted goes on, and one that is repeated does nothing. Files of an earlier publication that
+//! are no longer part of it go with the last commit; nothing else there is touched.
 
 mod card;
 mod digests;
@@ -367,8 +367,9 @@ impl Publish {
             let value = details.get(key)?;
             Some(vec![key.replace('_', " "), value.as_str().map_or_else(|| value.to_string(), str::to_owned)])
         };
-        let keys = ["to", "url", "commit", "files", "bytes", "files_sent", "bytes_sent", "files_removed", DRY_RUN];
-        let rows = keys.into_iter().filter_map(shown).collect();
+        let places = ["to", "url", "commit"];
+        let counts = ["files", "bytes", "files_sent", "bytes_sent", "files_copied", "files_removed", DRY_RUN];
+        let rows = places.into_iter().chain(counts).filter_map(shown).collect();
         let header = vec![self.title().to_owned(), String::new()];
         Section::Table { title: "Published".to_owned(), header, rows }
     }

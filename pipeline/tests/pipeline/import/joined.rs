@@ -1,9 +1,11 @@
 //! `merge` and `union` over imported tables: each picture with its own captions, wherever they lie.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::Mutex;
 
 use proptest::prelude::*;
 use serde_json::json;
+use shards::event::Event;
 
 use super::*;
 
@@ -123,6 +125,32 @@ fn a_key_that_the_table_has_twice_is_named_with_both_its_places() {
     let failed = place.try_run(&merge("")).err().unwrap();
     assert!(failed.contains("the table has the key s/5 twice"), "{failed}");
     assert!(failed.contains("row 0 of table/part-00000") && failed.contains("row 1 of table/part-00002"), "{failed}");
+}
+
+#[test]
+fn a_table_that_names_no_sample_is_told_of_with_a_key_of_each_side() {
+    let place = Place::new();
+    six(&place);
+    let told = |stages: &str| {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = EventSink::new({
+            let told = Arc::clone(&told);
+            move |event| {
+                if let Event::Note { text, .. } = event {
+                    told.lock().unwrap().push(text);
+                }
+            }
+        });
+        let mut plan = place.plan(stages).unwrap();
+        run(&mut plan, &Options { cores: 2, ..Options::default() }, &sink, &Cancel::default()).unwrap();
+        let told = std::mem::take(&mut *told.lock().unwrap());
+        told.into_iter().filter(|text| text.contains("names none of the samples")).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&merge("")), [""; 0]);
+    let other = merge("").replacen("source = \"s\"", "source = \"other\"", 1);
+    let [text] = &told(&other)[..] else { panic!("one note") };
+    assert!(text.contains("their first key is other/1, and its first key is s/5."), "{text}");
+    assert!(text.contains("`source`") && text.contains("on = { SAMPLES_COLUMN = "), "{text}");
 }
 
 #[test]

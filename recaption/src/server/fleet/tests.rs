@@ -120,7 +120,7 @@ async fn an_endpoint_that_is_asked_too_much_is_asked_nothing_for_as_long_as_it_s
         assert!(fleet.status()[0].cooling.is_none());
         permit.end(too_many(200));
     }
-    assert!(fleet.status()[0].cooling.is_some());
+    assert!(fleet.status()[0].cooling.is_some() && !fleet.status()[0].is_resting, "it works");
     // It was sent before, and is no reason to wait for less long.
     last.end(too_many(1));
     let began = Instant::now();
@@ -192,7 +192,8 @@ async fn an_endpoint_that_refuses_what_others_answer_is_left_alone() {
     for contradicted in 1..=3 {
         assert!(fleet.refused(0).is_none());
         fleet.is_contradicted(0, "400: too long");
-        assert_eq!(fleet.status()[0].cooling.is_some(), contradicted == 3);
+        let status = &fleet.status()[0];
+        assert_eq!((status.cooling.is_some(), status.is_resting), (contradicted == 3, contradicted == 3));
     }
     assert_eq!(fleet.status()[0].last_failure, "it refuses what others answer (400: too long)");
     assert!(fleet.must_answer(0) && !fleet.must_answer(1));

@@ -32,7 +32,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Why a name led nowhere. Found again below reqwest's own errors.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum AddressError {
-    #[error("{0} is a private address; add its network to allow_networks if that is meant")]
+    /// A run leaves alone what was refused, whatever the manifest says by then.
+    #[error(
+        "{0} is a private address; if that is meant: add its network to allow_networks, then `ferrotype retry MANIFEST`"
+    )]
     Forbidden(IpAddr),
     #[error("the host {host} does not exist")]
     NoSuchName { host: String },
@@ -173,6 +176,13 @@ impl Resolve for GuardedResolver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_private_address_is_refused_with_all_that_is_to_be_done_where_it_is_meant() {
+        let error = check(&Url::parse("http://127.0.0.1/x.jpg").unwrap(), &[]).unwrap_err().to_string();
+        assert!(error.starts_with("127.0.0.1 is a private address"), "{error}");
+        assert!(error.contains("allow_networks") && error.ends_with("then `ferrotype retry MANIFEST`"), "{error}");
+    }
 
     #[test]
     fn private_addresses_are_seen_through_every_spelling() {

@@ -1,5 +1,5 @@
-//! What is known of each host, and how gently it is treated: how many requests it has at a time, how many in a second, and
-//! whether it is worth another try.
+//! What is known of each host, and how gently it is treated: how many requests it has at a time, how many in a second (fewer
+//! once it says "429"), and whether it is worth another try.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -16,13 +16,20 @@ use super::robots::HostRules;
 const REMEMBERED: usize = 100_000;
 /// Failed connections in a row after which a host is taken for dead.
 const DEAD_AFTER: u32 = 8;
+/// Requests in a row without an answer in time after which a host is taken for dead too: those that it has at a time, as a rule, four times
+/// over. One that only pauses for a while has all of them time out together.
+const SILENT_AFTER: u32 = 64;
 /// As a rule, a dead host is not asked again for so long.
 pub(super) const DEAD_FOR: Duration = Duration::from_mins(1);
 /// Answers "429" in a row after which the whole host is left alone for the time that it asks for.
 const TOO_MANY: u32 = 4;
 /// Answers "429" in a row, over as long as a dead host is not asked, after which there is no use in waiting: rows then end with that answer for
 /// the time that it asks for.
-const HOPELESS: u32 = 64;
+const HOPELESS: u32 = 16;
+/// What the first "429" of a host doubles where there is no time from one request to the next, or less.
+const FIRST_INTERVAL: Duration = Duration::from_millis(2);
+/// Every other answer shortens what "429" has made longer by one part in so many: where it is one answer in a dozen, the pace stays as it is.
+const SHORTER_BY: u32 = 16;
 
 /// How one host is treated.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +56,12 @@ pub(super) struct Host {
     permits: Arc<Semaphore>,
     limits: Limits,
     pace: Mutex<Pace>,
+    /// Rows wait here for the pace, the first of them for its time.
+    line: Semaphore,
     failures: AtomicU32,
+    silences: AtomicU32,
     too_many: AtomicU32,
+    others: AtomicU64,
     pub(super) robots: HostRules,
     requests: AtomicU64,
     /// Milliseconds that its answers took together.
@@ -61,6 +72,10 @@ pub(super) struct Host {
 struct Pace {
     /// When the next request may begin.
     next: Instant,
+    /// From one request to the next.
+    interval: Duration,
+    /// When that last became longer.
+    slowed: Instant,
     /// Since when it says nothing but "429".
     too_many_since: Option<Instant>,
     /// Until when there is no use in asking it, and what rows end with meanwhile.
@@ -73,6 +88,13 @@ pub(in super::super) struct Slow {
     pub(in super::super) host: String,
     pub(in super::super) requests: u64,
     pub(in super::super) milliseconds: u64,
+}
+
+impl Limits {
+    /// The least time from one request to the next.
+    fn interval(&self) -> Duration {
+        if self.per_second > 0.0 { Duration::from_secs_f64(1.0 / self.per_second) } else { Duration::ZERO }
+    }
 }
 
 impl Hosts {
@@ -93,6 +115,17 @@ impl Hosts {
         host
     }
 
+    /// How many are known.
+    pub(super) fn count(&self) -> usize {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Forgets which hosts were found to be dead from `since` on, when nothing else answered either.
+    pub(super) fn give_another_chance(&self, since: Instant) {
+        let hosts = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.values().for_each(|host| host.gets_another_chance(since));
+    }
+
     /// The hosts whose answers take longest, of those that were asked more than twice.
     pub(super) fn slowest(&self, most: usize) -> Vec<Slow> {
         let hosts = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,9 +142,18 @@ impl Host {
             name: name.to_owned(),
             permits: Arc::new(Semaphore::new(limits.in_flight)),
             limits,
-            pace: Mutex::new(Pace { next: Instant::now(), too_many_since: None, verdict: None }),
+            pace: Mutex::new(Pace {
+                next: Instant::now(),
+                interval: limits.interval(),
+                slowed: Instant::now(),
+                too_many_since: None,
+                verdict: None,
+            }),
+            line: Semaphore::new(1),
             failures: AtomicU32::new(0),
+            silences: AtomicU32::new(0),
             too_many: AtomicU32::new(0),
+            others: AtomicU64::new(0),
             robots: HostRules::default(),
             requests: AtomicU64::new(0),
             waited: AtomicU64::new(0),
@@ -126,25 +168,24 @@ impl Host {
     /// meanwhile ends all of them.
     pub(super) async fn turn(&self) -> Result<Option<OwnedSemaphorePermit>, Refusal> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-        if let Some(refusal) = self.verdict() {
-            return Err(refusal);
-        }
-        let at = {
-            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let at = pace.next.max(now);
-            if self.limits.per_second > 0.0 {
-                pace.next = at + Duration::from_secs_f64(1.0 / self.limits.per_second);
-            }
-            at
-        };
-        if at > Instant::now() {
-            sleep_until(at).await;
+        // One after the other, so that whatever the host asks for meanwhile holds for all of them.
+        let _first = self.line.acquire().await;
+        let mut at = Instant::now();
+        loop {
             if let Some(refusal) = self.verdict() {
                 return Err(refusal);
             }
+            at = {
+                let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+                let at = pace.next.max(at);
+                if at <= Instant::now() {
+                    pace.next = at + pace.interval;
+                    return Ok(permit);
+                }
+                at
+            };
+            sleep_until(at).await;
         }
-        Ok(permit)
     }
 
     /// What asking it last ended with, where there is no use in asking again. Rows then end as if they had tried.
@@ -154,27 +195,61 @@ impl Host {
         if *until > Instant::now() {
             return Some(refusal.clone());
         }
-        if refusal.is_unreachable {
-            // One more failure is enough to know it again. Where it asked to wait, that count has stayed.
-            self.failures.store(DEAD_AFTER - 1, Ordering::Relaxed);
-        }
+        // The counts have stayed: one more failure is enough to know it again.
         pace.verdict = None;
         None
     }
 
     /// It answered, whatever it said, after `waited`.
     pub(super) fn answered(&self, waited: Duration) {
-        self.failures.store(0, Ordering::Relaxed);
+        if self.failures.swap(0, Ordering::Relaxed) + self.silences.swap(0, Ordering::Relaxed) > 0 {
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            pace.verdict = pace.verdict.take().filter(|(_, refusal)| !refusal.is_unreachable);
+        }
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.waited.fetch_add(waited.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// It could not be connected to.
     pub(super) fn unreachable(&self, refusal: &Refusal) {
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= DEAD_AFTER {
+        self.fails(&self.failures, DEAD_AFTER, refusal);
+    }
+
+    /// It took a request, and did not answer in time.
+    pub(super) fn silent(&self, refusal: &Refusal) {
+        self.fails(&self.silences, SILENT_AFTER, refusal);
+    }
+
+    fn fails(&self, in_a_row: &AtomicU32, most: u32, refusal: &Refusal) {
+        if in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= most {
+            let refusal = Refusal { is_unreachable: true, ..refusal.clone() };
             let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            pace.verdict = Some((Instant::now() + self.limits.dead_for, refusal.clone()));
+            pace.verdict = Some((Instant::now() + self.limits.dead_for, refusal));
         }
+    }
+
+    fn gets_another_chance(&self, since: Instant) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = |until: Instant| until >= since + self.limits.dead_for;
+        if pace.verdict.as_ref().is_some_and(|(until, refusal)| refusal.is_unreachable && is_new(*until)) {
+            pace.verdict = None;
+            self.failures.store(0, Ordering::Relaxed);
+            self.silences.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// It said "429" to a request that was sent at `sent`: it is asked half as often from now on. Requests that were on their way then
+    /// say nothing about the new pace.
+    pub(super) fn slow_down(&self, sent: Instant) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        if sent < pace.slowed {
+            return;
+        }
+        // Not so few that it takes long to know it for hopeless.
+        let longest = self.limits.interval().max(self.limits.dead_for / HOPELESS);
+        pace.slowed = Instant::now();
+        pace.interval = (pace.interval.max(FIRST_INTERVAL) * 2).min(longest);
+        pace.next = pace.next.max(pace.slowed + pace.interval);
     }
 
     /// It answered with `refusal`, which asks for fewer requests: for none during `wait`.
@@ -193,13 +268,21 @@ impl Host {
         }
     }
 
-    /// It gave what it was asked for.
-    pub(super) fn serves(&self) {
+    /// Its answer, whatever it was, is not "429".
+    pub(super) fn says_something_else(&self) {
+        self.others.fetch_add(1, Ordering::Relaxed);
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let (shorter, least) = (pace.interval.saturating_sub(pace.interval / SHORTER_BY), self.limits.interval());
+        pace.interval = if shorter > least.max(FIRST_INTERVAL) { shorter } else { least };
         if self.too_many.swap(0, Ordering::Relaxed) > 0 {
-            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
             pace.too_many_since = None;
             pace.verdict = pace.verdict.take().filter(|(_, refusal)| refusal.is_unreachable);
         }
+    }
+
+    /// How often it has said something else.
+    pub(super) fn others(&self) -> u64 {
+        self.others.load(Ordering::Relaxed)
     }
 
     fn slowness(&self) -> Option<Slow> {
@@ -299,10 +382,10 @@ mod tests {
         assert!(host.verdict().is_none(), "which is no failed connection");
         host.asks_to_wait(SOON, &too_many(SOON));
         assert!(host.verdict().is_some(), "and is hopeless at once when it says so again");
-        host.serves();
+        host.says_something_else();
         assert!(host.verdict().is_none());
         host.asks_to_wait(SOON, &too_many(SOON));
-        assert!(host.verdict().is_none(), "what it serves clears its name");
+        assert!(host.verdict().is_none(), "another answer clears its name");
     }
 
     #[tokio::test]
@@ -321,6 +404,74 @@ mod tests {
         drop(held);
         let ended = tokio::time::timeout(long / 3, waiting).await.unwrap().unwrap();
         assert_eq!(ended.unwrap_err().reason, "http_429");
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_answer_is_dead_too_until_it_does() {
+        let host = Host::new("a", Limits { dead_for: DEAD_FOR, ..limits(1, 0.0) });
+        let silence = Refusal::network("timed_out", "no answer in time");
+        for _ in 1..SILENT_AFTER {
+            host.silent(&silence);
+            assert!(host.verdict().is_none());
+        }
+        host.silent(&silence);
+        let verdict = host.verdict().unwrap();
+        assert_eq!((verdict.reason, verdict.is_unreachable), ("timed_out", true));
+        host.answered(Duration::ZERO);
+        host.silent(&silence);
+        assert!(host.verdict().is_none(), "an answer clears its name");
+    }
+
+    #[tokio::test]
+    async fn what_was_dead_only_while_nothing_answered_gets_another_chance() {
+        let hosts = Hosts::new(Limits { dead_for: DEAD_FOR, ..limits(1, 0.0) });
+        let kill = |name: &str| (0..DEAD_AFTER).for_each(|_| hosts.get(name).unreachable(&refused()));
+        kill("before");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let since = Instant::now();
+        kill("since");
+        hosts.give_another_chance(since);
+        assert!(hosts.get("before").verdict().is_some() && hosts.get("since").verdict().is_none());
+        hosts.get("since").unreachable(&refused());
+        assert!(hosts.get("since").verdict().is_none(), "as if it had not failed before");
+    }
+
+    #[tokio::test]
+    async fn too_many_requests_make_it_slower_and_other_answers_faster_again() {
+        let host = Host::new("a", Limits { dead_for: DEAD_FOR, ..limits(100, 50.0) });
+        let milliseconds = || host.pace.lock().unwrap().interval.as_millis();
+        let sent = Instant::now();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        host.slow_down(sent);
+        host.slow_down(sent);
+        assert_eq!(milliseconds(), 40, "the second was on its way with the first");
+        drop((host.turn().await, host.turn().await));
+        assert!(sent.elapsed() >= Duration::from_millis(80), "{:?}", sent.elapsed());
+        host.slow_down(Instant::now());
+        assert_eq!(milliseconds(), 80);
+        (0..20).for_each(|_| host.slow_down(Instant::now()));
+        assert_eq!(milliseconds(), 3750, "it is still asked");
+        (0..200).for_each(|_| host.says_something_else());
+        assert_eq!(milliseconds(), 20, "its limit stays");
+
+        let without_limit = Host::new("a", Limits { dead_for: DEAD_FOR, ..limits(100, 0.0) });
+        without_limit.slow_down(Instant::now());
+        assert_eq!(without_limit.pace.lock().unwrap().interval, 2 * FIRST_INTERVAL);
+        (0..20).for_each(|_| without_limit.says_something_else());
+        assert_eq!(without_limit.pace.lock().unwrap().interval, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn rows_that_wait_for_their_time_wait_longer_when_it_asks_for_that() {
+        let host = Arc::new(Host::new("a", limits(2, 20.0)));
+        drop(host.turn().await);
+        let waiting = Arc::clone(&host);
+        let waiting = tokio::spawn(async move { waiting.turn().await.map(drop) });
+        tokio::task::yield_now().await;
+        let (started, wait) = (Instant::now(), Duration::from_millis(300));
+        (0..TOO_MANY).for_each(|_| host.asks_to_wait(wait, &too_many(wait)));
+        waiting.await.unwrap().unwrap();
+        assert!(started.elapsed() >= wait, "{:?}", started.elapsed());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod dns;
 mod hosts;
 mod refusal;
 mod robots;
+mod tries;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use ipnet::IpNet;
 use reqwest::header::LOCATION;
 use reqwest::redirect::Policy;
@@ -34,6 +37,7 @@ use self::dns::{GuardedResolver, check};
 use self::hosts::{Host, Hosts, Limits};
 use self::refusal::Retry;
 use self::robots::{OptOut, Rules};
+use self::tries::Tries;
 use super::parameters::{Operations, Semantics};
 pub(super) use breaker::NetworkGone;
 pub(super) use budget::Share;
@@ -46,8 +50,8 @@ const REDIRECTS: usize = 5;
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Descriptors that are not for connections: files, name servers, the program's own.
 const OTHERS: u64 = 256;
-/// How long, and how often, it is waited for them when descriptors or ports have run out.
-const ROOM: (Duration, u32) = (Duration::from_millis(250), 240);
+/// How often it is looked whether anything answers, when nothing does.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Why there is no network to begin with.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,8 @@ pub(super) struct Network {
     hosts: Hosts,
     connections: Semaphore,
     breaker: Breaker,
+    /// One row at a time asks whether anything answers.
+    probe: Semaphore,
     budget: Budget,
     meter: Meter,
     body: BodyLimits,
@@ -142,6 +148,7 @@ impl Network {
             }),
             connections: Semaphore::new(room.connections),
             breaker: Breaker::new(operations.stop_when_unreachable),
+            probe: Semaphore::new(1),
             budget: Budget::new(operations.buffer_bytes),
             meter: Meter::new(operations.bytes_per_second),
             body: BodyLimits { most_bytes: semantics.max_bytes, min_bytes_per_second: operations.min_bytes_per_second },
@@ -191,47 +198,70 @@ impl Network {
         if self.something_answers().await { None } else { Some(suspicion) }
     }
 
-    /// Asks a host that answered before once more, its name looked up anew: a list may have many dead hosts in a row, but what
-    /// answered a while ago does not answer only where names or the network are gone.
+    /// Asks hosts that answered before once more, their names looked up anew: a list may have many dead hosts in a row, but what
+    /// answered a while ago does not answer only where names or the network are gone. If something answers, what was dead only
+    /// since nothing did is asked again too.
     async fn something_answers(&self) -> bool {
-        let Some(url) = self.breaker.good().and_then(|good| good.join("/robots.txt").ok()) else { return false };
-        let Some(name) = url.domain().map(str::to_lowercase) else { return self.answers(&url).await };
+        let since = self.breaker.last_answer();
         self.resolver.forget();
-        self.resolver.addresses_in_time(&name).await.is_ok() && self.answers(&url).await
-    }
-
-    async fn answers(&self, url: &Url) -> bool {
-        let answer = timeout(self.total, self.client.get(url.clone()).send()).await;
-        let answers = matches!(answer, Ok(Ok(_)));
-        if answers {
-            self.breaker.answered(url);
+        let urls = self.breaker.candidates();
+        let mut asked = FuturesUnordered::new();
+        for url in &urls {
+            asked.push(self.answers(url));
         }
-        answers
+        while let Some(answer) = asked.next().await {
+            if let Some(url) = answer {
+                self.hosts.give_another_chance(since);
+                self.breaker.answered(url);
+                return true;
+            }
+        }
+        false
     }
 
-    /// What lies behind `url`, with as many tries as it takes.
-    pub(super) async fn fetch(&self, url: &str) -> Result<Answer, Refusal> {
+    /// `url`, if its host answers.
+    async fn answers<'a>(&self, url: &'a Url) -> Option<&'a Url> {
+        let started = Instant::now();
+        if let Some(name) = url.domain() {
+            self.resolver.addresses_in_time(&name.to_lowercase()).await.ok()?;
+        }
+        let robots_txt = url.join("/robots.txt").ok()?;
+        timeout(self.total, self.client.get(robots_txt).send()).await.ok()?.ok()?;
+        self.host_of(url).answered(started.elapsed());
+        Some(url)
+    }
+
+    /// Ends when something answers. Where nothing does, the run ends before it; see [`Network::gone`].
+    async fn wait_for_an_answer(&self) {
+        let _probe = self.probe.acquire().await;
+        while self.breaker.suspicion(false).is_some() && !self.something_answers().await {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// What lies behind `url`, with as many tries as it takes. With `is_held`, a row waits while nothing answers at all.
+    pub(super) async fn fetch(&self, url: &str, is_held: bool) -> Result<Answer, Refusal> {
         let url = Url::parse(url.trim()).map_err(|error| Refusal::network("invalid_url", error))?;
         let mut observed = Vec::new();
-        let (mut tries, mut without_room) = (0, 0);
+        let (mut tries, mut has_waited) = (Tries::default(), false);
         loop {
-            match self.try_once(&url, &mut observed).await {
+            let refusal = match self.try_once(&url, &mut observed).await {
                 Ok((bytes, share)) => return Ok(Answer { bytes, share, observed }),
-                Err(refusal) => {
-                    let wait = match refusal.retry {
-                        Retry::WhenThereIsRoom if without_room < ROOM.1 => {
-                            without_room += 1;
-                            tokio::time::sleep(ROOM.0).await;
-                            continue;
-                        }
-                        Retry::Later if tries < self.retries => back_off(tries + 1),
-                        Retry::After(wait) if tries < self.retries => wait.min(LONGEST_WAIT),
-                        _ => return Err(refusal),
-                    };
-                    tries += 1;
-                    observed.push(format!("recovered from {}", refusal.reason));
+                Err(refusal) => refusal,
+            };
+            match tries.wait(refusal.retry, self.retries) {
+                Some(wait) => {
+                    if refusal.retry != Retry::WhenThereIsRoom {
+                        note(&mut observed, format!("recovered from {}", refusal.reason));
+                    }
                     tokio::time::sleep(wait).await;
                 }
+                // While nothing answers at all, a row is not to blame. Afterwards it is as if it had not been tried.
+                None if is_held && refusal.is_unreachable && !has_waited && self.breaker.suspicion(false).is_some() => {
+                    self.wait_for_an_answer().await;
+                    (tries, has_waited) = (Tries::default(), true);
+                }
+                None => return Err(refusal),
             }
         }
     }
@@ -241,17 +271,18 @@ impl Network {
         let mut left = self.total;
         for _ in 0..=REDIRECTS {
             let host = self.host(&url)?;
-            let _turn = host.turn().await?;
+            let _turn = host.turn().await.inspect_err(|refusal| self.count_unreachable(&url, &host, refusal))?;
             self.judge_by_robots(&url, &host).await?;
             let _connection = self.connections.acquire().await;
             let started = Instant::now();
             let response = self.ask(&url, &host, left).await?;
             left = left.saturating_sub(started.elapsed());
             let status = response.status();
+            if status != StatusCode::TOO_MANY_REQUESTS {
+                host.says_something_else();
+            }
             if let Some(next) = redirect(&response, &url)? {
-                if !observed.iter().any(|o| o == "redirected") {
-                    observed.push("redirected".to_owned());
-                }
+                note(observed, "redirected".to_owned());
                 url = next;
                 continue;
             }
@@ -259,14 +290,15 @@ impl Network {
                 let refusal = Refusal::of_status(status, response.headers());
                 if status == StatusCode::TOO_MANY_REQUESTS {
                     let wait = match refusal.retry {
-                        Retry::After(wait) => wait,
-                        _ => Duration::from_secs(1),
+                        Retry::After(wait) => Some(wait.min(LONGEST_WAIT)),
+                        _ => None,
                     };
-                    host.asks_to_wait(wait.min(LONGEST_WAIT), &refusal);
+                    host.slow_down(started);
+                    host.asks_to_wait(wait.unwrap_or(Duration::from_secs(1)), &refusal);
+                    return Err(Refusal { retry: Retry::TooMany { wait, others: host.others() }, ..refusal });
                 }
                 return Err(refusal);
             }
-            host.serves();
             if let Some(header) = self.opt_out.found(response.headers()) {
                 return Err(Refusal::network("opted_out", header));
             }
@@ -275,14 +307,28 @@ impl Network {
         Err(Refusal::network("bad_redirect", format!("more than {REDIRECTS} redirects")))
     }
 
+    fn host_of(&self, url: &Url) -> Arc<Host> {
+        let (name, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
+        self.hosts.get(&format!("{name}:{port}"))
+    }
+
     /// The host of a URL that may be fetched.
     fn host(&self, url: &Url) -> Result<Arc<Host>, Refusal> {
         check(url, &self.allowed).map_err(|error| Refusal::of_address(&error))?;
-        let (name, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
-        let host = self.hosts.get(&format!("{name}:{port}"));
+        let host = self.host_of(url);
         match host.verdict() {
-            Some(refusal) => Err(refusal),
+            Some(refusal) => {
+                self.count_unreachable(url, &host, &refusal);
+                Err(refusal)
+            }
             None => Ok(host),
+        }
+    }
+
+    /// Counts what ended so because its host cannot be reached.
+    fn count_unreachable(&self, url: &Url, host: &Host, refusal: &Refusal) {
+        if refusal.is_unreachable {
+            self.breaker.unreachable(url, host.name(), self.hosts.count(), refusal);
         }
     }
 
@@ -307,7 +353,10 @@ impl Network {
         };
         if refusal.is_unreachable {
             host.unreachable(&refusal);
-            self.breaker.unreachable(host.name(), &refusal);
+            self.count_unreachable(url, host, &refusal);
+        } else if refusal.is_silence() && started.elapsed() >= self.first_byte / 2 {
+            // What redirects leave of a row's time may be too short for any host.
+            host.silent(&refusal);
         }
         Err(refusal)
     }
@@ -352,6 +401,13 @@ impl Drop for Network {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// Takes note of something that happened to a row, once.
+fn note(observed: &mut Vec<String>, what: String) {
+    if !observed.contains(&what) {
+        observed.push(what);
     }
 }
 

@@ -21,7 +21,8 @@ pub(in super::super) struct Refusal {
     pub(in super::super) status: &'static str,
     pub(in super::super) detail: String,
     pub(super) retry: Retry,
-    /// Nothing came back from the host: no connection, or no address for its name.
+    /// Nothing came back from the host: no connection, or no address for its name. Or it was not even asked, as it lately did
+    /// not answer at all.
     pub(super) is_unreachable: bool,
 }
 
@@ -33,6 +34,12 @@ pub(super) enum Retry {
     Later,
     /// After the time that the server asked for.
     After(Duration),
+    /// Once the host is asked less often, or after the time that it asked for. It has answered others so many times by now: as
+    /// long as it does, it is the pace that failed, and not the row's try.
+    TooMany {
+        wait: Option<Duration>,
+        others: u64,
+    },
     /// As soon as this machine has a descriptor or a port again: it is not the row's try that failed.
     WhenThereIsRoom,
 }
@@ -50,6 +57,11 @@ impl Refusal {
 
     pub(in super::super) fn picture(reason: &'static str, detail: impl Display) -> Self {
         Self { reason, status: "failed_to_resize", detail: detail.to_string(), retry: Retry::No, is_unreachable: false }
+    }
+
+    /// No answer in time, of a host that was connected to.
+    pub(super) fn is_silence(&self) -> bool {
+        self.reason == "timed_out"
     }
 
     pub(super) fn may_pass(self) -> Self {

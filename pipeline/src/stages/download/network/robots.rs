@@ -68,8 +68,8 @@ impl HostRules {
     /// Takes note that they did not come, and of when to ask again: as soon as a row would, and when that has been in vain, much
     /// later. Returns what the row that asked ends with.
     fn miss(&self, refusal: Refusal, retries: u32) -> Refusal {
-        // A connection that failed is the row's own misfortune, and soon known.
-        if !matches!(refusal.reason, DISALLOWED | "timed_out") {
+        // A connection that failed is the row's own misfortune, and soon known; so is a host that cannot be reached.
+        if refusal.is_unreachable || !matches!(refusal.reason, DISALLOWED | "timed_out") {
             return refusal;
         }
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);

@@ -25,7 +25,7 @@ use super::listing::Piece;
 use super::location::Format;
 use super::text::{self, Field, Place, Separator, Sink};
 use super::types;
-use super::wanted::{HASH, PHASH, Wanted};
+use super::wanted::{Extra, HASH, PHASH, Wanted};
 
 /// Rows, and bytes, that are turned into arrays together.
 const ROWS_AT_A_TIME: usize = 8192;
@@ -53,17 +53,19 @@ impl TextList<'_> {
         match self.format {
             Format::Txt => text::read_txt(path, name, sink),
             Format::Csv => text::read_separated(path, name, Separator::Comma, wanted, sink),
-            Format::Tsv => text::read_separated(path, name, Separator::Tab, wanted, sink),
+            Format::Tsv => text::read_separated(path, name, Separator::tab(wanted.quotes), wanted, sink),
             Format::Jsonl => json::read_lines(path, name, wanted, seen, sink),
             Format::Json => json::read_value(path, name, self.folder, wanted, seen, sink),
             Format::Parquet => Ok(()),
         }
     }
 
-    /// The types of the extra columns in the first `limit` rows: text, or what arrow makes of JSON.
+    /// The types of the extra columns in the first `limit` rows: text, or what arrow makes of JSON where they are passed on as
+    /// they are.
     fn extra_types(&self, limit: u64) -> Result<Vec<DataType>, ListError> {
         let extra = &self.wanted.extra;
-        if extra.is_empty() || !matches!(self.format, Format::Json | Format::Jsonl) {
+        let is_json = matches!(self.format, Format::Json | Format::Jsonl);
+        if !is_json || extra.iter().all(|extra| extra.kind.is_some()) {
             return Ok(vec![DataType::Utf8; extra.len()]);
         }
         let mut types = vec![DataType::Null; extra.len()];
@@ -97,12 +99,14 @@ impl TextList<'_> {
     }
 
     fn extra_values(&self, fields: &[Field]) -> Map<String, Value> {
-        let value = |column: usize| match fields.get(column) {
+        let value = |extra: &Extra| match fields.get(extra.column) {
             None | Some(Field::Missing) => Value::Null,
             Some(Field::Text(text)) => Value::String(text.to_string()),
+            // Of text it is made its type when it is read.
+            Some(Field::Json(value)) if extra.kind.is_some() => Value::String(value.to_string()),
             Some(Field::Json(value)) => value.clone(),
         };
-        self.wanted.extra.iter().map(|e| (self.wanted.name(e.column).to_owned(), value(e.column))).collect()
+        self.wanted.extra.iter().map(|extra| (self.wanted.name(extra.column).to_owned(), value(extra))).collect()
     }
 }
 

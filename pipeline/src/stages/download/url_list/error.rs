@@ -13,7 +13,7 @@ pub(in super::super) enum ListError {
     Read { name: String, source: io::Error },
     #[error(
         "line {line} of the list {name} has {found} fields instead of {expected}; does a text hold the separator? In a .csv \
-         file quotation marks protect it"
+         file quotation marks protect it, and with quotes = true in a .tsv file"
     )]
     Ragged { name: String, line: u64, found: u64, expected: u64 },
     #[error("{place} of the list {name} is longer than {} MB; is a quotation mark or a bracket left open?", super::LONGEST_ROW >> 20)]
@@ -33,11 +33,15 @@ pub(in super::super) enum ListError {
     Parquet { name: String, source: parquet::errors::ParquetError },
     #[error("the list {name} holds values that cannot be kept: {source}")]
     Values { name: String, source: arrow::error::ArrowError },
-    #[error("the folder {location} holds lists of several formats ({}); set format to one of them", .found.join(", "))]
+    #[error(
+        "the folder {location} holds lists of several formats ({}); set input_format to one of them", .found.join(", ")
+    )]
     SeveralFormats { location: String, found: Vec<&'static str> },
     #[error("{location} holds no list; expected files that end in {expected}")]
     NoFiles { location: String, expected: String },
-    #[error("the ending of {location} names no format of a list; set format to txt, csv, tsv, json, jsonl or parquet")]
+    #[error(
+        "the ending of {location} names no format of a list; set input_format to txt, csv, tsv, json, jsonl or parquet"
+    )]
     UnknownFormat { location: String },
     #[error("{location} is not where a list can be: {reason}")]
     Location { location: String, reason: String },

@@ -1,7 +1,7 @@
 //! In which format a list is, and which files of a place it comes to.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use schemars::JsonSchema;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ListError;
 use crate::remote::{Entries, Entry, without_secrets};
+use crate::stages::outside::{file_name, walk};
 
 /// How a list is written. Each may be compressed with gzip, which is seen from its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -121,13 +122,21 @@ pub(super) fn of_location(
     Ok((format_of_file(shown, name, format)?, entries))
 }
 
-/// The files at a local path.
+/// The files at a local path; hidden ones are left out.
 pub(super) fn local_entries(path: &Path, format: Option<Format>) -> Result<(Format, Entries), ListError> {
     let name = path.display().to_string();
     let metadata = fs::metadata(path).map_err(ListError::read(&name))?;
     if metadata.is_dir() {
         let mut entries = Vec::new();
-        walk(path, "", &mut Vec::new(), &mut entries).map_err(ListError::read(&name))?;
+        let walked = walk(path, &mut |name, _, metadata| {
+            let is_hidden = file_name(name).starts_with('.');
+            // What went away since, or links to nothing, is not there.
+            if let Some(metadata) = metadata.filter(|metadata| !is_hidden && !metadata.is_dir()) {
+                entries.push(entry(name.to_owned(), metadata));
+            }
+            !is_hidden
+        });
+        walked.map_err(|(_, error)| ListError::read(&name)(error))?;
         let (format, files) = of_one_format(&name, entries, format)?;
         return Ok((format, Entries { is_folder: true, files }));
     }
@@ -150,31 +159,6 @@ pub(super) fn is_just_written(entry: &Entry) -> bool {
     const GRAIN: u128 = 2_000_000_000;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
     entry.version.parse::<u128>().is_ok_and(|modified| now.abs_diff(modified) < GRAIN)
-}
-
-/// Every file below a folder. Hidden ones are left out, and folders that lead back into themselves are entered once.
-fn walk(folder: &Path, prefix: &str, above: &mut Vec<PathBuf>, entries: &mut Vec<Entry>) -> std::io::Result<()> {
-    let canonical = folder.canonicalize()?;
-    if above.contains(&canonical) {
-        return Ok(());
-    }
-    above.push(canonical);
-    for found in fs::read_dir(folder)? {
-        let found = found?;
-        let name = found.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') {
-            continue;
-        }
-        // What went away since, or links to nothing, is not there.
-        let Ok(metadata) = fs::metadata(found.path()) else { continue };
-        if metadata.is_dir() {
-            walk(&found.path(), &format!("{prefix}{name}/"), above, entries)?;
-        } else {
-            entries.push(entry(format!("{prefix}{name}"), &metadata));
-        }
-    }
-    above.pop();
-    Ok(())
 }
 
 #[cfg(test)]

@@ -15,9 +15,10 @@ use super::listing::{Data, ListFile, Listing};
 use super::location::{Format, is_just_written, stem};
 use super::rows::{Positions, RowFile};
 use super::types;
-use super::wanted::Wanted;
+use super::wanted::{Extra, Wanted};
 use super::{ListError, UrlList};
 use crate::remote::{self, Access, Entries, Entry, FAILURES, Location, Unwatched, without_secrets};
+use crate::stages::fields::FieldType;
 
 /// The files at a location.
 #[derive(Clone, Debug)]
@@ -235,7 +236,8 @@ impl Maker<'_> {
     fn unify(&self, files: &[(ListFile, Vec<DataType>)]) -> Result<Vec<DataType>, ListError> {
         let mut unified = vec![DataType::Null; self.list.wanted.extra.len()];
         for (file, found) in files {
-            for ((known, found), extra) in unified.iter_mut().zip(found).zip(&self.list.wanted.extra) {
+            let untyped = unified.iter_mut().zip(found).zip(&self.list.wanted.extra);
+            for ((known, found), extra) in untyped.filter(|(_, extra)| extra.kind.is_none()) {
                 *known = types::unify(known, found, false).ok_or_else(|| ListError::Mixed {
                     name: file.shown.clone(),
                     column: self.list.wanted.name(extra.column).to_owned(),
@@ -244,7 +246,9 @@ impl Maker<'_> {
                 })?;
             }
         }
-        Ok(unified.into_iter().map(types::settled).collect())
+        let settled =
+            |(found, extra): (DataType, &Extra)| extra.kind.map_or_else(|| types::settled(found), FieldType::data_type);
+        Ok(unified.into_iter().zip(&self.list.wanted.extra).map(settled).collect())
     }
 
     /// Makes digests of content into digests of partitions: the same content under other keys, or in other types, is another

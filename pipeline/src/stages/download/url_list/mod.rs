@@ -24,8 +24,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::{RecordBatch, UInt64Array};
+use arrow::array::{AsArray, RecordBatch, UInt64Array};
 use arrow::compute::take_record_batch;
+use shards::columns;
 use shards::digest::{Digest, DigestBuilder};
 
 pub(super) use error::ListError;
@@ -34,11 +35,11 @@ pub(super) use wanted::{ColumnNames, HASH, PHASH};
 
 use crate::remote::{self, Access, Entries, Entry, Location, RemoteError, without_secrets};
 use crate::stage::{Source, StageError};
-use crate::stages::text::LONGEST_ROW;
+use crate::stages::text::{LONGEST_ROW, QUOTED, is_quoted};
 use crate::stages::types;
 use listing::{Data, ListFile, Listing, Run, piece_of, row_name};
 use make::{Maker, Resolved, local_path};
-use rows::{Positions, RowFile};
+use rows::{Noted, Positions, RowFile};
 use text::Separator;
 use wanted::Wanted;
 
@@ -71,6 +72,8 @@ pub(super) struct Rows {
     /// url (text, never null), caption (the same), [`HASH`] and [`PHASH`] (text), if they were asked for; then the additional
     /// columns under their own names, or with `_original` where the download has a column of that name itself.
     pub(super) batch: RecordBatch,
+    /// What to note of them: values that are not of their column's type, quotation marks that may mean something.
+    pub(super) noted: Noted,
     /// How many columns come before the additional ones.
     first_additional: usize,
 }
@@ -82,7 +85,7 @@ impl Rows {
         self.batch.project(&columns).map_err(StageError::failed)
     }
 
-    /// The rows at these places, in their order.
+    /// The rows at these places, in their order. What there is to note of a partition was noted when it was made.
     pub(super) fn only(&self, places: impl Iterator<Item = usize>) -> Result<Self, ListError> {
         let places: Vec<usize> = places.collect();
         let lacks = || ListError::NoSuchRow { rows: self.keys.len() };
@@ -90,7 +93,8 @@ impl Rows {
         let keys = keys.collect::<Result<Vec<_>, _>>()?;
         let rows = UInt64Array::from_iter_values(places.iter().map(|&place| place as u64));
         let batch = take_record_batch(&self.batch, &rows).map_err(ListError::values("of a partition"))?;
-        Ok(Self { partition: self.partition, places, keys, batch, first_additional: self.first_additional })
+        let (partition, first_additional) = (self.partition, self.first_additional);
+        Ok(Self { partition, places, keys, batch, noted: Noted::new(), first_additional })
     }
 }
 
@@ -155,7 +159,7 @@ impl UrlList {
                 self.wanted.of_bare_urls(name).map(drop)
             }
             Format::Csv => separated(Separator::Comma),
-            Format::Tsv => separated(Separator::Tab),
+            Format::Tsv => separated(Separator::tab(self.wanted.quotes)),
             Format::Parquet => {
                 let file = RowFile::open(path, name)?;
                 Positions::by_name(&self.wanted, name, file.schema()).map(drop)
@@ -200,15 +204,28 @@ impl UrlList {
         let Some((file, run)) = listing.partition(number, self.rows_per_shard) else {
             return Err(ListError::NoSuchPartition { number, partitions: listing.partitions() });
         };
-        let batch = self.batch(folder, listing, file, run)?;
+        let (batch, mut noted) = self.batch(folder, listing, file, run)?;
+        if self.format.or_else(|| Format::of(&file.name)) == Some(Format::Tsv) && !self.wanted.quotes {
+            let captions = batch.column_by_name(columns::CAPTION).and_then(|captions| captions.as_string_opt::<i32>());
+            let quoted = captions.into_iter().flatten().flatten().filter(|caption| is_quoted(caption)).count();
+            if quoted > 0 {
+                noted.insert(QUOTED.to_owned(), quoted as u64);
+            }
+        }
         let start = file.key_start(&self.source);
         let keys = (run.first..run.first + run.rows).map(|row| format!("{start}{}", row_name(row))).collect();
         let places = (0..batch.num_rows()).collect();
         let first_additional = batch.num_columns() - self.wanted.extra.len();
-        Ok(Rows { partition: number, places, keys, batch, first_additional })
+        Ok(Rows { partition: number, places, keys, batch, noted, first_additional })
     }
 
-    fn batch(&self, folder: &Path, listing: &Listing, file: &ListFile, run: Run) -> Result<RecordBatch, ListError> {
+    fn batch(
+        &self,
+        folder: &Path,
+        listing: &Listing,
+        file: &ListFile,
+        run: Run,
+    ) -> Result<(RecordBatch, Noted), ListError> {
         let home = folder.join(HOME);
         let types = &listing.extra_types;
         let (path, run) = match &file.data {
@@ -367,6 +384,13 @@ impl UrlList {
             digest.add("extra");
             digest.add(wanted.name(extra.column));
             digest.add(&extra.name);
+            if let Some(kind) = extra.kind {
+                digest.add("type");
+                digest.add(kind.in_words());
+            }
+        }
+        if wanted.quotes {
+            digest.add("quotes");
         }
         for (written, _) in &self.locations {
             digest.add("location");

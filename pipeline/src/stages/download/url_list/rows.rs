@@ -1,5 +1,6 @@
 //! Reading a run of rows from a parquet file: its footer, and the row groups that hold them.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -18,6 +19,9 @@ use shards::digest::Digest;
 use super::listing::Run;
 use super::wanted::{HASH, PHASH, Wanted};
 use super::{LARGEST_PARTITION, ListError, types};
+
+/// What to note of rows, and how often.
+pub(super) type Noted = BTreeMap<String, u64>;
 
 /// Where the wanted columns are among a file's own.
 #[derive(Clone, Debug)]
@@ -41,15 +45,18 @@ impl Positions {
             phash: wanted.phash.map(at),
             extra: wanted.extra.iter().map(|e| at(e.column)).collect(),
         };
-        for column in positions.texts() {
+        let misfit = |column: usize, expected| {
             let field = schema.field(column);
-            if !can_be_text(field.data_type()) {
-                return Err(ListError::Type {
-                    name: name.to_owned(),
-                    column: field.name().clone(),
-                    found: field.data_type().to_string(),
-                    expected: "text",
-                });
+            let (column, found) = (field.name().clone(), field.data_type().to_string());
+            ListError::Type { name: name.to_owned(), column, found, expected }
+        };
+        let kind_of = |column: usize| schema.field(column).data_type();
+        if let Some(column) = positions.texts().find(|column| !can_be_text(kind_of(*column))) {
+            return Err(misfit(column, "text"));
+        }
+        for (&column, extra) in positions.extra.iter().zip(&wanted.extra) {
+            if let Some(kind) = extra.kind.filter(|kind| !kind.can_be_of(kind_of(column))) {
+                return Err(misfit(column, kind.in_words()));
             }
         }
         Ok(positions)
@@ -137,15 +144,15 @@ impl<'a> RowFile<'a> {
     }
 
     /// The rows of `run`: URL and caption (never null), the hashes that were asked for, and the extra columns as
-    /// `extra_types`. Reads only the row groups that hold them, and of those, where the file has an index of its pages, only
-    /// the pages.
+    /// `extra_types`; and what to note of them. Reads only the row groups that hold them, and of those, where the file has an index
+    /// of its pages, only the pages.
     pub(super) fn read(
         &self,
         run: Run,
         positions: &Positions,
         wanted: &Wanted,
         extra_types: &[DataType],
-    ) -> Result<RecordBatch, ListError> {
+    ) -> Result<(RecordBatch, Noted), ListError> {
         let parquet = || ListError::parquet(self.name);
         let (mut groups, mut skipped, mut before) = (Vec::new(), 0, 0_u64);
         for (number, group) in self.metadata.metadata().row_groups().iter().enumerate() {
@@ -203,7 +210,7 @@ impl<'a> RowFile<'a> {
         positions: &Positions,
         wanted: &Wanted,
         extra_types: &[DataType],
-    ) -> Result<RecordBatch, ListError> {
+    ) -> Result<(RecordBatch, Noted), ListError> {
         let values = || ListError::values(self.name);
         let text = |position: usize| types::text(column(position)?).map_err(values());
         let never_null = |array: &StringArray| -> ArrayRef {
@@ -224,11 +231,22 @@ impl<'a> RowFile<'a> {
             let trimmed: StringArray = text(position)?.iter().map(trimmed).collect();
             arrays.push(Arc::new(trimmed));
         }
+        let mut noted = Noted::new();
         for ((extra, &position), to) in wanted.extra.iter().zip(&positions.extra).zip(extra_types) {
             fields.push(Field::new(&extra.name, to.clone(), true));
-            arrays.push(types::adapt(column(position)?, to).map_err(values())?);
+            let column = column(position)?;
+            let Some(kind) = extra.kind else {
+                arrays.push(types::adapt(column, to).map_err(values())?);
+                continue;
+            };
+            let (typed, unfit) = kind.column_of(column).map_err(values())?;
+            arrays.push(typed);
+            if unfit > 0 {
+                noted.insert(format!("{} is no {}", wanted.name(extra.column), kind.in_words()), unfit as u64);
+            }
         }
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options).map_err(values())
+        let batch = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), arrays, &options);
+        Ok((batch.map_err(values())?, noted))
     }
 }

@@ -1,9 +1,12 @@
 //! Which columns of a list are wanted, and what they are called in what comes out.
 
+use std::collections::BTreeMap;
+
 use shards::columns;
 
 use super::ListError;
 use crate::manifest::nearest;
+use crate::stages::fields::FieldType;
 
 /// Names of the list's columns, as the manifest gives them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,8 +20,12 @@ pub(in super::super) struct ColumnNames {
     pub(in super::super) phash: Option<String>,
     /// Further columns to keep.
     pub(in super::super) extra: Vec<String>,
+    /// The types of those that are not to be passed on as they are.
+    pub(in super::super) types: BTreeMap<String, FieldType>,
     /// The names of all columns of lists that have no header; none where they have.
     pub(in super::super) header: Vec<String>,
+    /// Whether quotation marks mean something in TSV.
+    pub(in super::super) quotes: bool,
 }
 
 /// Names that the download gives columns of its own; a list's columns of these names get `_original` at their end.
@@ -57,6 +64,8 @@ pub(super) struct Wanted {
     pub(super) extra: Vec<Extra>,
     /// See [`ColumnNames::header`].
     pub(super) header: Vec<String>,
+    /// See [`ColumnNames::quotes`].
+    pub(super) quotes: bool,
 }
 
 /// A further column.
@@ -66,6 +75,8 @@ pub(super) struct Extra {
     pub(super) column: usize,
     /// What it is called in what comes out.
     pub(super) name: String,
+    /// What it is made of when it is read; as it is in the list, where nothing is said.
+    pub(super) kind: Option<FieldType>,
 }
 
 impl Wanted {
@@ -92,9 +103,10 @@ impl Wanted {
             while is_taken(&name) || extra.iter().any(|e| e.name == name) {
                 name.push_str("_original");
             }
-            extra.push(Extra { column, name });
+            extra.push(Extra { column, name, kind: columns.types.get(written).copied() });
         }
-        Self { names, url, caption, hash, phash, extra, header: columns.header.clone() }
+        let (header, quotes) = (columns.header.clone(), columns.quotes);
+        Self { names, url, caption, hash, phash, extra, header, quotes }
     }
 
     /// As it is in a list of bare URLs, which has no other columns. A caption is not missed there: such lists never have one.
@@ -112,6 +124,7 @@ impl Wanted {
             phash: None,
             extra: Vec::new(),
             header: Vec::new(),
+            quotes: false,
         })
     }
 
@@ -144,7 +157,14 @@ impl Wanted {
         let names: Vec<&str> = found.clone().take(SHOWN).collect();
         let more = if found.clone().count() > SHOWN { ", …" } else { "" };
         let has = format!("it has: {}{more}", names.join(", "));
-        let hint = match nearest(column, found) {
+        // Its first row in the place of a header. Addresses may hold tokens, and are not shown.
+        let is_headless = found.clone().any(|name| name.contains("://"));
+        let hint = match nearest(column, found.clone()) {
+            _ if is_headless => format!(
+                "its first line holds an address in place of the columns' names: give those of its {}, as in header = [\"url\", \
+                 \"caption\"]",
+                found.count()
+            ),
             Some(near) => format!("did you mean `{near}`? Set columns = {{ … }}; {has}"),
             None if names.is_empty() => "it is empty: its first line must name the columns".to_owned(),
             None => has,
@@ -166,7 +186,7 @@ mod tests {
             hash: Some("md5".into()),
             phash: None,
             extra: names(&["url", "width", "URL", "punsafe", "width", "url_original", "md5"]),
-            header: Vec::new(),
+            ..ColumnNames::default()
         });
         assert_eq!(wanted.names, ["URL", "md5", "url", "width", "punsafe", "url_original"]);
         assert_eq!((wanted.url, wanted.caption, wanted.hash), (0, Some(0), Some(1)));

@@ -78,6 +78,8 @@ struct Table {
     /// What keys of its rows begin with, after the source, where rows have none of their own.
     stem: String,
     format: Format,
+    /// Of TSV: whether quotation marks mean something in it.
+    quotes: bool,
 }
 
 /// Rows that were read together.
@@ -91,7 +93,7 @@ struct Block {
     values: Vec<ArrayRef>,
     /// Rows that could not be read, ascending, and why. Their values are null.
     malformed: Vec<(usize, String)>,
-    /// What to note of values that are not of their column's type.
+    /// What to note of values, such as that they are not of their column's type.
     unfit: Vec<String>,
 }
 
@@ -142,8 +144,8 @@ impl Import {
         let OutsideFile { path, name, .. } = self.planned.of(task)?;
         let path = path.unwrap_or_default();
         let (format, stem) = Format::of(places.within(&name)).ok_or_else(|| TableError::NoTable(name.clone()))?;
-        let stem = stem.to_owned();
-        Ok((vec![Table { name, path, stem, format }], Vec::new()))
+        let (stem, quotes) = (stem.to_owned(), self.wanted.semantics.quotes);
+        Ok((vec![Table { name, path, stem, format, quotes }], Vec::new()))
     }
 
     /// A file of a stage, unless it is no table that is wanted.
@@ -157,7 +159,7 @@ impl Import {
         }
         let (format, own_stem) = Format::of(&name).ok_or("skipped: no table")?;
         let stem = stem.unwrap_or_else(|| own_stem.to_owned());
-        Ok(Table { name, path, stem, format })
+        Ok(Table { name, path, stem, format, quotes: self.wanted.semantics.quotes })
     }
 
     fn expect_unchanged(&self, task: &Task) -> Result<(), StageError> {

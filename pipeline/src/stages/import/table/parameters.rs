@@ -12,7 +12,7 @@ use super::Import;
 use super::path::Path;
 use crate::manifest::OneOrMore;
 use crate::stage::Stage;
-use crate::stages::fields::FieldType;
+use crate::stages::fields::{FieldType, NamedColumns};
 use crate::stages::outside::{FileKind, Places};
 use picture::Check;
 
@@ -46,7 +46,7 @@ pub(in super::super) struct Semantics {
     /// Of tables: further columns under their own names: a list of them, whose types are those of the file, or each with its
     /// type, where files differ: { license = "text", score = "number" }. What is nested becomes text, as JSON.
     #[serde(default)]
-    pub(super) keep: Keep,
+    pub(super) keep: NamedColumns,
     /// Of tables: columns with one text in all rows, { class = "CC12M" }.
     #[serde(default)]
     pub(super) constants: BTreeMap<String, String>,
@@ -56,6 +56,10 @@ pub(in super::super) struct Semantics {
     /// Of tables: larger images are refused, in bytes [20 MB].
     #[serde(default = "default_bytes")]
     pub(super) max_bytes: u64,
+    /// Of tsv: fields that hold tabs, line breaks or quotation marks stand in quotation marks, as in csv; pandas and Python's csv
+    /// write them so [false].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) quotes: bool,
     /// Of tables: only the first so many rows of each file [all].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) rows_per_file: Option<u64>,
@@ -90,33 +94,6 @@ fn default_bytes() -> u64 {
 }
 fn default_pixels() -> u64 {
     100_000_000
-}
-
-/// Further columns, and what they hold.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "expected a list of names, or a table of names and types: number, integer, boolean or text"
-)]
-pub(super) enum Keep {
-    Names(Vec<String>),
-    Types(BTreeMap<String, FieldType>),
-}
-
-impl Default for Keep {
-    fn default() -> Self {
-        Self::Names(Vec::new())
-    }
-}
-
-impl Keep {
-    fn columns(&self) -> Vec<Column> {
-        let column = |name: &String, kind| Column { name: name.clone(), path: Path::of_column(name), kind };
-        match self {
-            Self::Names(names) => names.iter().map(|name| column(name, None)).collect(),
-            Self::Types(types) => types.iter().map(|(name, kind)| column(name, Some(*kind))).collect(),
-        }
-    }
 }
 
 /// A column of the output whose values lie in the rows.
@@ -249,7 +226,8 @@ fn shape(semantics: &Semantics) -> Result<Shape, Fault> {
         // Written whether they were asked for or not.
         taken.0.extend([columns::CAPTION, columns::URL].map(str::to_owned));
     }
-    let kept = semantics.keep.columns();
+    let kept = semantics.keep.all().into_iter();
+    let kept: Vec<Column> = kept.map(|(name, kind)| Column { path: Path::of_column(&name), name, kind }).collect();
     for column in &kept {
         taken.add("keep", &column.name)?;
     }

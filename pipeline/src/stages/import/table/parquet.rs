@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, RecordBatch};
 use arrow::compute::{CastOptions, can_cast_types, cast, cast_with_options};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Schema};
 use arrow::error::ArrowError;
 use parquet::file::metadata::RowGroupMetaData;
 use shards::reader::Shard;
@@ -15,8 +15,7 @@ use super::parameters::{Column, Shape};
 use super::path::{Misfit, Path, field_of};
 use super::{Block, Sink, Table};
 use crate::stage::StageError;
-use crate::stages::fields::{FieldType, text as json_text};
-use crate::stages::members::objects;
+use crate::stages::fields::FieldType;
 use crate::stages::types;
 
 /// Rows that are read together: as many as have about so many bytes, and no more than so many.
@@ -122,7 +121,7 @@ fn rows_at_once(shard: &Shard, columns: Option<&[&str]>) -> usize {
 }
 
 fn block(shape: &Shape, batch: &RecordBatch, first: u64) -> Result<Block, ArrowError> {
-    let keys = shape.key.as_ref().map(|path| as_text(&path.in_batch(batch)?)).transpose()?;
+    let keys = shape.key.as_ref().map(|path| types::text(&path.in_batch(batch)?)).transpose()?;
     let images = shape.image.as_ref().map(|path| images(&path.in_batch(batch)?)).transpose()?;
     let mut unfit = Vec::new();
     let mut values = Vec::with_capacity(shape.columns.len());
@@ -130,7 +129,7 @@ fn block(shape: &Shape, batch: &RecordBatch, first: u64) -> Result<Block, ArrowE
         let array = column.path.in_batch(batch)?;
         let to = column.kind.map_or_else(|| plain(array.data_type()), FieldType::data_type);
         let value: ArrayRef = if to == DataType::Utf8 {
-            Arc::new(as_text(&array)?)
+            Arc::new(types::text(&array)?)
         } else {
             cast_with_options(&array, &to, &CastOptions { safe: column.kind.is_some(), ..CastOptions::default() })?
         };
@@ -140,17 +139,6 @@ fn block(shape: &Shape, batch: &RecordBatch, first: u64) -> Result<Block, ArrowE
         values.push(value);
     }
     Ok(Block { first, rows: batch.num_rows(), keys, images, values, malformed: Vec::new(), unfit })
-}
-
-/// A column as text; what is nested as JSON.
-fn as_text(array: &ArrayRef) -> Result<StringArray, ArrowError> {
-    if !array.data_type().is_nested() {
-        return types::text(array);
-    }
-    let schema = Schema::new(vec![Field::new("value", array.data_type().clone(), true)]);
-    let batch = RecordBatch::try_new(Arc::new(schema), vec![ArrayRef::clone(array)])?;
-    let rows = objects(&batch).map_err(|error| ArrowError::JsonError(error.to_string()))?;
-    Ok(rows.iter().map(|row| row.get("value").filter(|value| !value.is_null()).map(json_text)).collect())
 }
 
 /// Images as they are, or within structures.

@@ -15,7 +15,9 @@ use super::path::{dead_end, json_kind};
 use super::{Block, Format, Sink, Table};
 use crate::stage::StageError;
 use crate::stages::fields::{FieldType, Fields};
-use crate::stages::text::{Allowance, Allowed, LONGEST_ROW, Line, Lines, Separator, Shape as Form, first, open};
+use crate::stages::text::{
+    Allowance, Allowed, LONGEST_ROW, Line, Lines, QUOTED, Separator, Shape as Form, first, is_quoted, open,
+};
 use crate::stages::types::unify;
 
 /// Rows that are turned into arrays together: no more, and about so many bytes.
@@ -139,6 +141,12 @@ impl<'a> Gathered<'a> {
                 let bytes = values.values().map(|value| value.as_str().map_or(16, str::len));
                 self.bytes += bytes.sum::<usize>();
                 self.unfit.extend(self.fields.push(&values));
+                if self.table.format == Format::Tsv
+                    && !self.table.quotes
+                    && values.values().any(|value| value.as_str().is_some_and(is_quoted))
+                {
+                    self.unfit.push(QUOTED.to_owned());
+                }
             }
             Err(why) => {
                 self.malformed.push((self.rows, why));
@@ -220,7 +228,7 @@ fn rows(table: &Table, shape: &Shape, most: u64, each: &mut Each) -> Result<(), 
     let text = open(&table.path).map_err(TableError::read(&table.name, "from its beginning"))?;
     match table.format {
         Format::Csv => separated(table, shape, Separator::Comma, text, most, each),
-        Format::Tsv => separated(table, shape, Separator::Tab, text, most, each),
+        Format::Tsv => separated(table, shape, Separator::tab(table.quotes), text, most, each),
         Format::Jsonl => lines(table, text, most, each),
         Format::Json => {
             let read = first(text, Form::LOOK_AHEAD);

@@ -43,6 +43,9 @@ fn a_missing_list_or_column_is_named_with_the_nearest() {
     let error = error_of("x.json", br#"{"url":["u"],"text":["c"]}"#, columns());
     says(&error, &["`caption`", "it has: text, url"]);
     says(&error_of("x.csv", b"", columns()), &["its first line must name the columns"]);
+    let error = error_of("x.tsv", b"http://x/1?key=secret\ta dog\nhttp://x/2\ta cat\n", columns());
+    says(&error, &["`url`", "of its 2", "header = [\"url\", \"caption\"]"]);
+    assert!(!error.to_string().contains("secret"), "{error}");
     // Objects may lack what others have; lists without rows have nothing to lack.
     let (_folder, lists, stage) = folders();
     write(&lists.join("l.jsonl"), "{\"url\":\"u\"}\n{\"url\":\"v\",\"caption\":\"c\"}\n");
@@ -121,7 +124,7 @@ fn a_folder_of_several_formats_or_none_is_a_fault() {
     write(&lists.join("a.csv.gz"), gzip(b"url,caption\nu,c\n"));
     says(&list(&lists, columns(), 3).partitions(&stage).unwrap_err(), &["a.csv", "a.csv.gz", "same keys"]);
     write(&lists.join("b.json"), "[]");
-    says(&list(&lists, columns(), 3).check().unwrap_err(), &["csv, json", "set format"]);
+    says(&list(&lists, columns(), 3).check().unwrap_err(), &["csv, json", "set input_format"]);
     says(&list("ftp://x/l.csv", columns(), 3).check().unwrap_err(), &["ftp://x/l.csv", "s3://"]);
     says(&list("ftp://x/l.csv", columns(), 3).partitions(&stage).unwrap_err(), &["ftp://x/l.csv"]);
 }

@@ -177,6 +177,94 @@ fn extra_columns_keep_their_types_whatever_file_they_lie_in() {
 }
 
 #[test]
+fn columns_with_a_type_have_it_whatever_the_format_and_what_is_not_of_it_is_null_and_counted() {
+    use crate::stages::fields::FieldType::{Boolean, Integer, Number, Text};
+    let (_folder, lists, stage) = folders();
+    let types =
+        [("W", Integer), ("S", Number), ("B", Boolean), ("N", Text)].map(|(name, kind)| (name.to_owned(), kind));
+    let extra = types.iter().map(|(name, _)| name.clone()).collect();
+    let names = ColumnNames { caption: None, extra, types: types.into(), ..columns() };
+    let fields = "url,W,S,B,N\nu0,256,0.5,True,x\nu1,,,,\nu2,wide,nan,1,5\n";
+    write(&lists.join("l.csv"), fields);
+    write(&lists.join("l.tsv"), fields.replace(',', "\t"));
+    write(
+        &lists.join("l.jsonl"),
+        "{\"url\":\"u0\",\"W\":256,\"S\":0.5,\"B\":true,\"N\":\"x\"}\n{\"url\":\"u1\",\"W\":null,\"S\":\"\"}\n\
+         {\"url\":\"u2\",\"W\":\"wide\",\"S\":\"nan\",\"B\":1,\"N\":5}\n",
+    );
+    let texts = [["u0", "256", "0.5", "true", "x"], ["u1", "", "", "", ""], ["u2", "wide", "nan", "1", "5"]];
+    let column = |n: usize| texts.iter().map(|row| Some(row[n]).filter(|text| !text.is_empty())).collect::<Vec<_>>();
+    let all_texts = ["url", "W", "S", "B", "N"].into_iter().enumerate().map(|(n, name)| (name, column(n)));
+    parquet(&lists.join("l.parquet"), &all_texts.collect::<Vec<_>>());
+    for name in ["l.csv", "l.tsv", "l.jsonl", "l.parquet"] {
+        let list = list(lists.join(name), names.clone(), 9);
+        list.check().unwrap();
+        list.partitions(&stage).unwrap();
+        let rows = list.rows(&stage, 0).unwrap();
+        let found: Vec<String> = shown(&rows).iter().map(|row| row[1..].join(" ")).collect();
+        assert_eq!(found, ["u0  256 0.5 true x", "u1  - - - -", "u2  - - - 5"], "{name}");
+        let kinds: Vec<DataType> =
+            rows.additional().unwrap().schema().fields().iter().map(|field| field.data_type().clone()).collect();
+        assert_eq!(kinds, [DataType::Int64, DataType::Float64, DataType::Boolean, DataType::Utf8], "{name}");
+        let noted: Noted =
+            ["B is no boolean", "S is no number", "W is no integer"].map(|what| (what.to_owned(), 1)).into();
+        assert_eq!(rows.noted, noted, "{name}");
+        assert!(rows.only([0].into_iter()).unwrap().noted.is_empty(), "it was noted before");
+    }
+    // Another type is another list; files may differ, and a column of lists is no number.
+    let of = |kind| ColumnNames {
+        caption: None,
+        extra: vec!["W".into()],
+        types: [("W".to_owned(), kind)].into(),
+        ..columns()
+    };
+    let digest = |names| digests(&list(lists.join("l.csv"), names, 9).partitions(&stage).unwrap());
+    assert_ne!(digest(of(Number)), digest(of(Integer)));
+    write(&lists.join("both/a.jsonl"), "{\"url\":\"u\",\"W\":1}\n");
+    write(&lists.join("both/b.jsonl"), "{\"url\":\"v\",\"W\":\"2\"}\n{\"url\":\"w\",\"W\":[3]}\n");
+    let found = all(&list(lists.join("both"), of(Integer), 9), &stage).0;
+    assert_eq!(found.iter().map(|row| row[3].as_str()).collect::<Vec<_>>(), ["1", "2", "-"]);
+    let nested: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>([Some(vec![Some(1)])]));
+    let url: ArrayRef = Arc::new(StringArray::from(vec!["u"]));
+    write_parquet(&lists.join("n.parquet"), &RecordBatch::try_from_iter([("url", url), ("W", nested)]).unwrap());
+    let error = list(lists.join("n.parquet"), of(Integer), 9).check().unwrap_err();
+    assert!(error.is_about_columns() && error.to_string().contains("expected integer"), "{error}");
+    let text = list(lists.join("n.parquet"), of(Text), 9);
+    text.check().unwrap();
+    assert_eq!(all(&text, &stage).0[0][3], "[1]");
+}
+
+#[test]
+fn quotation_marks_of_tsv_are_undone_where_that_is_asked_for_and_else_counted_where_they_were_doubled() {
+    let (_folder, lists, stage) = folders();
+    let (path, broken) = (lists.join("l.tsv"), lists.join("broken.tsv"));
+    let lines = "url\tcaption\nu0\t\"He said \"\"hello\"\" to me\"\nu1\ta \"red\" fox\nu2\t\"red\" and \"blue\"\n";
+    write(&path, lines);
+    let captions = |list: &UrlList| {
+        let rows = list.rows(&stage, 0).unwrap();
+        (shown(&rows).into_iter().map(|row| row[2].clone()).collect::<Vec<_>>(), rows.noted)
+    };
+    let plain = list(&path, columns(), 9);
+    let before = digests(&plain.partitions(&stage).unwrap());
+    let (found, noted) = captions(&plain);
+    assert_eq!(found, ["\"He said \"\"hello\"\" to me\"", "a \"red\" fox", "\"red\" and \"blue\""]);
+    assert_eq!(noted.into_iter().collect::<Vec<_>>(), [(QUOTED.to_owned(), 1)]);
+    let names = ColumnNames { quotes: true, ..columns() };
+    let quoted = list(&path, names.clone(), 9);
+    quoted.check().unwrap();
+    assert_ne!(digests(&quoted.partitions(&stage).unwrap()), before);
+    let (found, noted) = captions(&quoted);
+    assert_eq!(found[..2], ["He said \"hello\" to me", "a \"red\" fox"]);
+    assert!(noted.is_empty(), "{noted:?}");
+    write(&broken, "url\tcaption\nu0\t\"two\nlines\"\n");
+    let error = list(&broken, columns(), 9).partitions(&stage).unwrap_err().to_string();
+    assert!(error.contains("with quotes = true in a .tsv file"), "{error}");
+    let broken = list(&broken, names, 9);
+    broken.partitions(&stage).unwrap();
+    assert_eq!(captions(&broken).0, ["two\nlines"]);
+}
+
+#[test]
 fn parquet_columns_of_other_types_are_text_and_nested_ones_pass() {
     let (_folder, lists, stage) = folders();
     let path = lists.join("list.parquet");
