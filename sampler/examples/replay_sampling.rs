@@ -1,6 +1,6 @@
 //! Makes recorded samplings of the reference implementation again, and says how far the latents lie apart.
 //!
-//! `cargo run --release -p ferrotype-sampler --example replay -- DIR…`
+//! `cargo run --release -p ferrotype-sampler --example replay_sampling -- DIR…`
 
 #![expect(clippy::print_stdout, reason = "it is there to print")]
 
@@ -16,7 +16,7 @@ const TOLERANCE: f64 = 2e-4;
 fn main() -> ExitCode {
     let folders: Vec<String> = std::env::args().skip(1).collect();
     if folders.is_empty() {
-        eprintln!("usage: replay DIR…");
+        eprintln!("usage: replay_sampling DIR…");
         return ExitCode::from(2);
     }
     let mut all = true;
