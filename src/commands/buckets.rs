@@ -12,12 +12,11 @@ use pipeline::stages::bucket::{self, Rules};
 use serde_json::json;
 use shards::bucket::BucketRule;
 
+use super::loader::BATCH_SIZE;
 use super::manifest::batch_size;
 use crate::errors::{OK, Usage};
 use crate::stages;
 
-/// Images in a batch where nothing says how many.
-const BATCH_SIZE: u64 = 64;
 /// Buckets that are shown by themselves.
 const SHOWN: usize = 40;
 /// Advice is given from these shares on.

@@ -16,7 +16,7 @@ use trainer::order::DataOrder;
 use crate::errors::{OK, Usage};
 
 /// Images in a batch where nothing says how many.
-const BATCH_SIZE: u64 = 64;
+pub(super) const BATCH_SIZE: u64 = 64;
 /// Shards that are opened to say what an image costs.
 const OPENED: usize = 8;
 /// Bad images that are named.

@@ -120,6 +120,7 @@ struct Replaced {
     is_made: bool,
 }
 
+/// What this task replaces; nothing where it was not asked to make again what is there.
 fn replaced(task: &Task, run: &Path) -> Result<Option<Replaced>, StageError> {
     let workdir = task.folder.workdir();
     let record = format!("{}.{}.json", task.partition, task.fingerprint.short());
@@ -129,6 +130,7 @@ fn replaced(task: &Task, run: &Path) -> Result<Option<Replaced>, StageError> {
     Ok(Some(Replaced { record, is_made }))
 }
 
+/// The file, within the workdir, in which a finished training that was made again says what it replaces.
 fn name_of_replaced(task: &Task, run: &Path) -> String {
     task.folder.name_of(&format!("{}/replaces", run.file_name().unwrap_or_default().to_string_lossy()))
 }
